@@ -1,0 +1,82 @@
+//! Where things lie on an agent's host. Nothing else in the program spells these paths.
+//!
+//! Every path starts at a [`HostRoot`], which is `/` in production and a temporary directory in tests.
+
+use std::path::{Path, PathBuf};
+
+/// The root of the host's file system as this process sees it.
+#[derive(Debug, Clone)]
+pub struct HostRoot(PathBuf);
+
+impl Default for HostRoot {
+    fn default() -> Self {
+        Self(PathBuf::from("/"))
+    }
+}
+
+impl HostRoot {
+    /// A root elsewhere, for tests.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The root itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Docker's per-registry trust (moby `CertsDir`).
+    pub fn docker_certs(&self) -> PathBuf {
+        self.0.join("etc/docker/certs.d")
+    }
+
+    /// The CA path of DC/OS' own curl: the Mesos image puller and fetcher (DC/OS packages/curl/build, since 1.9.0).
+    pub fn mesos_certs(&self) -> PathBuf {
+        self.0.join("var/lib/dcos/pki/tls/certs")
+    }
+
+    /// Settings that systemd applies at boot.
+    pub fn sysctl_d(&self) -> PathBuf {
+        self.0.join("etc/sysctl.d")
+    }
+
+    /// `net.netfilter.nf_conntrack_tcp_be_liberal`; it exists once the module nf_conntrack is loaded.
+    pub fn conntrack_be_liberal(&self) -> PathBuf {
+        self.0.join("proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+    }
+
+    /// State that all our services on this host share.
+    pub fn shared_state(&self) -> PathBuf {
+        self.0.join("var/lib/private-registry")
+    }
+
+    /// State of one service on this host. A service name holds letters, digits, '-' and '/'; '/' becomes '.'.
+    pub fn service_state(&self, service: &str) -> PathBuf {
+        self.shared_state().join(service.trim_matches('/').replace('/', "."))
+    }
+
+    /// The controller's state: CA key, order key, enrolment key. Mode 0700.
+    pub fn controller_state(&self, service: &str) -> PathBuf {
+        self.service_state(service).join("controller")
+    }
+
+    /// The node's manifest and last order.
+    pub fn node_state(&self, service: &str) -> PathBuf {
+        self.service_state(service).join("node")
+    }
+
+    /// The registry's key and certificate; mounted into its container at the same path.
+    pub fn registry_state(&self, service: &str) -> PathBuf {
+        self.service_state(service).join("registry")
+    }
+
+    /// The docker daemon's socket.
+    pub fn docker_socket(&self) -> PathBuf {
+        self.0.join("var/run/docker.sock")
+    }
+
+    /// DC/OS' own curl, which the Mesos fetcher and image puller run.
+    pub fn dcos_curl(&self) -> PathBuf {
+        self.0.join("opt/mesosphere/bin/curl")
+    }
+}

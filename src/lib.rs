@@ -1,0 +1,14 @@
+//! A private container registry for DC/OS that every agent trusts.
+//!
+//! One binary, one role per subcommand; `ARCHITECTURE.md` draws how they work together. Data flows one way:
+//! options → observe → plan (pure) → apply → report.
+
+#![forbid(unsafe_code)]
+
+pub mod certificates;
+pub mod host_paths;
+pub mod names;
+pub mod node;
+pub mod protocol;
+pub mod registry;
+pub mod secret;

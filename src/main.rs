@@ -1,0 +1,3 @@
+//! One role per subcommand.
+
+fn main() {}

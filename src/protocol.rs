@@ -1,0 +1,264 @@
+//! What the controller and its tasks say to each other.
+//!
+//! The controller sends a [`SignedOrder`] by `PUT /order`; a node or registry task answers `GET /status` with a [`NodeStatus`]
+//! or a [`RegistryStatus`]. Orders carry no secret: they are public certificates and names, and what makes them binding is
+//! the signature. A task takes an order only if the signature verifies, the service is its own, and the version is not
+//! older than the last one it took.
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::HostPort;
+
+/// The largest order or status that either side reads, in bytes. A bundle of ten CAs is about 10 kB.
+pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+
+/// Port of the registry's API inside its container (TLS).
+pub const REGISTRY_PORT: u16 = 5000;
+/// Port of the registry role's `/status` inside its container.
+pub const REGISTRY_STATUS_PORT: u16 = 5001;
+/// Name of the endpoint in the node pod; Marathon hands its port to the task as `ENDPOINT_STATUS`.
+pub const NODE_ENDPOINT: &str = "status";
+
+/// Environment variables that the controller's templates set and the roles read.
+pub mod env {
+    /// Name of the service this task belongs to.
+    pub const SERVICE: &str = "PRIVATE_REGISTRY_SERVICE";
+    /// Ed25519 public key, base64, that orders must be signed with.
+    pub const ORDER_KEY: &str = "PRIVATE_REGISTRY_ORDER_KEY";
+    /// The first trust order, a [`SignedOrder`](super::SignedOrder) as JSON.
+    pub const FIRST_ORDER: &str = "PRIVATE_REGISTRY_FIRST_ORDER";
+    /// Enrolment key, base64 of 32 bytes: authenticates the registry's certificate request and derives the HTTP secret.
+    pub const ENROLMENT_KEY: &str = "PRIVATE_REGISTRY_ENROLMENT_KEY";
+    /// [`RegistrySettings`](super::RegistrySettings) as JSON.
+    pub const REGISTRY_SETTINGS: &str = "PRIVATE_REGISTRY_SETTINGS";
+    /// Base URL of the controller, for the job runs.
+    pub const CONTROLLER_URL: &str = "PRIVATE_REGISTRY_CONTROLLER_URL";
+}
+
+/// An order as it travels: the exact bytes that were signed, and the signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedOrder {
+    /// Base64 of the JSON of an [`Order`].
+    pub payload: String,
+    /// Base64 of the Ed25519 signature over the decoded payload.
+    pub signature: String,
+}
+
+/// What the controller tells a task to do. Versions grow by one with every order of a service, whatever its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Name of the service that gives the order.
+    pub service: String,
+    /// Grows with every change; a task refuses an older one.
+    pub version: u64,
+    /// What to do.
+    #[serde(flatten)]
+    pub kind: OrderKind,
+}
+
+/// The kinds of [`Order`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "kebab-case")]
+pub enum OrderKind {
+    /// To nodes: trust these certificates for these names.
+    Trust(TrustBundle),
+    /// To nodes: put the host back as it was.
+    Restore,
+    /// To the registry: serve with this certificate chain (PEM, leaf first). It must match the registry's own key.
+    Certificate {
+        /// PEM, leaf first.
+        chain: String,
+    },
+    /// To the registry: stop serving, remove key and certificate, and the images too if `delete_data`.
+    Retire {
+        /// Whether the stored images go as well.
+        delete_data: bool,
+    },
+}
+
+/// Public certificates and the registry's names: all that a host needs in order to trust.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustBundle {
+    /// Every name that clients may use.
+    pub names: Vec<TrustedName>,
+    /// CA certificates, PEM, one each.
+    pub certificates: Vec<String>,
+    /// Whether to set `net.netfilter.nf_conntrack_tcp_be_liberal=1`.
+    pub conntrack_be_liberal: bool,
+}
+
+/// One of the registry's names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustedName {
+    /// The name.
+    pub name: HostPort,
+    /// Whether every agent must be able to reach it, so that a proof is asked for. False for names of the outside.
+    pub inside: bool,
+}
+
+/// How far a task has come. The words are what people read on the page and in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodePhase {
+    /// Files and sysctl are in place and the real clients have proven it.
+    Trusted,
+    /// In place, but not yet proven, or waiting for something that comes by itself.
+    Pending,
+    /// Something on this host prevents it; `errors` says what.
+    Failed,
+    /// The host is as it was before.
+    Restored,
+}
+
+/// A node's answer to `GET /status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Name of the service.
+    pub service: String,
+    /// `MESOS_EXECUTOR_ID` of the task: Marathon must know an instance with the same UUID, else this is a stranger.
+    pub executor: String,
+    /// Host name of the agent.
+    pub host: String,
+    /// Version of the last order taken.
+    pub order_version: u64,
+    /// SHA-256 (hex) of the payload of the last order taken.
+    pub order_digest: String,
+    /// State in one word.
+    pub phase: NodePhase,
+    /// Files that this service owns on the host.
+    pub files: Vec<OwnedFile>,
+    /// The sysctl.
+    pub sysctl: SysctlStatus,
+    /// Last proof per name and client.
+    pub proofs: Vec<Proof>,
+    /// What went wrong, for people, with the remedy.
+    pub errors: Vec<String>,
+    /// Counts the passes over the host; a pass re-reads every file and re-proves.
+    pub passes: u64,
+}
+
+/// A file of the host and its content's digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedFile {
+    /// Absolute path.
+    pub path: String,
+    /// SHA-256 of the content, hex; of the target for a symbolic link.
+    pub sha256: String,
+}
+
+/// State of `net.netfilter.nf_conntrack_tcp_be_liberal`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SysctlStatus {
+    /// In one word.
+    pub state: SysctlState,
+    /// Value now, if it can be read.
+    pub value: Option<String>,
+    /// Value found before the first service of ours changed it.
+    pub found: Option<String>,
+}
+
+/// See [`SysctlStatus`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SysctlState {
+    /// We set it.
+    Set,
+    /// It was 1 before us; nothing to do, nothing to restore.
+    AlreadySet,
+    /// The key is absent: the module `nf_conntrack` is not loaded. Tried again on every pass.
+    Pending,
+    /// Writing failed; see the errors.
+    Failed,
+    /// The options say not to touch it.
+    Unmanaged,
+}
+
+/// What one client found when it contacted one name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// `docker`, `curl` or `handshake` (our own TLS client, where the other two are absent).
+    pub client: String,
+    /// The name as a client spells it.
+    pub name: String,
+    /// What came out.
+    pub outcome: ProofOutcome,
+    /// The client's own words, when it failed.
+    pub detail: Option<String>,
+    /// Unix time in seconds.
+    pub at: u64,
+}
+
+/// See [`Proof`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProofOutcome {
+    /// The client connected and accepted the certificate.
+    Trusted,
+    /// The client refused the certificate.
+    Untrusted,
+    /// Nobody answered, so nothing is proven either way.
+    Unreachable,
+}
+
+/// What the registry role needs beside the key and the order, as JSON in its environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistrySettings {
+    /// Log level of the registry: error, warn, info or debug.
+    pub log_level: String,
+    /// Whether images may be deleted through the API.
+    pub delete_enabled: bool,
+    /// Seconds that open requests get to finish at a stop.
+    pub drain_seconds: u64,
+}
+
+/// How far the registry task has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegistryPhase {
+    /// It has a key and a request, and waits for a certificate.
+    AwaitingCertificate,
+    /// The registry process runs with a certificate that matches the key.
+    Serving,
+    /// The registry process is being restarted or has just ended by itself.
+    Restarting,
+    /// Key and certificate are gone.
+    Retired,
+    /// Something prevents it; `errors` says what.
+    Failed,
+}
+
+/// The registry role's answer to `GET /status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryStatus {
+    /// Name of the service.
+    pub service: String,
+    /// `MESOS_TASK_ID`, or `MESOS_CONTAINER_NAME` where Mesos does not give it.
+    pub task: String,
+    /// Host name of the agent.
+    pub host: String,
+    /// State in one word.
+    pub phase: RegistryPhase,
+    /// The request for a certificate for the key it holds. Absent once retired.
+    pub request: Option<CertificateRequest>,
+    /// SHA-256 (hex) of the leaf's DER that the running registry serves.
+    pub leaf_fingerprint: Option<String>,
+    /// Unix time at which that leaf ends.
+    pub leaf_not_after: Option<i64>,
+    /// Version of the last order taken.
+    pub order_version: u64,
+    /// How often the registry process was started in this task.
+    pub starts: u64,
+    /// What went wrong, for people, with the remedy.
+    pub errors: Vec<String>,
+}
+
+/// A certificate request and the proof that it comes from the holder of the enrolment key.
+///
+/// Only the public key of the request is used: the names in the certificate come from the controller alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRequest {
+    /// PKCS#10, PEM.
+    pub csr: String,
+    /// Hex of HMAC-SHA-256 over the PEM text with the enrolment key.
+    pub mac: String,
+}
