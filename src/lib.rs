@@ -6,9 +6,14 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+pub mod dcos;
+pub mod digest;
+pub mod documents;
 pub mod host_paths;
 pub mod names;
 pub mod node;
+pub mod options;
+pub mod plan;
 pub mod protocol;
 pub mod registry;
 pub mod secret;

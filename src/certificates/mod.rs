@@ -1,1 +1,16 @@
-//! Certificates.
+//! The CA, the leaf, signed orders and the registry's request. Nothing in here does I/O.
+//!
+//! Private keys leave these types only as [`Secret`](crate::secret::Secret), and no type that holds one prints it.
+
+mod authority;
+mod certificate;
+mod der;
+mod orders;
+mod pem;
+mod request;
+
+pub use authority::{Authority, AuthorityError};
+pub use certificate::{Certificate, CertificateError};
+pub use orders::{OrderError, OrderKey, OrderSigner, SigningKeyError};
+pub use pem::PemError;
+pub use request::{EnrolmentKey, EnrolmentKeyError, RegistryKey, RegistryKeyError};

@@ -1,1 +1,5 @@
 //! Node role.
+
+#![allow(dead_code)]
+
+mod files;

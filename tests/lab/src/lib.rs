@@ -2,4 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+mod cgroups;
+pub mod dns;
+mod error;
+pub mod executor;
+pub mod host;
+pub mod process;
 pub mod task;
+pub mod vips;
+
+pub use error::{Error, Result};

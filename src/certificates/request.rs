@@ -1,0 +1,179 @@
+//! The registry's own key, its request, and the key that says whose request it is.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::certificate::hex;
+use super::pem;
+use crate::secret::Secret;
+
+const PRIVATE_KEY: &str = "PRIVATE KEY";
+/// Longest common name that X.509 allows (RFC 5280 appendix A, `ub-common-name`).
+pub(super) const MAX_COMMON_NAME: usize = 64;
+
+/// Why there is no registry key or no request.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryKeyError {
+    /// The stored text is no PEM block of a private key.
+    #[error("it is not one PEM block of a private key: {0}")]
+    Pem(#[from] pem::PemError),
+    /// The block is no P-256 key in PKCS#8.
+    #[error("it is not a P-256 key in PKCS#8")]
+    NotP256,
+    /// Making a key or a request failed.
+    #[error("making a key or a request failed: {0}")]
+    Making(#[from] rcgen::Error),
+}
+
+/// The registry's TLS key (P-256). It is made where it is used and never leaves that host.
+pub struct RegistryKey(KeyPair);
+
+impl std::fmt::Debug for RegistryKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegistryKey(<redacted>)")
+    }
+}
+
+impl RegistryKey {
+    /// A new key.
+    pub fn generate() -> Result<Self, RegistryKeyError> {
+        Ok(Self(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
+    }
+
+    /// Reads what [`to_pem`](Self::to_pem) gave.
+    pub fn from_pem(text: &Secret<String>) -> Result<Self, RegistryKeyError> {
+        let der = pem::decode_one(text.expose(), PRIVATE_KEY)?;
+        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der.as_slice().into(), &PKCS_ECDSA_P256_SHA256);
+        Ok(Self(pair.map_err(|_| RegistryKeyError::NotP256)?))
+    }
+
+    /// The key to store, PKCS#8 in PEM.
+    pub fn to_pem(&self) -> Secret<String> {
+        Secret::new(pem::encode(PRIVATE_KEY, self.0.serialized_der()))
+    }
+
+    /// The SubjectPublicKeyInfo, DER; compare it with [`Certificate::public_key_spki_der`](super::Certificate::public_key_spki_der).
+    pub fn public_key_spki_der(&self) -> Vec<u8> {
+        self.0.subject_public_key_info()
+    }
+
+    /// A request (PKCS#10, PEM) for this key. It names the service for people; a signer takes only the public key from it.
+    pub fn csr(&self, service: &str) -> Result<String, RegistryKeyError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, service.chars().take(MAX_COMMON_NAME).collect::<String>());
+        Ok(pem::encode("CERTIFICATE REQUEST", params.serialize_request(&self.0)?.der()))
+    }
+}
+
+/// Why a text is no enrolment key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnrolmentKeyError {
+    /// The operating system gave no random numbers.
+    #[error("the operating system gave no random numbers for the enrolment key")]
+    Random,
+    /// No base64 of 32 bytes.
+    #[error("the enrolment key must be the base64 of 32 bytes")]
+    BadKey,
+}
+
+/// Shared by the controller and the registry task: a request with its MAC comes from the registry. It opens nothing else.
+#[derive(Debug, Clone)]
+pub struct EnrolmentKey(Secret<[u8; 32]>);
+
+impl EnrolmentKey {
+    /// A new key.
+    pub fn generate() -> Result<Self, EnrolmentKeyError> {
+        let mut bytes = [0; 32];
+        SystemRandom::new().fill(&mut bytes).map_err(|_| EnrolmentKeyError::Random)?;
+        Ok(Self(Secret::new(bytes)))
+    }
+
+    /// Reads what [`to_base64`](Self::to_base64) gave.
+    pub fn from_base64(text: &Secret<String>) -> Result<Self, EnrolmentKeyError> {
+        let bytes = STANDARD.decode(text.expose().trim()).map_err(|_| EnrolmentKeyError::BadKey)?;
+        Ok(Self(Secret::new(bytes.try_into().map_err(|_| EnrolmentKeyError::BadKey)?)))
+    }
+
+    /// The key to store and to hand to the registry task.
+    pub fn to_base64(&self) -> Secret<String> {
+        Secret::new(STANDARD.encode(self.0.expose()))
+    }
+
+    /// HMAC-SHA-256 over the request's PEM text, hex.
+    pub fn mac(&self, csr_pem: &str) -> String {
+        hex(hmac::sign(&self.hmac_key(), csr_pem.as_bytes()).as_ref())
+    }
+
+    /// Whether `mac` belongs to the request; takes equally long wherever they differ.
+    pub fn verify(&self, csr_pem: &str, mac: &str) -> bool {
+        let tag: Option<Vec<u8>> = (mac.len() == 64 && mac.is_ascii())
+            .then(|| (0..64).step_by(2).map(|i| u8::from_str_radix(&mac[i..i + 2], 16).ok()).collect())
+            .flatten();
+        tag.is_some_and(|tag| hmac::verify(&self.hmac_key(), csr_pem.as_bytes(), &tag).is_ok())
+    }
+
+    /// The registry's HTTP secret, derived so that it is the same after every restart and in every instance.
+    pub fn http_secret(&self) -> Secret<String> {
+        // No request can ask for this MAC: a request is PEM and starts with five hyphens.
+        Secret::new(hex(hmac::sign(&self.hmac_key(), b"private-registry: http secret").as_ref()))
+    }
+
+    fn hmac_key(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, self.0.expose())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_registry_key_is_the_same_key() {
+        let key = RegistryKey::generate().unwrap();
+        let again = RegistryKey::from_pem(&key.to_pem()).unwrap();
+        assert_eq!(key.public_key_spki_der(), again.public_key_spki_der());
+        assert_eq!(key.to_pem(), again.to_pem());
+    }
+
+    #[test]
+    fn what_is_no_p256_key_is_no_registry_key() {
+        let signer = crate::certificates::OrderSigner::generate().unwrap();
+        assert!(matches!(RegistryKey::from_pem(&signer.to_pkcs8_pem()), Err(RegistryKeyError::NotP256)));
+        assert!(matches!(RegistryKey::from_pem(&Secret::new("hello".into())), Err(RegistryKeyError::Pem(_))));
+    }
+
+    #[test]
+    fn keys_are_never_printed() {
+        let key = RegistryKey::generate().unwrap();
+        assert_eq!(format!("{key:?} {:?} {}", key.to_pem(), key.to_pem()), "RegistryKey(<redacted>) <redacted> <redacted>");
+        let enrolment = EnrolmentKey::generate().unwrap();
+        let printed = format!("{enrolment:?} {:?} {}", enrolment.http_secret(), enrolment.to_base64());
+        assert_eq!(printed, "EnrolmentKey(<redacted>) <redacted> <redacted>");
+    }
+
+    #[test]
+    fn a_request_is_known_by_its_mac_alone() {
+        let key = EnrolmentKey::from_base64(&EnrolmentKey::generate().unwrap().to_base64()).unwrap();
+        let csr = RegistryKey::generate().unwrap().csr("private-registry").unwrap();
+        let mac = key.mac(&csr);
+        assert!(key.verify(&csr, &mac));
+        assert!(!key.verify(&format!("{csr} "), &mac));
+        assert!(!EnrolmentKey::generate().unwrap().verify(&csr, &mac));
+        for bad in ["", "00", "é", &"+1".repeat(32), &mac[..62]] {
+            assert!(!key.verify(&csr, bad), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn the_http_secret_depends_on_the_key_alone() {
+        let key = EnrolmentKey::generate().unwrap();
+        let again = EnrolmentKey::from_base64(&key.to_base64()).unwrap();
+        assert_eq!(key.http_secret(), again.http_secret());
+        assert_ne!(key.http_secret(), EnrolmentKey::generate().unwrap().http_secret());
+        assert!(EnrolmentKey::from_base64(&Secret::new("AAAA".into())).is_err());
+    }
+}

@@ -1,0 +1,247 @@
+//! The root Marathon: apps, pods and what runs of them.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Api, ApiError};
+use crate::names::Host;
+use crate::protocol::NODE_ENDPOINT;
+
+/// Client of the root Marathon.
+#[derive(Debug, Clone)]
+pub struct Marathon(pub Api);
+
+/// An app as far as it can clash with ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppClaims {
+    /// Absolute id.
+    pub id: String,
+    /// Service ports, which Marathon-LB binds.
+    pub service_ports: Vec<u16>,
+    /// Values of its VIP labels.
+    pub vips: Vec<String>,
+}
+
+/// A running task of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppTask {
+    /// Mesos task id.
+    pub id: String,
+    /// Agent.
+    pub host: Host,
+    /// Host ports in the order of the app's port mappings.
+    pub ports: Vec<u16>,
+}
+
+/// A pod's instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Marathon's id, which ends in a UUID.
+    pub id: String,
+    /// Agent, once it is placed.
+    pub host: Option<Host>,
+    /// Port of the node's status endpoint, once it runs.
+    pub port: Option<u16>,
+}
+
+impl Instance {
+    /// The UUID that ids of the instance, its tasks and its executor have in common.
+    pub fn uuid(&self) -> &str {
+        self.id.rsplit_once("instance-").map_or(self.id.as_str(), |(_, uuid)| uuid)
+    }
+}
+
+/// A pod: its stored definition and its instances.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// The definition as Marathon stores it, with its defaults.
+    pub spec: Value,
+    /// What runs of it.
+    pub instances: Vec<Instance>,
+}
+
+impl Pod {
+    /// How many instances it is scaled to.
+    pub fn scale(&self) -> u64 {
+        self.spec["scaling"]["instances"].as_u64().unwrap_or(0)
+    }
+}
+
+/// An app: its stored definition and its tasks.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The definition as Marathon stores it, with its defaults.
+    pub spec: Value,
+    /// Running tasks.
+    pub tasks: Vec<AppTask>,
+}
+
+impl Marathon {
+    /// An app with its running tasks; `None` if there is none of that id.
+    ///
+    /// # Errors
+    /// When Marathon does not answer.
+    pub async fn app(&self, id: &str) -> Result<Option<App>, ApiError> {
+        let answer: Option<AppAnswer> = absent_is_none(self.0.get(&format!("/v2/apps{id}?embed=app.tasks")).await)?;
+        Ok(answer.map(|answer| {
+            let tasks = answer.app["tasks"].as_array().map(|tasks| tasks.iter().filter_map(app_task).collect()).unwrap_or_default();
+            App { spec: answer.app, tasks }
+        }))
+    }
+
+    /// What every app claims: service ports and VIPs.
+    ///
+    /// # Errors
+    /// When Marathon does not answer.
+    pub async fn claims(&self) -> Result<Vec<AppClaims>, ApiError> {
+        let answer: Value = self.0.get("/v2/apps").await?;
+        Ok(answer["apps"].as_array().map(|apps| apps.iter().map(app_claims).collect()).unwrap_or_default())
+    }
+
+    /// A pod with its instances; `None` if there is none of that id.
+    ///
+    /// # Errors
+    /// When Marathon does not answer.
+    pub async fn pod(&self, id: &str) -> Result<Option<Pod>, ApiError> {
+        let answer: Option<PodStatus> = absent_is_none(self.0.get(&format!("/v2/pods{id}::status")).await)?;
+        Ok(answer.map(|answer| Pod { spec: answer.spec, instances: answer.instances.into_iter().map(PodInstance::instance).collect() }))
+    }
+
+    /// Ids of the apps and pods that a running deployment touches, and so locks.
+    ///
+    /// # Errors
+    /// When Marathon does not answer.
+    pub async fn locked(&self) -> Result<Vec<String>, ApiError> {
+        let deployments: Vec<Deployment> = self.0.get("/v2/deployments").await?;
+        Ok(deployments.into_iter().flat_map(|d| d.affected_apps.into_iter().chain(d.affected_pods)).collect())
+    }
+
+    /// Creates or replaces an app.
+    ///
+    /// # Errors
+    /// [`ApiError::is_conflict`] while a deployment of the app runs and `force` is not set.
+    pub async fn put_app(&self, id: &str, app: &Value, force: bool) -> Result<(), ApiError> {
+        self.0.call::<Value>("PUT", &format!("/v2/apps{id}?partialUpdate=false&force={force}"), Some(app)).await.map(drop)
+    }
+
+    /// Changes only the given fields of an app.
+    ///
+    /// # Errors
+    /// As [`Marathon::put_app`].
+    pub async fn patch_app(&self, id: &str, fields: &Value, force: bool) -> Result<(), ApiError> {
+        self.0.call::<Value>("PUT", &format!("/v2/apps{id}?force={force}"), Some(fields)).await.map(drop)
+    }
+
+    /// Deletes an app; one that is not there is as good as deleted.
+    ///
+    /// # Errors
+    /// When Marathon does not answer or refuses.
+    pub async fn delete_app(&self, id: &str) -> Result<(), ApiError> {
+        absent_is_none(self.0.call::<Value>("DELETE", &format!("/v2/apps{id}?force=true"), None).await).map(drop)
+    }
+
+    /// Creates or replaces a pod and returns what Marathon stored, which may lack fields that it does not know.
+    ///
+    /// # Errors
+    /// [`ApiError::is_conflict`] while a deployment of the pod runs and `force` is not set.
+    pub async fn put_pod(&self, id: &str, pod: &Value, force: bool) -> Result<Value, ApiError> {
+        self.0.call("PUT", &format!("/v2/pods{id}?force={force}"), Some(pod)).await
+    }
+
+    /// Deletes a pod; one that is not there is as good as deleted.
+    ///
+    /// # Errors
+    /// When Marathon does not answer or refuses.
+    pub async fn delete_pod(&self, id: &str) -> Result<(), ApiError> {
+        absent_is_none(self.0.call::<Value>("DELETE", &format!("/v2/pods{id}?force=true"), None).await).map(drop)
+    }
+}
+
+pub(super) fn absent_is_none<T>(result: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[derive(Deserialize)]
+struct AppAnswer {
+    app: Value,
+}
+
+#[derive(Deserialize)]
+struct PodStatus {
+    spec: Value,
+    #[serde(default)]
+    instances: Vec<PodInstance>,
+}
+
+#[derive(Deserialize)]
+struct PodInstance {
+    id: String,
+    #[serde(rename = "agentHostname", default)]
+    host: Option<String>,
+    #[serde(default)]
+    containers: Vec<PodContainer>,
+}
+
+#[derive(Deserialize)]
+struct PodContainer {
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    name: String,
+    #[serde(rename = "allocatedHostPort", default)]
+    port: Option<u16>,
+}
+
+impl PodInstance {
+    fn instance(self) -> Instance {
+        let running = self.containers.iter().filter(|c| c.status == "TASK_RUNNING");
+        let port = running.flat_map(|c| &c.endpoints).find(|e| e.name == NODE_ENDPOINT).and_then(|e| e.port);
+        Instance { id: self.id, host: self.host.and_then(|h| h.parse().ok()), port }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Deployment {
+    #[serde(default)]
+    affected_apps: Vec<String>,
+    #[serde(default)]
+    affected_pods: Vec<String>,
+}
+
+fn app_task(task: &Value) -> Option<AppTask> {
+    if task["state"] != "TASK_RUNNING" {
+        return None;
+    }
+    let ports = task["ports"].as_array()?.iter().filter_map(|p| p.as_u64().and_then(|p| u16::try_from(p).ok())).collect();
+    Some(AppTask { id: task["id"].as_str()?.into(), host: task["host"].as_str()?.parse().ok()?, ports })
+}
+
+fn app_claims(app: &Value) -> AppClaims {
+    let mappings = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    // Where port mappings stand differs by version: in `container` from Marathon 1.5 on, in `container.docker` before.
+    let container = &app["container"];
+    let all =
+        [mappings(&container["portMappings"]), mappings(&container["docker"]["portMappings"]), mappings(&app["portDefinitions"])].concat();
+    let port = |value: &Value| value.as_u64().and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0);
+    AppClaims {
+        id: app["id"].as_str().unwrap_or_default().to_string(),
+        service_ports: all.iter().filter_map(|m| port(&m["servicePort"]).or_else(|| port(&m["port"]))).collect(),
+        vips: all
+            .iter()
+            .filter_map(|m| m["labels"].as_object())
+            .flatten()
+            .filter(|(key, _)| key.to_ascii_uppercase().starts_with("VIP"))
+            .filter_map(|(_, value)| value.as_str().map(String::from))
+            .collect(),
+    }
+}

@@ -1,0 +1,135 @@
+//! The leading Mesos master: which agents there are.
+
+use serde::Deserialize;
+
+use super::{Api, ApiError};
+use crate::names::Host;
+
+/// Mesos role of the resources of public agents (DC/OS gen/dcos-config.yaml, `/etc/mesos-slave-public`).
+const PUBLIC_ROLE: &str = "slave_public";
+
+/// An agent that the master counts as registered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Agent {
+    /// Mesos agent id; changes when the machine is rebuilt.
+    pub id: String,
+    /// Host name, on DC/OS the IP address.
+    pub host: Host,
+    /// Whether it is a public agent.
+    pub public: bool,
+    /// Connected, and neither draining nor deactivated: tasks can be placed there.
+    pub active: bool,
+    /// What nobody uses now; resources on offer count as free, they come back.
+    pub free: Resources,
+}
+
+/// Scalar resources.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Resources {
+    /// CPU shares.
+    pub cpus: f64,
+    /// MiB.
+    pub mem: f64,
+    /// MiB.
+    pub disk: f64,
+}
+
+impl Resources {
+    /// Whether `other` fits in.
+    pub fn covers(&self, other: &Resources) -> bool {
+        self.cpus >= other.cpus && self.mem >= other.mem && self.disk >= other.disk
+    }
+}
+
+/// Client of the leading master.
+#[derive(Debug, Clone)]
+pub struct Mesos(pub Api);
+
+impl Mesos {
+    /// The registered agents (`GET /slaves`). Agents that have not come back after a master's fail-over are not among them.
+    ///
+    /// # Errors
+    /// When the master does not answer or answers nonsense. An agent whose host name is not one is left out with a warning.
+    pub async fn agents(&self) -> Result<Vec<Agent>, ApiError> {
+        let answer: Slaves = self.0.get("/slaves").await?;
+        Ok(answer.slaves.into_iter().filter_map(Slave::agent).collect())
+    }
+}
+
+#[derive(Deserialize)]
+struct Slaves {
+    slaves: Vec<Slave>,
+}
+
+#[derive(Deserialize)]
+struct Slave {
+    id: String,
+    hostname: String,
+    active: bool,
+    #[serde(default)]
+    deactivated: bool,
+    #[serde(default)]
+    drain_info: Option<serde_json::Value>,
+    #[serde(default)]
+    attributes: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    reserved_resources: serde_json::Map<String, serde_json::Value>,
+    resources: Scalars,
+    used_resources: Scalars,
+}
+
+#[derive(Deserialize)]
+struct Scalars {
+    #[serde(default)]
+    cpus: f64,
+    #[serde(default)]
+    mem: f64,
+    #[serde(default)]
+    disk: f64,
+}
+
+impl Slave {
+    fn agent(self) -> Option<Agent> {
+        let host = match self.hostname.parse() {
+            Ok(host) => host,
+            Err(error) => {
+                tracing::warn!(hostname = self.hostname, %error, "agent left out: its host name cannot be used");
+                return None;
+            }
+        };
+        // In strict mode reserved resources are filtered by permission; the attribute is not.
+        let public =
+            self.attributes.get("public_ip").and_then(|v| v.as_str()) == Some("true") || self.reserved_resources.contains_key(PUBLIC_ROLE);
+        Some(Agent {
+            id: self.id,
+            host,
+            public,
+            active: self.active && !self.deactivated && self.drain_info.is_none(),
+            free: Resources {
+                cpus: self.resources.cpus - self.used_resources.cpus,
+                mem: self.resources.mem - self.used_resources.mem,
+                disk: self.resources.disk - self.used_resources.disk,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_agents_are_known_by_attribute_or_reservation_and_draining_ones_are_not_active() {
+        let slaves: Slaves = serde_json::from_value(serde_json::json!({"slaves": [
+            {"id": "a", "hostname": "10.0.0.1", "active": true, "attributes": {"public_ip": "true"}, "resources": {"cpus": 2.0, "mem": 100.0, "disk": 50.0},
+             "used_resources": {"cpus": 0.5, "mem": 40.0, "disk": 0.0}},
+            {"id": "b", "hostname": "10.0.0.2", "active": true, "reserved_resources": {"slave_public": {}}, "drain_info": {"state": "DRAINING"},
+             "resources": {}, "used_resources": {}},
+            {"id": "c", "hostname": "../etc", "active": true, "resources": {}, "used_resources": {}}
+        ]}))
+        .unwrap();
+        let agents: Vec<_> = slaves.slaves.into_iter().filter_map(Slave::agent).collect();
+        assert_eq!(agents.iter().map(|a| (a.public, a.active)).collect::<Vec<_>>(), [(true, true), (true, false)]);
+        assert_eq!(agents[0].free, Resources { cpus: 1.5, mem: 60.0, disk: 50.0 });
+    }
+}

@@ -1,0 +1,84 @@
+//! Metronome: the jobs by which operators command the controller.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::marathon::absent_is_none;
+use super::{Api, ApiError};
+
+/// Client of Metronome.
+#[derive(Debug, Clone)]
+pub struct Metronome(pub Api);
+
+/// A job, its active runs and how often it ran.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The stored definition with Metronome's defaults.
+    pub spec: Value,
+    /// Ids of active runs.
+    pub active_runs: Vec<String>,
+    /// Runs that have ended, well or not.
+    pub finished_runs: u64,
+}
+
+impl Metronome {
+    /// A job; `None` if there is none of that id.
+    ///
+    /// # Errors
+    /// When Metronome does not answer.
+    pub async fn job(&self, id: &str) -> Result<Option<Job>, ApiError> {
+        let path = format!("/v1/jobs/{id}?embed=activeRuns&embed=history");
+        let Some(spec) = absent_is_none(self.0.get::<Value>(&path).await)? else { return Ok(None) };
+        let embedded = Embedded::deserialize(&spec).map_err(|error| ApiError::Unexpected { url: path, reason: error.to_string() })?;
+        Ok(Some(Job {
+            spec,
+            active_runs: embedded.active_runs.into_iter().map(|run| run.id).collect(),
+            finished_runs: embedded.history.map_or(0, |h| h.success_count + h.failure_count),
+        }))
+    }
+
+    /// Creates a job, or replaces it when `exists`.
+    ///
+    /// # Errors
+    /// When Metronome does not answer or refuses: it knows no field beyond its schema.
+    pub async fn put_job(&self, id: &str, job: &Value, exists: bool) -> Result<(), ApiError> {
+        let (method, path) = if exists { ("PUT", format!("/v1/jobs/{id}")) } else { ("POST", "/v1/jobs".to_string()) };
+        self.0.call::<Value>(method, &path, Some(job)).await.map(drop)
+    }
+
+    /// Starts a run.
+    ///
+    /// # Errors
+    /// When Metronome does not answer or refuses.
+    pub async fn start_run(&self, id: &str) -> Result<(), ApiError> {
+        self.0.call::<Value>("POST", &format!("/v1/jobs/{id}/runs"), None).await.map(drop)
+    }
+
+    /// Deletes a job and stops its runs; one that is not there is as good as deleted.
+    ///
+    /// # Errors
+    /// When Metronome does not answer or refuses.
+    pub async fn delete_job(&self, id: &str) -> Result<(), ApiError> {
+        absent_is_none(self.0.call::<Value>("DELETE", &format!("/v1/jobs/{id}?stopCurrentJobRuns=true"), None).await).map(drop)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Embedded {
+    #[serde(default)]
+    active_runs: Vec<Run>,
+    history: Option<History>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct History {
+    success_count: u64,
+    failure_count: u64,
+}

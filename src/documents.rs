@@ -1,0 +1,259 @@
+//! The documents that the controller hands to Marathon and Metronome, from the templates in `src/templates`.
+//!
+//! Each document carries the digest of what we rendered as a label: Marathon stores its own normal form and drops what it does
+//! not know, so the stored document cannot be compared with ours.
+
+use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContext, RenderErrorReason};
+use serde_json::{Map, Value, json};
+
+use crate::digest::sha256_hex;
+use crate::host_paths::HostRoot;
+use crate::names::Host;
+use crate::options::Options;
+use crate::protocol::{RegistrySettings, SignedOrder};
+
+/// Label that carries the digest of a document as we rendered it.
+const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
+
+/// Starts a role, however often the download has to be repeated: a task that ends puts the whole pod into back-off.
+const START: &str = "until echo \"$PRIVATE_REGISTRY_SHA256  private-registry\" | sha256sum -c - >/dev/null; do echo 'the downloaded private-registry does not have \
+the promised SHA-256; fetching it again' >&2; sleep 5; curl -fsSL -o private-registry \"$PRIVATE_REGISTRY_URI\"; done; chmod 0755 private-registry && exec ./private-registry ";
+
+/// The same inside the registry's container, where there is no curl: a bad download ends the task and is fetched anew.
+const START_IN_CONTAINER: &str = "cd \"$MESOS_SANDBOX\" && echo \"$PRIVATE_REGISTRY_SHA256  private-registry\" | sha256sum -c - && chmod 0755 private-registry && exec ./private-registry ";
+
+/// A template is broken. Templates are part of the program, so this is a defect of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("the template {name} cannot be rendered: {reason}")]
+pub struct TemplateError {
+    name: &'static str,
+    reason: String,
+}
+
+/// What the documents need beside the options.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Agent on which the registry stores its images.
+    pub registry_host: Host,
+    /// SHA-256 (hex) of this program.
+    pub binary_sha256: String,
+    /// Image of the registry.
+    pub registry_image: String,
+    /// Public key that orders are signed with, base64.
+    pub order_key: String,
+    /// The order that new nodes start with.
+    pub first_order: SignedOrder,
+    /// Enrolment key, base64. It authenticates the registry's request; whoever reads Marathon's API can read it on open DC/OS.
+    pub enrolment_key: String,
+}
+
+/// All documents of an installation.
+#[derive(Debug, Clone)]
+pub struct Documents {
+    /// Id of the node pod.
+    pub pod_id: String,
+    /// The node pod, scaled to 0.
+    pub pod: Value,
+    /// Id of the registry app.
+    pub registry_id: String,
+    /// The registry app.
+    pub registry: Value,
+    /// Jobs by id.
+    pub jobs: Vec<(String, Value)>,
+}
+
+/// Id of the node pod. It lies directly below the root: a group of its own could not reach public agents (Marathon 1.9 and later).
+pub fn pod_id(options: &Options) -> String {
+    format!("/{}-node", options.service.name)
+}
+
+/// Id of the registry app.
+pub fn registry_id(options: &Options) -> String {
+    format!("/{}", options.registry.name)
+}
+
+/// Id of the job that orders convergence.
+pub fn init_job_id(options: &Options) -> String {
+    format!("{}.init", options.service.name)
+}
+
+/// Base URL under which tasks reach the controller.
+pub fn controller_url(options: &Options) -> String {
+    format!("http://{}.marathon.l4lb.thisdcos.directory:80", options.service.name)
+}
+
+/// Renders all documents.
+///
+/// # Errors
+/// Only if a template is broken.
+pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateError> {
+    let mut engine = Handlebars::new();
+    engine.register_escape_fn(handlebars::no_escape);
+    engine.set_strict_mode(true);
+    engine.register_helper("json", Box::new(json_helper));
+    engine.register_helper("start", Box::new(StartHelper));
+    let values = values(options, facts);
+    let document = |name, template, extra: Value| -> Result<Value, TemplateError> {
+        let mut values = values.clone();
+        values.extend(extra.as_object().cloned().unwrap_or_default());
+        let broken = |reason: String| TemplateError { name, reason };
+        let text = engine.render_template(template, &values).map_err(|error| broken(error.to_string()))?;
+        let mut document: Value = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+        document["labels"][DIGEST_LABEL] = Value::from(sha256_hex(document.to_string().as_bytes()));
+        Ok(document)
+    };
+    let init = json!({"job_id": init_job_id(options), "role": "init", "description": "Covers every agent now, waits, and ends with a table of agents."});
+    Ok(Documents {
+        pod_id: pod_id(options),
+        pod: document("pod", include_str!("templates/pod.json.hbs"), Value::Null)?,
+        registry_id: registry_id(options),
+        registry: document("registry", include_str!("templates/registry.json.hbs"), Value::Null)?,
+        jobs: vec![(init_job_id(options), document("job", include_str!("templates/job.json.hbs"), init)?)],
+    })
+}
+
+/// Whether a stored document is the one that we rendered.
+pub fn same(stored: &Value, ours: &Value) -> bool {
+    let digest = &ours["labels"][DIGEST_LABEL];
+    digest.is_string() && stored["labels"][DIGEST_LABEL] == *digest
+}
+
+/// The pod with its number of instances.
+pub fn scaled(pod: &Value, instances: u64) -> Value {
+    let mut pod = pod.clone();
+    pod["scaling"]["instances"] = Value::from(instances);
+    pod
+}
+
+fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
+    let service = &options.service.name;
+    let url = controller_url(options);
+    let mut vips = json!({ "VIP_0": options.vip.to_string() });
+    if let Some((name, port)) = &options.named_vip {
+        vips["VIP_1"] = Value::from(format!("/{name}:{port}"));
+    }
+    let mut labels = json!({ "MARATHON_SINGLE_INSTANCE_APP": "true" });
+    if options.exposure.marathon_lb {
+        labels["HAPROXY_GROUP"] = Value::from("external");
+        labels["HAPROXY_0_MODE"] = Value::from("tcp");
+        // The status port must not be reachable from outside.
+        labels["HAPROXY_1_ENABLED"] = Value::from("false");
+        labels["HAPROXY_1_GROUP"] = Value::from("none");
+    }
+    let settings = RegistrySettings {
+        log_level: options.registry.log_level.clone(),
+        delete_enabled: options.registry.delete_enabled,
+        drain_seconds: options.registry.drain_seconds,
+    };
+    let values = json!({
+        "service": service,
+        "pod_id": pod_id(options),
+        "registry_id": registry_id(options),
+        "binary_sha256": facts.binary_sha256,
+        "binary_uri": format!("{url}/artifact/{}/private-registry", facts.binary_sha256),
+        "controller_url": url,
+        "order_key": facts.order_key,
+        "first_order": json!(facts.first_order).to_string(),
+        "enrolment_key": facts.enrolment_key,
+        "log_level": options.service.log_level,
+        "registry_cpus": options.registry.cpus,
+        "registry_mem": options.registry.mem,
+        "registry_image": facts.registry_image,
+        "registry_settings": json!(settings).to_string(),
+        "registry_state": HostRoot::default().registry_state(service),
+        "registry_host_regex": format!("^{}$", facts.registry_host.to_string().replace('.', "\\.")),
+        "storage_path": options.registry.storage_path,
+        "host_port": options.exposure.host_port,
+        "service_port": if options.exposure.marathon_lb { options.exposure.service_port } else { 0 },
+        "vip_labels": vips,
+        "registry_labels": labels,
+        "kill_grace_seconds": options.registry.drain_seconds + 10,
+    });
+    match values {
+        Value::Object(values) => values,
+        _ => Map::new(),
+    }
+}
+
+fn json_helper(helper: &Helper, _: &Handlebars, _: &Context, _: &mut RenderContext, out: &mut dyn Output) -> HelperResult {
+    let value = helper.param(0).ok_or_else(|| RenderErrorReason::ParamNotFoundForIndex("json", 0))?;
+    out.write(&value.value().to_string())?;
+    Ok(())
+}
+
+/// The shell line that starts a role.
+struct StartHelper;
+
+impl handlebars::HelperDef for StartHelper {
+    fn call_inner<'reg: 'rc, 'rc>(
+        &self,
+        helper: &Helper<'rc>,
+        _: &'reg Handlebars<'reg>,
+        _: &'rc Context,
+        _: &mut RenderContext<'reg, 'rc>,
+    ) -> Result<handlebars::ScopedJson<'rc>, handlebars::RenderError> {
+        let role = helper.param(0).and_then(|p| p.value().as_str()).ok_or_else(|| RenderErrorReason::ParamNotFoundForIndex("start", 0))?;
+        let start = if role == "registry" { START_IN_CONTAINER } else { START };
+        Ok(handlebars::ScopedJson::from(Value::from(format!("{start}{role}"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn documents(given: Value) -> Documents {
+        let options = Options::from_json(&given).unwrap();
+        let facts = Facts {
+            registry_host: "192.168.1.80".parse().unwrap(),
+            binary_sha256: "ab".repeat(32),
+            registry_image: "registry:2.8.3".into(),
+            order_key: "a2V5".into(),
+            first_order: SignedOrder { payload: "cGF5".into(), signature: "c2ln".into() },
+            enrolment_key: "ZW5yb2w=".into(),
+        };
+        render(&options, &facts).unwrap()
+    }
+
+    #[test]
+    fn the_registry_is_as_the_tutorial_has_it_but_for_its_mistakes() {
+        let registry = documents(json!({})).registry;
+        assert_eq!(registry["id"], "/registry");
+        let port = &registry["container"]["docker"]["portMappings"][0];
+        assert_eq!((&port["labels"]["VIP_0"], &port["servicePort"]), (&json!("192.168.0.1:443"), &json!(5000)));
+        assert_eq!(registry["labels"]["HAPROXY_GROUP"], "external");
+        assert_eq!(registry["constraints"], json!([["hostname", "LIKE", "^192\\.168\\.1\\.80$"]]));
+        assert_eq!(registry["healthChecks"][0]["protocol"], "MESOS_TCP");
+    }
+
+    #[test]
+    fn without_marathon_lb_nothing_is_exposed() {
+        let registry = documents(json!({"exposure": {"marathon_lb": false}})).registry;
+        assert!(registry["labels"].get("HAPROXY_GROUP").is_none());
+        assert_eq!(registry["container"]["docker"]["portMappings"][0]["servicePort"], 0);
+    }
+
+    #[test]
+    fn the_node_pod_has_no_image_and_always_names_its_network() {
+        let pod = documents(json!({})).pod;
+        assert!(pod["containers"][0].get("image").is_none());
+        assert_eq!(pod["networks"], json!([{"mode": "host"}]));
+        assert_eq!(pod["containers"][0]["exec"]["command"]["shell"].as_str().unwrap().rsplit(' ').next(), Some("node"));
+    }
+
+    #[test]
+    fn a_document_is_recognised_after_marathon_has_normalised_it_and_scaling_does_not_change_it() {
+        let ours = documents(json!({}));
+        let mut stored = scaled(&ours.pod, 3);
+        stored["scheduling"]["placement"]["constraints"] = json!([]);
+        assert!(same(&stored, &ours.pod));
+        assert!(!same(&stored, &documents(json!({"service": {"log_level": "debug"}})).pod));
+    }
+
+    #[test]
+    fn nasty_option_values_stay_inside_their_strings() {
+        let nasty = "/data/\"},\"x\":{{json service}}\n\u{e9}\\/a";
+        let registry = documents(json!({"registry": {"storage_path": nasty}})).registry;
+        assert_eq!(registry["container"]["volumes"][0]["hostPath"], nasty);
+    }
+}

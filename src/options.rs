@@ -1,0 +1,486 @@
+//! The package's options, typed.
+//!
+//! `universe/config.json` is the one place of defaults, types and ranges: Cosmos validates against it and so does this module.
+//! What a schema cannot say (is this an address, do two ports clash) is checked here, and every fault is reported at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::names::{Host, HostPort};
+use crate::protocol::TrustedName;
+
+/// The schema that Cosmos shows as a form and validates with.
+pub const CONFIG_SCHEMA: &str = include_str!("../universe/config.json");
+
+/// Domain of named VIPs of the root Marathon (dcos-net, `dcos_l4lb.hrl`).
+const NAMED_VIP_DOMAIN: &str = "marathon.l4lb.thisdcos.directory";
+
+/// Ports that Marathon-LB itself uses on its agent (package `marathon-lb`, bind-http-https and statistics).
+const MARATHON_LB_PORTS: [u16; 4] = [80, 443, 9090, 9091];
+
+/// One thing wrong with the options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Dotted path of the option, as in `options.json`.
+    pub field: String,
+    /// What was given, as JSON.
+    pub value: String,
+    /// Why it cannot be used.
+    pub reason: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}: {}. {}", self.field, self.value, self.reason, self.remedy)
+    }
+}
+
+/// All that is wrong with the options.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Faults(pub Vec<Fault>);
+
+/// The options, complete and checked.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Section `service`.
+    pub service: Service,
+    /// VIP address and port inside the cluster.
+    pub vip: HostPort,
+    /// Named VIP as `name:port`, if any.
+    pub named_vip: Option<(String, u16)>,
+    /// Address or name of Marathon-LB for the outside, if any.
+    pub external_host: Option<Host>,
+    /// Further names.
+    pub extra: Vec<HostPort>,
+    /// Section `exposure`.
+    pub exposure: Exposure,
+    /// Section `registry`.
+    pub registry: Registry,
+    /// Section `trust`.
+    pub trust: Trust,
+    /// Section `uninstall`.
+    pub uninstall: Uninstall,
+    /// Section `dcos`.
+    pub dcos: Endpoints,
+}
+
+/// See `service` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Service {
+    pub name: String,
+    #[serde(deserialize_with = "optional_host")]
+    pub host: Option<Host>,
+    pub cpus: f64,
+    pub mem: u32,
+    pub log_level: String,
+}
+
+/// See `exposure` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Exposure {
+    pub marathon_lb: bool,
+    pub service_port: u16,
+    pub host_port: u16,
+}
+
+/// See `registry` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Registry {
+    pub name: String,
+    #[serde(deserialize_with = "optional_host")]
+    pub host: Option<Host>,
+    pub storage_path: String,
+    pub cpus: f64,
+    pub mem: u32,
+    pub log_level: String,
+    pub delete_enabled: bool,
+    pub drain_seconds: u64,
+}
+
+/// See `trust` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Trust {
+    pub ca_days: u32,
+    pub leaf_days: u32,
+    pub conntrack_be_liberal: bool,
+}
+
+/// See `uninstall` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Uninstall {
+    pub delete_data: bool,
+    pub deadline_seconds: u64,
+}
+
+/// See `dcos` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Endpoints {
+    pub mesos_url: String,
+    pub marathon_url: String,
+    pub metronome_url: String,
+}
+
+/// The sections as they stand in the JSON, before names are put together.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    service: Service,
+    names: RawNames,
+    exposure: Exposure,
+    registry: Registry,
+    trust: Trust,
+    uninstall: Uninstall,
+    dcos: Endpoints,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNames {
+    vip: String,
+    named_vip: String,
+    external_host: String,
+    extra: String,
+}
+
+impl Options {
+    /// Reads what an operator wrote (`options.json`), filling in the defaults.
+    ///
+    /// # Errors
+    /// Every fault, each with its field and remedy.
+    pub fn from_json(given: &Value) -> Result<Self, Faults> {
+        let schema = schema();
+        let mut faults = Vec::new();
+        let merged = merge(&schema, given);
+        validate(&schema, &merged, "", &mut faults);
+        if !faults.is_empty() {
+            return Err(Faults(faults));
+        }
+        let raw = serde_path(&merged)?;
+        Self::checked(raw)
+    }
+
+    /// Reads what the package's template put into the environment: `OPTION_<SECTION>_<KEY>`, everything as text.
+    ///
+    /// # Errors
+    /// As [`Options::from_json`].
+    pub fn from_env(vars: &BTreeMap<String, String>) -> Result<Self, Faults> {
+        let schema = schema();
+        let mut given = Map::new();
+        for (section, section_schema) in properties(&schema) {
+            let mut values = Map::new();
+            for (key, key_schema) in properties(section_schema) {
+                if let Some(text) = vars.get(&variable(section, key)) {
+                    values.insert(key.clone(), typed(text, key_schema));
+                }
+            }
+            given.insert(section.clone(), Value::Object(values));
+        }
+        Self::from_json(&Value::Object(given))
+    }
+
+    fn checked(raw: Raw) -> Result<Self, Faults> {
+        let mut faults = Faults(Vec::new());
+        let vip = faults.parse("names.vip", &raw.names.vip, "Give an unused IPv4 address and a port, as in 192.168.0.1:443.");
+        let named_vip = raw.names.named_vip.rsplit_once(':').and_then(|(name, port)| {
+            let checked: Option<HostPort> =
+                faults.parse("names.named_vip", &format!("{name}.{NAMED_VIP_DOMAIN}:{port}"), "Give name:port, as in registry:5000.");
+            checked.map(|c| (name.to_string(), c.port))
+        });
+        let external_host = match raw.names.external_host.as_str() {
+            "" => None,
+            host => faults.parse(
+                "names.external_host",
+                host,
+                "Give the address or DNS name of the agent that runs Marathon-LB, without a port.",
+            ),
+        };
+        let extra = raw
+            .names
+            .extra
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .filter_map(|name| faults.parse("names.extra", name, "Give host:port, separated by commas."))
+            .collect();
+        if raw.exposure.marathon_lb && MARATHON_LB_PORTS.contains(&raw.exposure.service_port) {
+            faults.add(
+                "exposure.service_port",
+                raw.exposure.service_port,
+                "Marathon-LB uses this port itself",
+                "Choose another one, best from 10000 to 10100.",
+            );
+        }
+        let path = &raw.registry.storage_path;
+        if path.split('/').any(|part| part == ".." || part == ".") {
+            faults.add("registry.storage_path", path, "it contains '.' or '..'", "Give the plain absolute path of the directory.");
+        }
+        match (vip, faults.0.is_empty()) {
+            (Some(vip), true) => Ok(Self {
+                service: raw.service,
+                vip,
+                named_vip,
+                external_host,
+                extra,
+                exposure: raw.exposure,
+                registry: raw.registry,
+                trust: raw.trust,
+                uninstall: raw.uninstall,
+                dcos: raw.dcos,
+            }),
+            _ => Err(faults),
+        }
+    }
+
+    /// Every name that clients may use, given the agent that runs the registry. SANs, the CA's constraints and the
+    /// directories on the agents all come from this list.
+    pub fn trusted_names(&self, registry_host: &Host) -> Vec<TrustedName> {
+        let inside = |name| TrustedName { name, inside: true };
+        let mut names = vec![inside(self.vip.clone())];
+        if let Some((name, port)) = &self.named_vip {
+            names.push(inside(HostPort::new(Host::Dns(format!("{name}.{NAMED_VIP_DOMAIN}")), *port)));
+        }
+        if self.exposure.host_port > 0 {
+            let port = self.exposure.host_port;
+            names.push(inside(HostPort::new(Host::Dns(format!("{}.marathon.mesos", self.registry.name)), port)));
+            names.push(inside(HostPort::new(registry_host.clone(), port)));
+        }
+        if let (true, Some(host)) = (self.exposure.marathon_lb, &self.external_host) {
+            names.push(TrustedName { name: HostPort::new(host.clone(), self.exposure.service_port), inside: false });
+        }
+        names.extend(self.extra.iter().cloned().map(|name| TrustedName { name, inside: false }));
+        names
+    }
+}
+
+impl Faults {
+    fn add(&mut self, field: &str, value: impl fmt::Display, reason: &str, remedy: &str) {
+        self.0.push(Fault { field: field.into(), value: value.to_string(), reason: reason.into(), remedy: remedy.into() });
+    }
+
+    fn parse<T: std::str::FromStr>(&mut self, field: &str, text: &str, remedy: &str) -> Option<T>
+    where
+        T::Err: fmt::Display,
+    {
+        text.parse().map_err(|error: T::Err| self.add(field, text, &error.to_string(), remedy)).ok()
+    }
+}
+
+/// Name of the environment variable that carries an option.
+pub fn variable(section: &str, key: &str) -> String {
+    format!("OPTION_{section}_{key}").to_ascii_uppercase()
+}
+
+fn schema() -> Value {
+    serde_json::from_str(CONFIG_SCHEMA).expect("config.json is part of the program and checked by a test")
+}
+
+fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    schema["properties"].as_object().into_iter().flatten()
+}
+
+/// A text from the environment as the type that the schema asks for; left as text where it does not fit, which the validation then says.
+fn typed(text: &str, schema: &Value) -> Value {
+    match schema["type"].as_str() {
+        Some("integer" | "number" | "boolean") => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
+        _ => Value::from(text),
+    }
+}
+
+/// The given options over the schema's defaults, as Cosmos merges them.
+fn merge(schema: &Value, given: &Value) -> Value {
+    let mut merged = given.as_object().cloned().unwrap_or_default();
+    for (key, sub) in properties(schema) {
+        let value = match (merged.get(key), sub.get("default")) {
+            (Some(value), None) if value.is_object() => merge(sub, value),
+            (Some(value), _) => value.clone(),
+            (None, Some(default)) => default.clone(),
+            (None, None) => merge(sub, &Value::Null),
+        };
+        merged.insert(key.clone(), value);
+    }
+    Value::Object(merged)
+}
+
+fn validate(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
+    let mut fault = |reason: String, remedy: String| faults.push(Fault { field: path.into(), value: value.to_string(), reason, remedy });
+    let help = || schema["description"].as_str().unwrap_or_default().to_string();
+    let kind = schema["type"].as_str().unwrap_or("object");
+    let fits = match kind {
+        "object" => value.is_object(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        _ => value.is_number(),
+    };
+    if !fits {
+        return fault(format!("it must be of type {kind}"), help());
+    }
+    if let Some(allowed) = schema["enum"].as_array()
+        && !allowed.contains(value)
+    {
+        let words: Vec<_> = allowed.iter().filter_map(Value::as_str).collect();
+        return fault("it is none of the allowed words".into(), format!("Use one of: {}.", words.join(", ")));
+    }
+    if let Some(number) = value.as_f64() {
+        if schema["minimum"].as_f64().is_some_and(|min| number < min) {
+            return fault(format!("it is below {}", schema["minimum"]), help());
+        }
+        if schema["maximum"].as_f64().is_some_and(|max| number > max) {
+            return fault(format!("it is above {}", schema["maximum"]), help());
+        }
+    }
+    if let Some(text) = value.as_str() {
+        if schema["maxLength"].as_u64().is_some_and(|max| text.chars().count() as u64 > max) {
+            return fault(format!("it is longer than {} characters", schema["maxLength"]), help());
+        }
+        if let Some(pattern) = schema["pattern"].as_str() {
+            let pattern =
+                regex_lite::Regex::new(&pattern.replace("\\0", "\\x00")).expect("the patterns of config.json are checked by a test");
+            if !pattern.is_match(text) {
+                let reason = if text.is_empty() { "it is empty".into() } else { "it does not have the right form".into() };
+                return fault(reason, help());
+            }
+        }
+    }
+    for (key, sub) in value.as_object().into_iter().flatten() {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match schema["properties"].get(key) {
+            Some(sub_schema) => validate(sub_schema, sub, &path, faults),
+            None => {
+                let known: Vec<_> = properties(schema).map(|(name, _)| name.as_str()).collect();
+                faults.push(Fault {
+                    field: path,
+                    value: sub.to_string(),
+                    reason: "there is no such option".into(),
+                    remedy: format!("The options here are: {}.", known.join(", ")),
+                });
+            }
+        }
+    }
+}
+
+fn serde_path(merged: &Value) -> Result<Raw, Faults> {
+    Raw::deserialize(merged).map_err(|error| {
+        Faults(vec![Fault {
+            field: "service.host or registry.host".into(),
+            value: merged["service"]["host"].to_string() + " / " + &merged["registry"]["host"].to_string(),
+            reason: error.to_string(),
+            remedy: "Give the agent's host name as Mesos shows it, on DC/OS its IP address.".into(),
+        }])
+    })
+}
+
+fn optional_host<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Host>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn faults(given: Value) -> Vec<Fault> {
+        Options::from_json(&given).expect_err("the options were accepted").0
+    }
+
+    #[test]
+    fn the_defaults_are_usable() {
+        let options = Options::from_json(&json!({})).unwrap();
+        assert_eq!(options.vip.to_string(), "192.168.0.1:443");
+        assert_eq!(options.service.host, None);
+    }
+
+    #[test]
+    fn each_bad_option_is_named_with_a_remedy() {
+        for (given, field) in [
+            (json!({"names": {"vip": "192.168.0.300:443"}}), "names.vip"),
+            (json!({"names": {"vip": "registry"}}), "names.vip"),
+            (json!({"names": {"vipp": "192.168.0.1:443"}}), "names.vipp"),
+            (json!({"name": {}}), "name"),
+            (json!({"names": {"external_host": "bad_host"}}), "names.external_host"),
+            (json!({"names": {"extra": "a.example.com"}}), "names.extra"),
+            (json!({"registry": {"storage_path": ""}}), "registry.storage_path"),
+            (json!({"registry": {"storage_path": "data"}}), "registry.storage_path"),
+            (json!({"registry": {"storage_path": "/data/../etc"}}), "registry.storage_path"),
+            (json!({"registry": {"mem": "512"}}), "registry.mem"),
+            (json!({"registry": {"log_level": "loud"}}), "registry.log_level"),
+            (json!({"exposure": {"service_port": 443}}), "exposure.service_port"),
+            (json!({"exposure": {"service_port": 0}}), "exposure.service_port"),
+            (json!({"service": {"host": "no_such_host"}}), "service.host or registry.host"),
+        ] {
+            let found = faults(given.clone());
+            assert!(found.iter().any(|f| f.field == field), "{given}: {found:?}");
+            assert!(found.iter().all(|f| !f.remedy.is_empty() && !f.reason.is_empty()), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let found = faults(json!({"names": {"vip": "x"}, "registry": {"mem": 1, "colour": "red"}}));
+        assert_eq!(found.len(), 3, "{found:?}");
+    }
+
+    #[test]
+    fn the_environment_of_the_template_covers_every_option() {
+        let template = include_str!("../universe/marathon.json.mustache");
+        let schema = schema();
+        let mut count = 0;
+        for (section, sub) in properties(&schema) {
+            for (key, _) in properties(sub) {
+                let line = format!("\"{}\": \"{{{{{section}.{key}}}}}\"", variable(section, key));
+                assert!(template.contains(&line), "the template lacks {line}");
+                count += 1;
+            }
+        }
+        assert_eq!(count, template.matches("\"OPTION_").count(), "the template passes an option that config.json does not have");
+    }
+
+    #[test]
+    fn what_the_environment_carries_is_read_with_its_type() {
+        let vars = BTreeMap::from([
+            ("OPTION_REGISTRY_MEM".to_string(), "1024".to_string()),
+            ("OPTION_EXPOSURE_MARATHON_LB".to_string(), "false".to_string()),
+        ]);
+        let options = Options::from_env(&vars).unwrap();
+        assert_eq!((options.registry.mem, options.exposure.marathon_lb), (1024, false));
+        let vars = BTreeMap::from([("OPTION_REGISTRY_MEM".to_string(), "much".to_string())]);
+        assert_eq!(Options::from_env(&vars).unwrap_err().0[0].field, "registry.mem");
+    }
+
+    #[test]
+    fn names_follow_from_the_options() {
+        let options = Options::from_json(&json!({"names": {"external_host": "192.168.1.50"}, "exposure": {"host_port": 5000}})).unwrap();
+        let names: Vec<String> = options.trusted_names(&"192.168.1.80".parse().unwrap()).iter().map(|n| n.name.to_string()).collect();
+        assert_eq!(
+            names,
+            [
+                "192.168.0.1:443",
+                "registry.marathon.l4lb.thisdcos.directory:5000",
+                "registry.marathon.mesos:5000",
+                "192.168.1.80:5000",
+                "192.168.1.50:5000"
+            ]
+        );
+    }
+}

@@ -1,0 +1,457 @@
+//! What is to be done: a pure function of what is wanted and what was observed.
+//!
+//! The same function serves the loop, a dry run and the log. It never waits and never asks; where something else has to come
+//! first, it leaves the action out and says so in [`Plan::waiting`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::dcos::marathon::{App, AppClaims, Pod};
+use crate::dcos::mesos::{Agent, Resources};
+use crate::dcos::metronome::Job;
+use crate::digest::sha256_hex;
+use crate::documents::{self, Documents};
+use crate::names::Host;
+use crate::options::{Fault, Faults, Options};
+use crate::protocol::{NodePhase, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder};
+
+/// What one instance of the node pod asks for: executor (RAML minimum) plus container, as in the pod's template.
+pub const NODE_NEEDS: Resources = Resources { cpus: 0.12, mem: 64.0, disk: 26.0 };
+
+/// How long a pod stays scaled above the number of agents before it is shrunk. A lost agent often comes back, and from
+/// Marathon 1.8 on shrinking kills a running instance before an unplaced one.
+pub const SHRINK_AFTER: Duration = Duration::from_secs(3600);
+
+/// What the cluster looks like.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// Registered agents.
+    pub agents: Vec<Agent>,
+    /// The node pod.
+    pub pod: Option<Pod>,
+    /// Answers of node tasks, by agent. Only tasks that Marathon knows are asked.
+    pub nodes: BTreeMap<Host, NodeStatus>,
+    /// The registry app.
+    pub registry: Option<App>,
+    /// Answer of the registry task.
+    pub registry_status: Option<RegistryStatus>,
+    /// Jobs by id.
+    pub jobs: BTreeMap<String, Job>,
+    /// Ids that running deployments lock.
+    pub locked: BTreeSet<String>,
+    /// What all apps claim.
+    pub claims: Vec<AppClaims>,
+    /// For how long the pod has been scaled above what is needed.
+    pub surplus_for: Duration,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Documents as they should be stored.
+    pub documents: Documents,
+    /// The order that every node should have taken.
+    pub trust: SignedOrder,
+    /// Unix time now.
+    pub now: i64,
+    /// Digest of the leaf that the registry should serve, if one was signed for its present key.
+    pub leaf: Option<Leaf>,
+}
+
+/// The certificate that the controller signed last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// The request it was signed for.
+    pub csr: String,
+    /// Unix time from which it is to be renewed.
+    pub renew_at: i64,
+    /// Names in it.
+    pub names: Vec<String>,
+}
+
+/// One write. The text of [`fmt::Display`] is what people read in plan, log and page.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Create the node pod or replace it: its definition has changed.
+    PutPod {
+        /// The whole definition.
+        pod: Value,
+        /// Instances it is scaled to.
+        instances: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Create the registry app or replace it.
+    PutRegistry {
+        /// The whole definition.
+        app: Value,
+        /// Why.
+        reason: String,
+    },
+    /// Create or replace a job.
+    PutJob {
+        /// Its id.
+        id: String,
+        /// The whole definition.
+        job: Value,
+        /// Whether it exists.
+        exists: bool,
+    },
+    /// Start the first run of a job.
+    StartRun {
+        /// Its id.
+        id: String,
+    },
+    /// Send the trust order to a node.
+    SendTrust {
+        /// Agent.
+        host: Host,
+    },
+    /// Sign the registry's request and send the certificate.
+    Certify {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PutPod { instances, reason, .. } => write!(f, "run the node on {instances} agents: {reason}"),
+            Self::PutRegistry { reason, .. } => write!(f, "run the registry: {reason}"),
+            Self::PutJob { id, exists: false, .. } => write!(f, "create the job {id}"),
+            Self::PutJob { id, .. } => write!(f, "update the job {id}: its definition has changed"),
+            Self::StartRun { id } => write!(f, "start the first run of the job {id}"),
+            Self::SendTrust { host } => write!(f, "send the trust bundle to {host}"),
+            Self::Certify { reason } => write!(f, "sign a certificate for the registry: {reason}"),
+        }
+    }
+}
+
+/// What to do now, and what has to be waited for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// Writes, in order.
+    pub actions: Vec<Action>,
+    /// What stands in the way, for people.
+    pub waiting: Vec<String>,
+}
+
+/// How an agent stands, for page, table and job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Agent.
+    pub host: Host,
+    /// Public or private.
+    pub public: bool,
+    /// In one word.
+    pub state: RowState,
+    /// Why, and what to do.
+    pub detail: String,
+}
+
+/// See [`Row`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowState {
+    /// Proven with the newest bundle.
+    Trusted,
+    /// On its way.
+    Pending,
+    /// Needs somebody.
+    Failed,
+}
+
+/// Refuses options that cannot work in this cluster, before anything is written.
+///
+/// # Errors
+/// Every clash, with field and remedy.
+pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
+    let mut faults = Vec::new();
+    let mut fault = |field: &str, value: String, reason: String, remedy: &str| {
+        faults.push(Fault { field: field.into(), value, reason, remedy: remedy.into() })
+    };
+    let own = documents::registry_id(options);
+    for other in observed.claims.iter().filter(|claim| claim.id != own) {
+        if options.exposure.marathon_lb && other.service_ports.contains(&options.exposure.service_port) {
+            let reason = format!("the app {} has this service port", other.id);
+            fault(
+                "exposure.service_port",
+                options.exposure.service_port.to_string(),
+                reason,
+                "Choose a port that no app has, best from 10000 to 10100.",
+            );
+        }
+        if other.vips.contains(&options.vip.to_string()) {
+            let reason = format!("the app {} has this VIP", other.id);
+            fault("names.vip", options.vip.to_string(), reason, "Choose another address or port.");
+        }
+    }
+    for (field, host) in [("service.host", &options.service.host), ("registry.host", &options.registry.host)] {
+        let Some(host) = host else { continue };
+        match observed.agents.iter().find(|agent| agent.host == *host) {
+            Some(agent) if agent.public => {
+                fault(
+                    field,
+                    host.to_string(),
+                    "this is a public agent".into(),
+                    "Name a private agent: images and keys do not belong on a machine that faces the outside.",
+                );
+            }
+            Some(_) => {}
+            None => {
+                let known: Vec<_> = observed.agents.iter().filter(|a| !a.public).map(|a| a.host.to_string()).collect();
+                let reason = format!("Mesos has no agent of this name; it has {}", known.join(", "));
+                fault(field, host.to_string(), reason, "Give the agent's host name as Mesos shows it.");
+            }
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
+}
+
+/// Plans an installation's next steps.
+pub fn converge(wanted: &Wanted, observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    plan_pod(wanted, observed, &mut plan);
+    plan_registry(wanted, observed, &mut plan);
+    plan_jobs(wanted, observed, &mut plan);
+    let digest = order_digest(&wanted.trust);
+    for (host, status) in &observed.nodes {
+        if status.order_digest != digest {
+            plan.actions.push(Action::SendTrust { host: host.clone() });
+        }
+    }
+    plan_leaf(wanted, observed, &mut plan);
+    plan
+}
+
+/// Digest by which a node names the order that it took last.
+pub fn order_digest(order: &SignedOrder) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.decode(&order.payload).map(|bytes| sha256_hex(&bytes)).unwrap_or_default()
+}
+
+/// How many instances the pod should have: agents that run one, and active agents with room that run none.
+///
+/// Never more: an instance without a place would make the deployment hang and lock the pod.
+pub fn wanted_instances(observed: &Observed) -> u64 {
+    let placed: BTreeSet<&Host> = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect();
+    observed.agents.iter().filter(|agent| placed.contains(&agent.host) || (agent.active && agent.free.covers(&NODE_NEEDS))).count() as u64
+}
+
+fn plan_pod(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let documents = &wanted.documents;
+    let instances = wanted_instances(observed);
+    let reason = match &observed.pod {
+        None => "it does not run yet".to_string(),
+        Some(pod) if !documents::same(&pod.spec, &documents.pod) => "its definition has changed".into(),
+        Some(pod) if pod.scale() < instances => format!("{} agents have no node", instances - pod.scale()),
+        Some(pod) if pod.scale() > instances && observed.surplus_for >= SHRINK_AFTER => {
+            format!("{} agents are gone", pod.scale() - instances)
+        }
+        Some(_) => return,
+    };
+    if observed.locked.contains(&documents.pod_id) {
+        plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.pod_id));
+        return;
+    }
+    plan.actions.push(Action::PutPod { pod: documents::scaled(&documents.pod, instances), instances, reason });
+}
+
+fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let documents = &wanted.documents;
+    let reason = match &observed.registry {
+        None => "it does not run yet",
+        Some(app) if !documents::same(&app.spec, &documents.registry) => "its definition has changed",
+        Some(_) => return,
+    };
+    if observed.locked.contains(&documents.registry_id) {
+        plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.registry_id));
+        return;
+    }
+    plan.actions.push(Action::PutRegistry { app: documents.registry.clone(), reason: reason.into() });
+}
+
+fn plan_jobs(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    for (id, document) in &wanted.documents.jobs {
+        match observed.jobs.get(id) {
+            Some(job) if documents::same(&job.spec, document) => {
+                if job.active_runs.is_empty() && job.finished_runs == 0 {
+                    plan.actions.push(Action::StartRun { id: id.clone() });
+                }
+            }
+            stored => plan.actions.push(Action::PutJob { id: id.clone(), job: document.clone(), exists: stored.is_some() }),
+        }
+    }
+}
+
+fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let Some(status) = &observed.registry_status else { return };
+    let Some(request) = &status.request else { return };
+    let reason = match &wanted.leaf {
+        Some(leaf) if leaf.csr == request.csr && wanted.now >= leaf.renew_at => "the present one has reached two thirds of its life",
+        Some(leaf)
+            if leaf.csr == request.csr && status.leaf_fingerprint.is_some() && status.phase != RegistryPhase::AwaitingCertificate =>
+        {
+            return;
+        }
+        Some(_) if status.phase == RegistryPhase::Serving => "its key or names have changed",
+        _ => "it has none",
+    };
+    plan.actions.push(Action::Certify { reason: reason.into() });
+}
+
+/// How each agent stands.
+pub fn rows(wanted: &Wanted, observed: &Observed) -> Vec<Row> {
+    let digest = order_digest(&wanted.trust);
+    observed.agents.iter().map(|agent| row(agent, &digest, observed)).collect()
+}
+
+fn row(agent: &Agent, digest: &str, observed: &Observed) -> Row {
+    let instance = observed.pod.iter().flat_map(|pod| &pod.instances).find(|i| i.host.as_ref() == Some(&agent.host));
+    let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
+        (Some(status), _) if status.order_digest != digest => (RowState::Pending, "is about to get the newest bundle".to_string()),
+        (Some(status), _) => match status.phase {
+            NodePhase::Trusted => (RowState::Trusted, proof_words(status)),
+            NodePhase::Pending => (RowState::Pending, first_or(&status.errors, "not proven yet")),
+            NodePhase::Failed => (RowState::Failed, first_or(&status.errors, "the node reports a failure without a reason")),
+            NodePhase::Restored => (RowState::Pending, "restored".into()),
+        },
+        (None, Some(_)) => (RowState::Pending, "the node is starting, or does not answer".into()),
+        (None, None) if !agent.active => {
+            (RowState::Pending, "Mesos places nothing here: the agent is draining, deactivated or disconnected".into())
+        }
+        (None, None) if !agent.free.covers(&NODE_NEEDS) => (
+            RowState::Failed,
+            format!(
+                "no room: the node needs {} cpus, {} MiB memory and {} MiB disk; free some on this agent",
+                NODE_NEEDS.cpus, NODE_NEEDS.mem, NODE_NEEDS.disk
+            ),
+        ),
+        (None, None) => (RowState::Pending, "Marathon has not placed the node yet".into()),
+    };
+    Row { host: agent.host.clone(), public: agent.public, state, detail }
+}
+
+fn first_or(errors: &[String], otherwise: &str) -> String {
+    errors.first().cloned().unwrap_or_else(|| otherwise.to_string())
+}
+
+fn proof_words(status: &NodeStatus) -> String {
+    let clients: BTreeSet<&str> = status.proofs.iter().map(|proof| proof.client.as_str()).collect();
+    format!("proven by {}", clients.into_iter().collect::<Vec<_>>().join(" and "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dcos::marathon::Instance;
+    use crate::documents::Facts;
+    use serde_json::json;
+
+    fn agent(host: &str) -> Agent {
+        let free = Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 };
+        Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, free }
+    }
+
+    fn full(host: &str) -> Agent {
+        Agent { free: Resources::default(), ..agent(host) }
+    }
+
+    fn wanted() -> Wanted {
+        let trust = SignedOrder { payload: "e30=".into(), signature: String::new() };
+        let facts = Facts {
+            registry_host: "10.0.0.1".parse().unwrap(),
+            binary_sha256: "00".into(),
+            registry_image: "registry:2.8.3".into(),
+            order_key: String::new(),
+            first_order: trust.clone(),
+            enrolment_key: String::new(),
+        };
+        let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
+        Wanted { documents, trust, now: 0, leaf: None }
+    }
+
+    fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
+        let instance = |host: &&str| Instance { id: format!("p.instance-{host}"), host: host.parse().ok(), port: None };
+        Some(Pod { spec: documents::scaled(&wanted.documents.pod, instances), instances: hosts.iter().map(instance).collect() })
+    }
+
+    fn pod_scale(plan: &Plan) -> Option<u64> {
+        plan.actions.iter().find_map(|action| match action {
+            Action::PutPod { instances, .. } => Some(*instances),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn an_empty_cluster_gets_pod_registry_and_job() {
+        let observed = Observed { agents: vec![agent("10.0.0.1"), agent("10.0.0.2")], ..Observed::default() };
+        let plan = converge(&wanted(), &observed);
+        let texts: Vec<String> = plan.actions.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "run the node on 2 agents: it does not run yet",
+                "run the registry: it does not run yet",
+                "create the job private-registry.init"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_new_agent_grows_the_pod_and_a_full_one_does_not() {
+        let wanted = wanted();
+        let observed = Observed {
+            agents: vec![full("10.0.0.1"), agent("10.0.0.2"), full("10.0.0.3")],
+            pod: pod(&wanted, 1, &["10.0.0.1"]),
+            ..Observed::default()
+        };
+        assert_eq!(pod_scale(&converge(&wanted, &observed)), Some(2));
+    }
+
+    #[test]
+    fn a_locked_pod_is_waited_for() {
+        let wanted = wanted();
+        let observed =
+            Observed { agents: vec![agent("10.0.0.1")], locked: [wanted.documents.pod_id.clone()].into(), ..Observed::default() };
+        let plan = converge(&wanted, &observed);
+        assert_eq!(pod_scale(&plan), None);
+        assert_eq!(plan.waiting.len(), 1);
+    }
+
+    #[test]
+    fn a_lost_agent_shrinks_the_pod_only_after_a_long_while() {
+        let wanted = wanted();
+        let mut observed = Observed { agents: vec![agent("10.0.0.1")], pod: pod(&wanted, 2, &["10.0.0.1"]), ..Observed::default() };
+        assert_eq!(pod_scale(&converge(&wanted, &observed)), None);
+        observed.surplus_for = SHRINK_AFTER;
+        assert_eq!(pod_scale(&converge(&wanted, &observed)), Some(1));
+    }
+
+    #[test]
+    fn what_is_in_place_is_left_alone() {
+        let wanted = wanted();
+        let job = Job { spec: wanted.documents.jobs[0].1.clone(), active_runs: vec![], finished_runs: 1 };
+        let observed = Observed {
+            agents: vec![agent("10.0.0.1")],
+            pod: pod(&wanted, 1, &["10.0.0.1"]),
+            registry: Some(App { spec: wanted.documents.registry.clone(), tasks: vec![] }),
+            jobs: [("private-registry.init".to_string(), job)].into(),
+            ..Observed::default()
+        };
+        assert_eq!(converge(&wanted, &observed), Plan::default());
+    }
+
+    #[test]
+    fn clashes_are_refused_with_field_and_remedy() {
+        let options = Options::from_json(&json!({"registry": {"host": "10.0.0.9"}})).unwrap();
+        let other = AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()] };
+        let own = AppClaims { id: "/registry".into(), ..other.clone() };
+        let observed = Observed { agents: vec![agent("10.0.0.1")], claims: vec![other, own], ..Observed::default() };
+        let fields: Vec<String> = refuse(&options, &observed).unwrap_err().0.into_iter().map(|f| f.field).collect();
+        assert_eq!(fields, ["exposure.service_port", "names.vip", "registry.host"]);
+    }
+}

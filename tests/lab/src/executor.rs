@@ -1,0 +1,1 @@
+//! Runs one task on its agent: fetches, starts, checks, kills, and keeps `status.json` current.

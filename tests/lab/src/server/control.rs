@@ -1,0 +1,10 @@
+//! The lab’s own control API.
+
+use axum::Router;
+
+use super::SharedState;
+
+/// Routes.
+pub fn router(state: SharedState) -> Router {
+    Router::new().with_state(state)
+}

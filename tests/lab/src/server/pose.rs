@@ -1,0 +1,37 @@
+//! Which versions the servers pretend to be, and what depends on it.
+
+use serde::{Deserialize, Serialize};
+
+/// The posed cluster. Everything that differs between versions of DC/OS is a field here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pose {
+    /// DC/OS version, for `dcos-metadata`.
+    pub dcos: String,
+    /// Marathon version.
+    pub marathon: String,
+    /// Mesos version.
+    pub mesos: String,
+    /// Metronome version.
+    pub metronome: String,
+    /// Whether a new top-level group enforces its name as role (`marathon_new_group_enforce_role: top`).
+    pub enforce_role_in_new_groups: bool,
+    /// Features that Marathon announces.
+    pub features: Vec<String>,
+    /// Longest backoff in seconds when a definition names none.
+    pub max_launch_delay_seconds: f64,
+}
+
+impl Pose {
+    /// Open DC/OS 2.2: no secrets, roles enforced in new groups.
+    pub fn open_2_2() -> Self {
+        Self {
+            dcos: "2.2.1".to_owned(),
+            marathon: "1.11.24".to_owned(),
+            mesos: "1.11.0".to_owned(),
+            metronome: "0.6.70".to_owned(),
+            enforce_role_in_new_groups: true,
+            features: ["vips", "task_killing", "external_volumes", "gpu_resources"].map(str::to_owned).to_vec(),
+            max_launch_delay_seconds: 300.0,
+        }
+    }
+}

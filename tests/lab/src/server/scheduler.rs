@@ -1,0 +1,1 @@
+//! Which agent has room for a task.
