@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+pub mod controller;
 pub mod dcos;
 pub mod digest;
 pub mod documents;

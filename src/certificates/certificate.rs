@@ -1,9 +1,10 @@
 //! Reading certificates: what a host needs to know of one in order to trust it.
 
-use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
 
 use super::{der, pem};
+use crate::digest::sha256_hex;
 
 const LABEL: &str = "CERTIFICATE";
 
@@ -67,7 +68,7 @@ impl Certificate {
 
     /// SHA-256 of the DER, lower-case hex.
     pub fn fingerprint(&self) -> String {
-        hex(digest(&SHA256, &self.der).as_ref())
+        sha256_hex(&self.der)
     }
 
     /// The hash that names OpenSSL's `<hash>.0` links, as `openssl x509 -subject_hash` prints it with `{:08x}`.

@@ -1,6 +1,12 @@
 //! The names of the cluster: what Mesos-DNS and dcos-net answer. Authoritative for everything: an unknown name does not exist.
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use hickory_proto::{
     op::{Message, MessageType, ResponseCode},
@@ -9,10 +15,9 @@ use hickory_proto::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::RwLock,
 };
 
-/// Host names in lower case without the final dot, and their addresses.
+/// Host names in lower case without the final dot, and their addresses. A lock of the standard library: nobody awaits under it.
 pub type Zone = Arc<RwLock<BTreeMap<String, Vec<Ipv4Addr>>>>;
 
 /// Seconds for which an answer may be kept; Mesos-DNS says 60, and the tests do not wait that long.
@@ -36,7 +41,7 @@ async fn serve_udp(zone: &Zone, socket: &UdpSocket) -> io::Result<()> {
     let mut buffer = [0; 1500];
     loop {
         let (length, client) = socket.recv_from(&mut buffer).await?;
-        if let Some(answer) = answer(zone, &buffer[..length]).await {
+        if let Some(answer) = answer(zone, &buffer[..length]) {
             // A client that is gone reports itself here as an ICMP error; that is its affair.
             let _ = socket.send_to(&answer, client).await;
         }
@@ -59,7 +64,7 @@ async fn serve_connection(zone: &Zone, mut stream: TcpStream) -> io::Result<()> 
         let length = stream.read_u16().await?;
         let mut query = vec![0; usize::from(length)];
         stream.read_exact(&mut query).await?;
-        let Some(answer) = answer(zone, &query).await else { return Ok(()) };
+        let Some(answer) = answer(zone, &query) else { return Ok(()) };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
         stream.write_u16(length).await?;
         stream.write_all(&answer).await?;
@@ -67,7 +72,7 @@ async fn serve_connection(zone: &Zone, mut stream: TcpStream) -> io::Result<()> 
 }
 
 /// The answer to a query; none to what is no query.
-async fn answer(zone: &Zone, query: &[u8]) -> Option<Vec<u8>> {
+fn answer(zone: &Zone, query: &[u8]) -> Option<Vec<u8>> {
     let query = Message::from_vec(query).ok()?;
     let question = query.queries().first().filter(|_| query.message_type() == MessageType::Query)?;
     let mut response = Message::new();
@@ -80,7 +85,7 @@ async fn answer(zone: &Zone, query: &[u8]) -> Option<Vec<u8>> {
         .set_recursion_available(true)
         .add_query(question.clone());
     let name = question.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
-    match zone.read().await.get(&name) {
+    match zone.read().unwrap_or_else(PoisonError::into_inner).get(&name) {
         None => {
             response.set_response_code(ResponseCode::NXDomain);
         }

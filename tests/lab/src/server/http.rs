@@ -48,9 +48,10 @@ impl Request {
     pub(crate) fn accepts(&self, media_type: &str) -> bool {
         let Some(accept) = self.headers.get(header::ACCEPT).and_then(|a| a.to_str().ok()) else { return true };
         let family = media_type.split('/').next().unwrap_or_default();
-        accept.split(',').map(|part| part.split(';').next().unwrap_or_default().trim()).any(|part| {
-            part == "*/*" || part == media_type || part.strip_suffix("/*") == Some(family)
-        })
+        accept
+            .split(',')
+            .map(|part| part.split(';').next().unwrap_or_default().trim())
+            .any(|part| part == "*/*" || part == media_type || part.strip_suffix("/*") == Some(family))
     }
 
     /// Whether the body is declared as JSON.
@@ -107,11 +108,7 @@ impl Answer {
     }
 
     pub(crate) fn empty(status: u16) -> Self {
-        Self {
-            status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-            headers: Vec::new(),
-            body: String::new(),
-        }
+        Self { status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), headers: Vec::new(), body: String::new() }
     }
 
     /// `{"message": …}`.

@@ -1,10 +1,14 @@
 //! The servers: Mesos, Marathon, Metronome, Cosmos, Admin Router and the lab's own control, over one state.
 
+#![allow(dead_code)] // while Marathon and Metronome are being filled in
+
 pub mod admin_router;
+pub mod agents;
 mod clock;
 pub mod control;
 pub mod cosmos;
 mod http;
+mod machines;
 pub mod marathon;
 pub mod mesos;
 pub mod metronome;
@@ -22,10 +26,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::broadcast;
 
+pub use machines::Machines;
 pub use pose::Pose;
 pub use state::{Agent, Faults, Options, State, Task, Violation};
 pub use ticker::{tick, tick_forever};
 
+use crate::host::MASTER;
 use crate::task::TaskStatus;
 
 /// Private or public agent.
@@ -93,8 +99,8 @@ pub trait Host: Send + Sync {
     fn launch(&self, agent: Ipv4Addr, sandbox: &Path) -> Result<(), String>;
     /// Whether the executor that wrote this status still runs.
     fn executor_alive(&self, status: &TaskStatus) -> bool;
-    /// Told on every change of names or VIPs.
-    fn publish(&self, network: &Network);
+    /// Told every 100 ms what names and VIPs there are; cheap when nothing changed.
+    fn publish(&self, network: &Network, agents: &[Ipv4Addr]);
 }
 
 /// What all servers share.
@@ -148,10 +154,10 @@ impl Shared {
     }
 
     fn settle(&self, state: &mut State) {
-        if state.take_dirty() {
-            if let Err(error) = state.save(&self.dir) {
-                tracing::error!(%error, "state not written");
-            }
+        if state.take_dirty()
+            && let Err(error) = state.save(&self.dir)
+        {
+            tracing::error!(%error, "state not written");
         }
         // Nobody listening is no error.
         for event in state.take_events() {
@@ -161,4 +167,50 @@ impl Shared {
             drop(self.mesos_events.send(event));
         }
     }
+}
+
+/// Serves everything on the master's address until the process ends.
+///
+/// # Errors
+/// The state cannot be read, or an address is taken.
+pub async fn serve(dir: &Path, options: Options) -> std::io::Result<()> {
+    let zone = crate::dns::Zone::default();
+    let machines = Arc::new(Machines::new(dir, zone.clone()));
+    let present = machines.agents();
+    let shared = Shared::open(dir, machines, options)?;
+    shared.change(|state| {
+        for (ip, role) in present {
+            if !state.agents.contains_key(&ip) {
+                agents::register(state, ip, role);
+            }
+        }
+    });
+    let journal = dir.join("journal.jsonl");
+    let services: [(&'static str, u16, axum::Router); 4] = [
+        ("admin_router", 80, admin_router::router(shared.clone())),
+        ("marathon", 8080, marathon::router(shared.clone())),
+        ("mesos", 5050, mesos::router(shared.clone())),
+        ("metronome", 9000, metronome::router(shared.clone())),
+    ];
+    for (name, port, router) in services {
+        spawn(port, crate::journal::wrap(router, name, &journal)?).await?;
+    }
+    spawn(7070, control::router(shared.clone())).await?;
+    tokio::spawn(async move {
+        if let Err(error) = crate::dns::serve(zone, (MASTER, 53).into()).await {
+            tracing::error!(%error, "DNS ended");
+        }
+    });
+    tick_forever(shared).await;
+    Ok(())
+}
+
+async fn spawn(port: u16, router: axum::Router) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::bind((MASTER, port)).await?;
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, port, "server ended");
+        }
+    });
+    Ok(())
 }

@@ -133,9 +133,7 @@ impl Agent {
     /// Ranges of ports that DC/OS offers on agents of this role.
     pub(crate) fn port_ranges(&self) -> &'static [(u16, u16)] {
         match self.role {
-            Role::Private => {
-                &[(1025, 2180), (2182, 3887), (3889, 5049), (5052, 8079), (8082, 8180), (8182, 32_000)]
-            }
+            Role::Private => &[(1025, 2180), (2182, 3887), (3889, 5049), (5052, 8079), (8082, 8180), (8182, 32_000)],
             Role::Public => &[(1, 21), (23, 5050), (5052, 32_000)],
         }
     }
@@ -305,7 +303,7 @@ impl State {
             cluster_id: uuid::Uuid::new_v4().to_string(),
             agents_ever: 0,
             last_version: 0.0,
-            marathon: Marathon { started: now(), ..Marathon::default() },
+            marathon: Marathon::new(now()),
             metronome: Metronome::default(),
             launches: Vec::new(),
             dirty: true,

@@ -83,7 +83,8 @@ impl MediaType {
     /// None for what is not `type/subtype[;name=value]…`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';').map(|part| part.trim().to_lowercase());
-        let essence = parts.next().filter(|essence| essence.split_once('/').is_some_and(|(kind, sub)| !kind.is_empty() && !sub.is_empty()))?;
+        let essence =
+            parts.next().filter(|essence| essence.split_once('/').is_some_and(|(kind, sub)| !kind.is_empty() && !sub.is_empty()))?;
         let mut parameters = Vec::new();
         for part in parts.filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=')?;

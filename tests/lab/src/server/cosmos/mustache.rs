@@ -158,7 +158,8 @@ fn parse(template: &str) -> Result<Vec<Node>, TemplateError> {
         let rest = &template[inside..];
         let triple = rest.starts_with('{') && open_mark == "{{";
         let mark = if triple { "}}}".to_owned() } else { close_mark.clone() };
-        let length = rest.find(&mark).ok_or_else(|| TemplateError("Improperly closed variable @[.marathon.v2AppMustacheTemplate:1]".into()))?;
+        let length =
+            rest.find(&mark).ok_or_else(|| TemplateError("Improperly closed variable @[.marathon.v2AppMustacheTemplate:1]".into()))?;
         let tag = &rest[..length];
         let tag_end = inside + length + mark.len();
         let kind = if triple { '{' } else { tag.trim_start().chars().next().unwrap_or(' ') };
@@ -175,7 +176,8 @@ fn parse(template: &str) -> Result<Vec<Node>, TemplateError> {
             '!' => {}
             '=' => {
                 let marks = tag.trim().trim_matches('=').trim();
-                let (first, second) = marks.split_once(char::is_whitespace).ok_or_else(|| TemplateError(format!("Invalid delimiter: {tag}")))?;
+                let (first, second) =
+                    marks.split_once(char::is_whitespace).ok_or_else(|| TemplateError(format!("Invalid delimiter: {tag}")))?;
                 (open_mark, close_mark) = (first.to_owned(), second.trim().to_owned());
             }
             '>' => return Err(TemplateError(format!("Template {}.v2AppMustacheTemplate not found", tag.trim()[1..].trim()))),
@@ -246,7 +248,10 @@ mod tests {
     #[test]
     fn numbers_print_as_java_prints_them() {
         let options = json!({"a": 1.0, "b": 1e21, "c": -1.5e-7, "d": 12345678.5, "e": 0.5, "f": 123456789012345u64});
-        assert_eq!(rendered("{{a}} {{b}} {{c}} {{d}} {{e}} {{f}}", &options), "1 1000000000000000000000 -1.5E-7 1.23456785E7 0.5 123456789012345");
+        assert_eq!(
+            rendered("{{a}} {{b}} {{c}} {{d}} {{e}} {{f}}", &options),
+            "1 1000000000000000000000 -1.5E-7 1.23456785E7 0.5 123456789012345"
+        );
     }
 
     #[test]

@@ -20,12 +20,8 @@ fn default_of(schema: &Value) -> Option<Value> {
     if let Some(default) = schema.get("default") {
         return Some(default.clone());
     }
-    let fields: Map<String, Value> = schema
-        .get("properties")?
-        .as_object()?
-        .iter()
-        .filter_map(|(name, property)| Some((name.clone(), default_of(property)?)))
-        .collect();
+    let fields: Map<String, Value> =
+        schema.get("properties")?.as_object()?.iter().filter_map(|(name, property)| Some((name.clone(), default_of(property)?))).collect();
     (!fields.is_empty()).then_some(Value::Object(fields))
 }
 
@@ -69,7 +65,8 @@ fn validate(schema: &Value, options: &Value) -> Result<(), Error> {
         return Err(invalid_schema(&Value::Array(faults)));
     }
     let validator = jsonschema::options().with_draft(Draft::Draft4).should_validate_formats(true).build(schema);
-    let validator = validator.map_err(|error| invalid_schema(&json!([{ "level": "error", "message": error.to_string(), "domain": "syntax" }])))?;
+    let validator =
+        validator.map_err(|error| invalid_schema(&json!([{ "level": "error", "message": error.to_string(), "domain": "syntax" }])))?;
     let errors = reports(schema, options, validator.iter_errors(options).collect());
     if errors.is_empty() {
         return Ok(());
@@ -127,7 +124,8 @@ fn is_ecma(pattern: &str) -> bool {
 /// The errors of one level in the validator's order. Where an object is wrong in itself, its children are not looked at.
 fn reports(schema: &Value, options: &Value, errors: Vec<ValidationError<'_>>) -> Vec<Value> {
     let wrong: BTreeSet<String> = errors.iter().map(|error| error.instance_path.to_string()).collect();
-    let below = |path: &str| wrong.iter().any(|other| path.len() > other.len() && path.starts_with(other) && path[other.len()..].starts_with('/'));
+    let below =
+        |path: &str| wrong.iter().any(|other| path.len() > other.len() && path.starts_with(other) && path[other.len()..].starts_with('/'));
     let mut reports: Vec<(String, String, Value)> = Vec::new();
     for error in &errors {
         let instance = error.instance_path.to_string();
@@ -167,7 +165,10 @@ fn report(schema: &Value, options: &Value, error: &ValidationError<'_>) -> Value
             expected.sort();
             let found = type_name(value);
             let allowed = json!(expected);
-            (format!("instance type ({found}) does not match any allowed primitive type (allowed: {allowed})"), json!({ "found": found, "expected": expected }))
+            (
+                format!("instance type ({found}) does not match any allowed primitive type (allowed: {allowed})"),
+                json!({ "found": found, "expected": expected }),
+            )
         }
         ValidationErrorKind::Enum { options } => {
             (format!("instance value ({value}) not found in enum (possible values: {options})"), json!({ "value": value, "enum": options }))
@@ -177,19 +178,24 @@ fn report(schema: &Value, options: &Value, error: &ValidationError<'_>) -> Value
         }
         ValidationErrorKind::AdditionalProperties { unexpected } => {
             let unwanted: BTreeSet<&String> = unexpected.iter().collect();
-            (format!("object instance has properties which are not allowed by the schema: {}", json!(unwanted)), json!({ "unwanted": unwanted }))
+            (
+                format!("object instance has properties which are not allowed by the schema: {}", json!(unwanted)),
+                json!({ "unwanted": unwanted }),
+            )
         }
         ValidationErrorKind::Required { .. } => {
             let required: BTreeSet<&str> = due.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             let missing: Vec<&&str> = required.iter().filter(|name| value.get(**name).is_none()).collect();
             (format!("object has missing required properties ({})", json!(missing)), json!({ "required": required, "missing": missing }))
         }
-        ValidationErrorKind::Minimum { limit } => {
-            (format!("numeric instance is lower than the required minimum (minimum: {limit}, found: {value})"), json!({ "minimum": limit, "found": value }))
-        }
-        ValidationErrorKind::Maximum { limit } => {
-            (format!("numeric instance is greater than the required maximum (maximum: {limit}, found: {value})"), json!({ "maximum": limit, "found": value }))
-        }
+        ValidationErrorKind::Minimum { limit } => (
+            format!("numeric instance is lower than the required minimum (minimum: {limit}, found: {value})"),
+            json!({ "minimum": limit, "found": value }),
+        ),
+        ValidationErrorKind::Maximum { limit } => (
+            format!("numeric instance is greater than the required maximum (maximum: {limit}, found: {value})"),
+            json!({ "maximum": limit, "found": value }),
+        ),
         ValidationErrorKind::MinLength { limit } => (
             format!("string {value} is too short (length: {found}, required minimum: {limit})"),
             json!({ "value": value, "found": found, "minLength": limit }),
@@ -219,7 +225,10 @@ fn report(schema: &Value, options: &Value, error: &ValidationError<'_>) -> Value
         ValidationErrorKind::AnyOf { context } => {
             let count = context.len();
             let reports = branches(schema, options, &pointer, keyword, context);
-            (format!("instance failed to match at least one required schema among {count}"), json!({ "nrSchemas": count, "reports": reports }))
+            (
+                format!("instance failed to match at least one required schema among {count}"),
+                json!({ "nrSchemas": count, "reports": reports }),
+            )
         }
         _ => (error.to_string(), json!({})),
     };
@@ -306,7 +315,10 @@ mod tests {
 
     #[test]
     fn merging_replaces_arrays_and_merges_objects() {
-        assert_eq!(merge(json!({"a": {"b": 1, "c": [1, 2]}}), &json!({"a": {"c": [3]}, "d": null})), json!({"a": {"b": 1, "c": [3]}, "d": null}));
+        assert_eq!(
+            merge(json!({"a": {"b": 1, "c": [1, 2]}}), &json!({"a": {"c": [3]}, "d": null})),
+            json!({"a": {"b": 1, "c": [3]}, "d": null})
+        );
     }
 
     #[test]

@@ -6,10 +6,17 @@ use serde::{Deserialize, Serialize};
 use super::SharedState;
 
 /// What Marathon keeps.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Marathon {
     /// Unix time of its first start.
     pub(crate) started: f64,
+}
+
+impl Marathon {
+    /// Nothing deployed.
+    pub(crate) fn new(started: f64) -> Self {
+        Self { started }
+    }
 }
 
 /// Routes.

@@ -1,0 +1,3 @@
+//! The controller: the only part that acts.
+
+pub mod state;

@@ -1,0 +1,587 @@
+//! One pass over the host: everything that the order in force asks for, read, compared and put right.
+
+use std::path::{Path, PathBuf};
+
+use super::files::{FileError, HostFiles, Removal};
+use super::manifest::{HostState, Manifest, SharedLock};
+use super::sysctl::Sysctl;
+use super::trust::{self, Bundle};
+use crate::host_paths::HostRoot;
+use crate::protocol::{OwnedFile, SignedOrder, SysctlState, SysctlStatus};
+
+/// The host, and the service that acts on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    pub(crate) root: HostRoot,
+    pub(crate) service: String,
+}
+
+/// How the host stands after a pass.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// Files that are ours.
+    pub(crate) files: Vec<OwnedFile>,
+    /// The sysctl.
+    pub(crate) sysctl: SysctlStatus,
+    /// What could not be done. Empty means that all was done.
+    pub(crate) errors: Vec<String>,
+    /// What people should know though it is no failure.
+    pub(crate) notes: Vec<String>,
+    /// Whether anything on the host had to change.
+    pub(crate) changed: bool,
+}
+
+impl Report {
+    fn failed(error: FileError) -> Self {
+        let sysctl = SysctlStatus { state: SysctlState::Pending, value: None, found: None };
+        Self { files: Vec::new(), sysctl, errors: vec![error.to_string()], notes: Vec::new(), changed: false }
+    }
+}
+
+impl Host {
+    /// The order that the manifest keeps, if there is one.
+    pub(crate) fn kept_order(&self) -> Result<Option<SignedOrder>, FileError> {
+        let files = self.files()?;
+        Ok(Manifest::load(&files, &self.root, &self.service)?.order)
+    }
+
+    /// Makes the host trust the bundle, and nothing that an earlier bundle named and this one does not.
+    pub(crate) fn apply(&self, signed: &SignedOrder, bundle: &Bundle) -> Report {
+        self.try_apply(signed, bundle).unwrap_or_else(Report::failed)
+    }
+
+    /// Takes everything back.
+    pub(crate) fn restore(&self, signed: &SignedOrder) -> Report {
+        self.try_restore(signed).unwrap_or_else(Report::failed)
+    }
+
+    fn try_apply(&self, signed: &SignedOrder, bundle: &Bundle) -> Result<Report, FileError> {
+        let files = self.files()?;
+        let _lock = self.lock(&files)?;
+        files.create_dirs(&self.root.node_state(&self.service), 0o700)?;
+        let mut state = HostState::load(&files, &self.root)?;
+        let mut manifest = Manifest::load(&files, &self.root, &self.service)?;
+
+        let mut wanted = trust::wanted(&files, &self.root, &self.safe_name(), &manifest, bundle);
+        let mut errors = std::mem::take(&mut wanted.errors);
+        state.services.insert(self.service.clone());
+        manifest.order = Some(signed.clone());
+        for (path, item) in &wanted.items {
+            manifest.intend(path, item);
+            state.created_dirs.extend(files.missing_dirs(directory_of(path))?);
+        }
+        state.save(&files, &self.root)?;
+        manifest.save(&files, &self.root, &self.service)?;
+
+        let mut changed = false;
+        for (path, item) in &wanted.items {
+            match files.create_dirs(directory_of(path), 0o755).and_then(|()| files.put(path, item)) {
+                Ok(wrote) => {
+                    changed |= wrote;
+                    manifest.complete(path, item);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        let mut notes = Vec::new();
+        // As long as the new trust is not complete the old one stays.
+        if errors.is_empty() {
+            let dropped: Vec<PathBuf> = manifest.files.keys().filter(|path| !wanted.items.contains_key(*path)).cloned().collect();
+            changed |= !dropped.is_empty();
+            self.remove(&files, &mut manifest, &dropped, &mut errors, &mut notes);
+        }
+        self.remove_created_dirs(&files, &mut state)?;
+        manifest.save(&files, &self.root, &self.service)?;
+
+        let sysctl = self.sysctl(&files);
+        let status = if bundle.conntrack_be_liberal {
+            let (status, error) = sysctl.claim(&mut state);
+            errors.extend(error);
+            status
+        } else {
+            errors.extend(sysctl.release(&mut state).err());
+            SysctlStatus { state: SysctlState::Unmanaged, value: sysctl.read().ok().flatten(), found: None }
+        };
+        state.save(&files, &self.root)?;
+        Ok(Report { files: manifest.owned(), sysctl: status, errors: texts(errors), notes, changed })
+    }
+
+    fn try_restore(&self, signed: &SignedOrder) -> Result<Report, FileError> {
+        let files = self.files()?;
+        let shared = self.root.shared_state();
+        let (mut errors, mut notes) = (Vec::new(), Vec::new());
+        if let Some(_lock) = SharedLock::take(&files, &shared)? {
+            let mut state = HostState::load(&files, &self.root)?;
+            let mut manifest = Manifest::load(&files, &self.root, &self.service)?;
+            if manifest != Manifest::default() {
+                manifest.order = Some(signed.clone());
+                manifest.save(&files, &self.root, &self.service)?;
+            }
+            let owned: Vec<PathBuf> = manifest.files.keys().cloned().collect();
+            self.remove(&files, &mut manifest, &owned, &mut errors, &mut notes);
+            errors.extend(self.sysctl(&files).release(&mut state).err());
+            if errors.is_empty() {
+                self.forget(&files, state)?;
+            } else {
+                manifest.save(&files, &self.root, &self.service)?;
+                state.save(&files, &self.root)?;
+                return Ok(self.restored(&files, manifest.owned(), errors, notes));
+            }
+        }
+        Ok(self.restored(&files, Vec::new(), errors, notes))
+    }
+
+    fn restored(&self, files: &HostFiles, owned: Vec<OwnedFile>, errors: Vec<FileError>, notes: Vec<String>) -> Report {
+        let value = self.sysctl(files).read().ok().flatten();
+        let sysctl = SysctlStatus { state: SysctlState::Unmanaged, value, found: None };
+        Report { files: owned, sysctl, errors: texts(errors), notes, changed: true }
+    }
+
+    /// Removes our own record, and what all services share if this was the last one.
+    fn forget(&self, files: &HostFiles, mut state: HostState) -> Result<(), FileError> {
+        state.services.remove(&self.service);
+        self.remove_created_dirs(files, &mut state)?;
+        if state.services.is_empty() {
+            remove_state(files, &HostState::path(&self.root))?;
+        } else {
+            state.save(files, &self.root)?;
+        }
+        // Last: until here a kill makes the next start go on with the restore.
+        remove_state(files, &Manifest::path(&self.root, &self.service))?;
+        for dir in [self.root.node_state(&self.service), self.root.service_state(&self.service), self.root.shared_state()] {
+            files.remove_empty_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// Removes files of ours and takes them off the manifest; one that somebody changed is let go of.
+    fn remove(&self, files: &HostFiles, manifest: &mut Manifest, paths: &[PathBuf], errors: &mut Vec<FileError>, notes: &mut Vec<String>) {
+        for path in paths {
+            let ours = manifest.files.get(path).map(|entry| entry.digests.clone()).unwrap_or_default();
+            match files.remove(path, &ours) {
+                Ok(Removal::Gone) => {}
+                Ok(Removal::Kept) => {
+                    notes.push(format!("{} stays: somebody changed it after us; look at it and remove it by hand", path.display()));
+                }
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            }
+            manifest.files.remove(path);
+        }
+    }
+
+    /// Removes the directories that we made and nobody uses, innermost first.
+    fn remove_created_dirs(&self, files: &HostFiles, state: &mut HostState) -> Result<(), FileError> {
+        for dir in state.created_dirs.clone().iter().rev() {
+            if files.remove_empty_dir(dir)? {
+                state.created_dirs.remove(dir);
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self, files: &HostFiles) -> Result<SharedLock, FileError> {
+        let shared = self.root.shared_state();
+        loop {
+            files.create_dirs(&shared, 0o755)?;
+            // None: the last other service removed the directory just now.
+            if let Some(lock) = SharedLock::take(files, &shared)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    fn files(&self) -> Result<HostFiles, FileError> {
+        HostFiles::open(&self.root, &self.safe_name())
+    }
+
+    fn sysctl<'a>(&'a self, files: &'a HostFiles) -> Sysctl<'a> {
+        Sysctl { files, root: &self.root, service: &self.service }
+    }
+
+    /// The service's name as part of a file name.
+    fn safe_name(&self) -> String {
+        self.service.trim_matches('/').replace('/', ".")
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().expect("every wanted file lies in a directory")
+}
+
+fn texts(errors: Vec<FileError>) -> Vec<String> {
+    errors.iter().map(FileError::to_string).collect()
+}
+
+fn remove_state(files: &HostFiles, path: &Path) -> Result<(), FileError> {
+    let found = files.look(path)?;
+    let digest: Vec<String> = found.digest().into_iter().collect();
+    files.remove(path, &digest).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+    use crate::certificates::{Authority, Certificate};
+    use crate::protocol::{TrustBundle, TrustedName};
+
+    const SYSCTL: &str = "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+
+    struct TestHost {
+        dir: tempfile::TempDir,
+    }
+
+    impl TestHost {
+        /// A host as it is before us: some directories, the sysctl off.
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for path in ["etc/docker", "etc/sysctl.d", "var/lib", "proc/sys/net/netfilter"] {
+                fs::create_dir_all(dir.path().join(path)).unwrap();
+            }
+            fs::write(dir.path().join(SYSCTL), "0\n").unwrap();
+            Self { dir }
+        }
+
+        fn service(&self, service: &str) -> Host {
+            Host { root: HostRoot::at(self.dir.path()), service: service.into() }
+        }
+
+        fn path(&self, below: &str) -> PathBuf {
+            self.dir.path().join(below)
+        }
+
+        fn write(&self, below: &str, text: &str) {
+            fs::create_dir_all(self.path(below).parent().unwrap()).unwrap();
+            fs::write(self.path(below), text).unwrap();
+        }
+
+        fn read(&self, below: &str) -> String {
+            fs::read_to_string(self.path(below)).unwrap_or_else(|e| panic!("{below}: {e}"))
+        }
+
+        /// Every path with kind, mode and content: what "byte for byte" means.
+        fn picture(&self) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+            let mut picture = BTreeMap::new();
+            let mut rest = vec![self.dir.path().to_path_buf()];
+            while let Some(dir) = rest.pop() {
+                for entry in fs::read_dir(dir).unwrap() {
+                    let path = entry.unwrap().path();
+                    let meta = fs::symlink_metadata(&path).unwrap();
+                    let content = if meta.is_symlink() {
+                        fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+                    } else if meta.is_dir() {
+                        rest.push(path.clone());
+                        Vec::new()
+                    } else {
+                        fs::read(&path).unwrap()
+                    };
+                    picture.insert(path, (meta.permissions().mode(), content));
+                }
+            }
+            picture
+        }
+    }
+
+    fn signed(payload: &str) -> SignedOrder {
+        SignedOrder { payload: payload.into(), signature: String::new() }
+    }
+
+    fn ca(generation: u32) -> Certificate {
+        let names = ["192.168.0.1:443".parse().unwrap()];
+        Authority::create("test", generation, &names, 1_700_000_000, 3650).unwrap().certificate().clone()
+    }
+
+    fn bundle(names: &[&str], certificates: &[&Certificate]) -> Bundle {
+        let names = names.iter().map(|name| TrustedName { name: name.parse().unwrap(), inside: true }).collect();
+        let certificates = certificates.iter().map(|c| c.pem()).collect();
+        Bundle::parse(&TrustBundle { names, certificates, conntrack_be_liberal: true }).unwrap()
+    }
+
+    fn link_of(certificate: &Certificate, number: u32) -> String {
+        format!("var/lib/dcos/pki/tls/certs/{:08x}.{number}", certificate.subject_hash())
+    }
+
+    fn file_of(service: &str, certificate: &Certificate) -> String {
+        format!("var/lib/dcos/pki/tls/certs/{service}-{}.crt", &certificate.fingerprint()[..8])
+    }
+
+    #[test]
+    fn a_bundle_becomes_exactly_its_files_and_the_restore_takes_every_byte_back() {
+        let host = TestHost::new();
+        let before = host.picture();
+        let (old, new) = (ca(1), ca(2));
+        let report = host.service("a/b").apply(&signed("1"), &bundle(&["192.168.0.1:443", "registry.marathon.mesos:5000"], &[&old, &new]));
+        assert_eq!((report.errors, report.notes), (vec![], vec![]));
+        let both = host.read("etc/docker/certs.d/192.168.0.1/ca.crt");
+        assert!(both.contains(&old.pem()) && both.contains(&new.pem()));
+        for spelling in ["192.168.0.1:443", "registry.marathon.mesos:5000"] {
+            assert_eq!(host.read(&format!("etc/docker/certs.d/{spelling}/ca.crt")), both);
+        }
+        for certificate in [&old, &new] {
+            assert_eq!(host.read(&link_of(certificate, 0)), certificate.pem());
+            let target = fs::read_link(host.path(&link_of(certificate, 0))).unwrap();
+            assert_eq!(Path::new("var/lib/dcos/pki/tls/certs").join(target), Path::new(&file_of("a.b", certificate)));
+        }
+        assert_eq!(report.files.len(), 3 + 4);
+        assert_eq!(report.sysctl, SysctlStatus { state: SysctlState::Set, value: Some("1".into()), found: Some("0".into()) });
+        assert!(host.read("etc/sysctl.d/60-private-registry.conf").contains("be_liberal = 1"));
+
+        let report = host.service("a/b").restore(&signed("2"));
+        assert_eq!((report.errors, report.notes, report.files), (vec![], vec![], vec![]));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn a_second_pass_writes_nothing() {
+        let host = TestHost::new();
+        let bundle = bundle(&["192.168.0.1:443"], &[&ca(1)]);
+        assert!(host.service("s").apply(&signed("1"), &bundle).changed);
+        let times = |host: &TestHost| -> Vec<_> {
+            host.picture()
+                .keys()
+                .map(|path| fs::symlink_metadata(path).unwrap())
+                .map(|m| (m.ino(), m.mtime_nsec(), m.ctime_nsec()))
+                .collect()
+        };
+        let before = times(&host);
+        assert!(!host.service("s").apply(&signed("1"), &bundle).changed);
+        assert_eq!(times(&host), before);
+    }
+
+    #[test]
+    fn drift_is_repaired() {
+        let host = TestHost::new();
+        let (service, certificate) = (host.service("s"), ca(1));
+        let bundle = bundle(&["192.168.0.1:443"], &[&certificate]);
+        service.apply(&signed("1"), &bundle);
+        host.write("etc/docker/certs.d/192.168.0.1/ca.crt", "edited");
+        fs::remove_file(host.path(&link_of(&certificate, 0))).unwrap();
+        fs::remove_dir_all(host.path("etc/docker/certs.d/192.168.0.1:443")).unwrap();
+        host.write(SYSCTL, "0\n");
+        let report = service.apply(&signed("1"), &bundle);
+        assert!(report.changed && report.errors.is_empty());
+        for spelling in ["192.168.0.1", "192.168.0.1:443"] {
+            assert_eq!(host.read(&format!("etc/docker/certs.d/{spelling}/ca.crt")), certificate.pem());
+        }
+        assert_eq!(host.read(&link_of(&certificate, 0)), certificate.pem());
+        assert_eq!(host.read(SYSCTL), "1\n");
+    }
+
+    #[test]
+    fn a_foreign_ca_file_is_left_alone_and_ours_lies_beside_it() {
+        let host = TestHost::new();
+        host.write("etc/docker/certs.d/192.168.0.1/ca.crt", "theirs");
+        host.write("etc/docker/certs.d/other.example:5000/ca.crt", "other");
+        let before = host.picture();
+        let certificate = ca(1);
+        let report = host.service("s").apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&certificate]));
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/ca.crt"), "theirs");
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/s.crt"), certificate.pem());
+        host.service("s").restore(&signed("2"));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn a_foreign_link_of_the_same_hash_is_left_alone_and_ours_takes_the_next_number() {
+        let host = TestHost::new();
+        let certificate = ca(1);
+        host.write("var/lib/dcos/pki/tls/certs/theirs.crt", "theirs");
+        symlink("theirs.crt", host.path(&link_of(&certificate, 0))).unwrap();
+        let before = host.picture();
+        let bundle = bundle(&["192.168.0.1:443"], &[&certificate]);
+        assert_eq!(host.service("s").apply(&signed("1"), &bundle).errors, Vec::<String>::new());
+        assert_eq!(host.read(&link_of(&certificate, 0)), "theirs");
+        assert_eq!(host.read(&link_of(&certificate, 1)), certificate.pem());
+
+        // OpenSSL stops at a gap: once the foreign link is gone, ours has to move down.
+        fs::remove_file(host.path(&link_of(&certificate, 0))).unwrap();
+        host.service("s").apply(&signed("1"), &bundle);
+        assert_eq!(host.read(&link_of(&certificate, 0)), certificate.pem());
+        assert!(!host.path(&link_of(&certificate, 1)).exists());
+
+        host.service("s").restore(&signed("2"));
+        symlink("theirs.crt", host.path(&link_of(&certificate, 0))).unwrap();
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn what_drops_out_of_the_bundle_leaves_the_host() {
+        let host = TestHost::new();
+        let (service, old, new) = (host.service("s"), ca(1), ca(2));
+        service.apply(&signed("1"), &bundle(&["192.168.0.1:443", "old.example:5000"], &[&old, &new]));
+        let report = service.apply(&signed("2"), &bundle(&["192.168.0.1:443"], &[&new]));
+        assert_eq!((report.errors, report.notes), (vec![], vec![]));
+        assert!(!host.path("etc/docker/certs.d/old.example:5000").exists());
+        assert!(!host.path(&link_of(&old, 0)).exists() && !host.path(&file_of("s", &old)).exists());
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/ca.crt"), new.pem());
+        assert_eq!(report.files.len(), 2 + 2);
+    }
+
+    #[test]
+    fn old_trust_stays_while_the_new_one_cannot_be_written() {
+        let host = TestHost::new();
+        let (service, old, new) = (host.service("s"), ca(1), ca(2));
+        service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&old]));
+        host.write("etc/docker/certs.d/new.example:5000", "a file where a directory is due");
+        let report = service.apply(&signed("2"), &bundle(&["new.example:5000"], &[&new]));
+        assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
+        assert!(report.errors[0].contains("new.example:5000 is not a directory; move it out of the way"), "{:?}", report.errors);
+        assert_eq!(host.read(&link_of(&old, 0)), old.pem());
+        assert_eq!(host.read(&link_of(&new, 0)), new.pem(), "one place in the way does not hold up the others");
+    }
+
+    #[test]
+    fn a_directory_that_is_a_link_is_refused_and_the_rest_is_done() {
+        let host = TestHost::new();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::create_dir_all(host.path("etc/docker/certs.d")).unwrap();
+        symlink(elsewhere.path(), host.path("etc/docker/certs.d/192.168.0.1")).unwrap();
+        let report = host.service("s").apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        assert_eq!(report.errors.len(), 1);
+        assert!(report.errors[0].contains("is a symbolic link"), "{:?}", report.errors);
+        assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+        assert!(host.path("etc/docker/certs.d/192.168.0.1:443/ca.crt").exists());
+    }
+
+    #[test]
+    fn a_kill_between_the_manifest_and_the_files_leaves_nothing_behind() {
+        let (host, bundle_of) = (TestHost::new(), bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        let before = host.picture();
+        let service = host.service("s");
+        service.apply(&signed("1"), &bundle_of);
+        let manifest_path = Manifest::path(&service.root, "s");
+        let complete = fs::read_to_string(&manifest_path).unwrap();
+        // The state right after the intent: nothing counts as written, one file is there, one is not, one is half there.
+        fs::write(&manifest_path, complete.replace("true", "false")).unwrap();
+        fs::remove_file(host.path("etc/docker/certs.d/192.168.0.1/ca.crt")).unwrap();
+        host.write("etc/docker/certs.d/192.168.0.1/.private-registry.s.ca.crt.tmp", "-----BEG");
+
+        let report = service.apply(&signed("1"), &bundle_of);
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert_eq!(fs::read_to_string(&manifest_path).unwrap(), complete);
+        assert!(!host.path("etc/docker/certs.d/192.168.0.1/.private-registry.s.ca.crt.tmp").exists());
+
+        fs::write(&manifest_path, complete.replace("true", "false")).unwrap();
+        fs::remove_file(host.path("etc/docker/certs.d/192.168.0.1/ca.crt")).unwrap();
+        host.write("etc/docker/certs.d/192.168.0.1/.private-registry.s.ca.crt.tmp", "-----BEG");
+        assert_eq!(service.restore(&signed("2")).errors, Vec::<String>::new());
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn a_file_that_somebody_changed_after_us_survives_the_restore_and_is_named() {
+        let host = TestHost::new();
+        let service = host.service("s");
+        service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        host.write("etc/docker/certs.d/192.168.0.1/ca.crt", "edited");
+        let report = service.restore(&signed("2"));
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert_eq!(report.notes.len(), 1);
+        assert!(report.notes[0].contains("192.168.0.1/ca.crt stays"), "{:?}", report.notes);
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/ca.crt"), "edited");
+        assert!(!host.path("etc/docker/certs.d/192.168.0.1:443").exists());
+    }
+
+    #[test]
+    fn two_services_share_a_host_and_the_last_one_out_restores_it() {
+        let host = TestHost::new();
+        let before = host.picture();
+        let (a, b) = (host.service("a"), host.service("b"));
+        let other = ca(2);
+        a.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        let b_bundle = bundle(&["192.168.0.2:443"], &[&other]);
+        let report = b.apply(&signed("1"), &b_bundle);
+        assert_eq!(report.sysctl.found.as_deref(), Some("0"), "what was there before the first of us, not before the second");
+        a.restore(&signed("2"));
+        assert_eq!(host.read(SYSCTL), "1\n");
+        assert!(host.path("etc/sysctl.d/60-private-registry.conf").exists());
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.2/ca.crt"), other.pem());
+        assert!(!host.path("etc/docker/certs.d/192.168.0.1").exists());
+        assert!(!b.apply(&signed("1"), &b_bundle).changed);
+        b.restore(&signed("2"));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn a_sysctl_that_was_on_before_us_is_not_ours() {
+        let host = TestHost::new();
+        host.write(SYSCTL, "1\n");
+        let before = host.picture();
+        let report = host.service("s").apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        assert_eq!(report.sysctl, SysctlStatus { state: SysctlState::AlreadySet, value: Some("1".into()), found: Some("1".into()) });
+        assert!(!host.path("etc/sysctl.d/60-private-registry.conf").exists());
+        host.service("s").restore(&signed("2"));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn an_absent_sysctl_is_pending_and_set_as_soon_as_it_appears() {
+        let host = TestHost::new();
+        let (service, bundle) = (host.service("s"), bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        fs::remove_file(host.path(SYSCTL)).unwrap();
+        let report = service.apply(&signed("1"), &bundle);
+        assert_eq!((report.sysctl.state, report.errors), (SysctlState::Pending, vec![]));
+        host.write(SYSCTL, "0\n");
+        assert_eq!(service.apply(&signed("1"), &bundle).sysctl.state, SysctlState::Set);
+        assert_eq!(host.read(SYSCTL), "1\n");
+    }
+
+    #[test]
+    fn a_reboot_with_our_setting_does_not_make_it_the_found_one() {
+        let host = TestHost::new();
+        let (service, bundle) = (host.service("s"), bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        service.apply(&signed("1"), &bundle);
+        // The boot applied our own file; then the node starts with no memory but the host's.
+        let report = service.apply(&signed("1"), &bundle);
+        assert_eq!((report.sysctl.state, report.sysctl.found.as_deref()), (SysctlState::Set, Some("0")));
+        service.restore(&signed("2"));
+        assert_eq!(host.read(SYSCTL), "0\n");
+    }
+
+    #[test]
+    fn a_value_that_somebody_set_after_us_stays() {
+        let host = TestHost::new();
+        let service = host.service("s");
+        host.write(SYSCTL, "0\n");
+        service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        host.write(SYSCTL, "2\n");
+        service.restore(&signed("2"));
+        assert_eq!(host.read(SYSCTL), "2\n");
+    }
+
+    #[test]
+    fn an_unreadable_manifest_stops_the_pass_before_it_changes_anything() {
+        let host = TestHost::new();
+        host.write("var/lib/private-registry/s/node/manifest.json", "{");
+        let before = host.picture();
+        let report = host.service("s").apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        assert!(report.errors[0].contains("manifest.json is not readable as state"), "{:?}", report.errors);
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn a_restore_on_a_host_that_never_had_us_touches_nothing() {
+        let host = TestHost::new();
+        let before = host.picture();
+        assert_eq!(host.service("s").restore(&signed("1")).errors, Vec::<String>::new());
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn the_manifest_is_for_root_only() {
+        let host = TestHost::new();
+        let service = host.service("s");
+        service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)]));
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(Manifest::path(&service.root, "s")), 0o600);
+        assert_eq!(mode(service.root.node_state("s")), 0o700);
+        assert_eq!(service.kept_order().unwrap(), Some(signed("1")));
+    }
+}

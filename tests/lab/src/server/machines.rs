@@ -1,0 +1,101 @@
+//! The real machines behind [`Host`].
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::{Host, Network, Role};
+use crate::dns::Zone;
+use crate::host::{AgentRole, MASTER, Machine};
+use crate::task::TaskStatus;
+use crate::vips::{Vip, VipTable, named_vip_address};
+
+/// Names that every cluster has.
+const FIXED_NAMES: [&str; 4] = ["leader.mesos", "master.mesos", "marathon.mesos", "metronome.mesos"];
+
+/// Domain of named VIPs.
+const VIP_DOMAIN: &str = "marathon.l4lb.thisdcos.directory";
+
+/// [`Host`] over [`Machine`], the DNS zone and the VIP rules.
+pub struct Machines {
+    machine: Machine,
+    zone: Zone,
+    vips: Mutex<VipTable>,
+}
+
+impl Machines {
+    /// Over the lab in this folder.
+    pub fn new(lab_dir: &Path, zone: Zone) -> Self {
+        let machine = Machine::new(lab_dir);
+        Self { vips: Mutex::new(VipTable::new(machine.clone())), machine, zone }
+    }
+
+    /// Agents that are there already.
+    pub fn agents(&self) -> Vec<(Ipv4Addr, Role)> {
+        let role = |role| match role {
+            AgentRole::Private => Role::Private,
+            AgentRole::Public => Role::Public,
+        };
+        self.machine.agents().into_iter().map(|agent| (agent.ip, role(agent.role))).collect()
+    }
+}
+
+impl Host for Machines {
+    fn add_agent(&self, role: Role) -> Result<Ipv4Addr, String> {
+        let role = match role {
+            Role::Private => AgentRole::Private,
+            Role::Public => AgentRole::Public,
+        };
+        let ip = self.machine.free_address(role).ok_or_else(|| "no address is left".to_owned())?;
+        self.machine.add_agent(ip, role).map_err(|error| error.to_string())?;
+        Ok(ip)
+    }
+
+    fn stop_agent(&self, agent: Ipv4Addr) -> Result<(), String> {
+        self.machine.stop_agent(agent).map_err(|error| error.to_string())
+    }
+
+    fn kill_agent(&self, agent: Ipv4Addr) -> Result<(), String> {
+        self.machine.kill_agent(agent).map_err(|error| error.to_string())
+    }
+
+    fn revive_agent(&self, agent: Ipv4Addr, fresh_disk: bool) -> Result<(), String> {
+        self.machine.revive_agent(agent, fresh_disk).map_err(|error| error.to_string())
+    }
+
+    fn sandbox_root(&self, agent: Ipv4Addr) -> PathBuf {
+        self.machine.sandbox_root(agent)
+    }
+
+    fn launch(&self, agent: Ipv4Addr, sandbox: &Path) -> Result<(), String> {
+        self.machine.launch(agent, sandbox).map_err(|error| error.to_string())
+    }
+
+    fn executor_alive(&self, status: &TaskStatus) -> bool {
+        self.machine.executor_alive(status)
+    }
+
+    fn publish(&self, network: &Network, agents: &[Ipv4Addr]) {
+        let mut names: BTreeMap<String, Vec<Ipv4Addr>> = FIXED_NAMES.iter().map(|name| ((*name).to_owned(), vec![MASTER])).collect();
+        names.extend(network.names.iter().map(|(name, addresses)| (format!("{name}.marathon.mesos"), addresses.clone())));
+        let mut vips = Vec::new();
+        for vip in &network.vips {
+            let address = match (&vip.address, &vip.name) {
+                (Some(address), _) => *address,
+                (None, Some(name)) => {
+                    let full = format!("{name}.{VIP_DOMAIN}");
+                    let address = named_vip_address(&full);
+                    names.insert(full, vec![address]);
+                    address
+                }
+                (None, None) => continue,
+            };
+            vips.push(Vip { address, port: vip.port, backends: vip.backends.clone() });
+        }
+        *self.zone.write().unwrap_or_else(PoisonError::into_inner) = names;
+        if let Err(error) = self.vips.lock().unwrap_or_else(PoisonError::into_inner).apply(&vips, agents) {
+            tracing::error!(%error, "VIPs not applied");
+        }
+    }
+}
