@@ -2,6 +2,11 @@
 
 use std::fmt::Write;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::protocol::SignedOrder;
+
 /// The SHA-256 of `bytes` in lower-case hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
@@ -10,6 +15,11 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+/// The digest by which statuses name an order: of the bytes that were signed. Of none, if the payload is no base64.
+pub fn order_digest(order: &SignedOrder) -> String {
+    sha256_hex(&STANDARD.decode(&order.payload).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ use crate::protocol::{RegistrySettings, SignedOrder};
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
 
+/// Label of the registry app that tells a controller which Cosmos started elsewhere where its state lies.
+pub const HOME_LABEL: &str = "PRIVATE_REGISTRY_HOME";
+
 /// Starts a role, however often the download has to be repeated: a task that ends puts the whole pod into back-off.
 const START: &str = "until echo \"$PRIVATE_REGISTRY_SHA256  private-registry\" | sha256sum -c - >/dev/null; do echo 'the downloaded private-registry does not have \
 the promised SHA-256; fetching it again' >&2; sleep 5; curl -fsSL -o private-registry \"$PRIVATE_REGISTRY_URI\"; done; chmod 0755 private-registry && exec ./private-registry ";
@@ -35,6 +38,8 @@ pub struct TemplateError {
 pub struct Facts {
     /// Agent on which the registry stores its images.
     pub registry_host: Host,
+    /// Agent that keeps the controller's state.
+    pub home: Host,
     /// SHA-256 (hex) of this program.
     pub binary_sha256: String,
     /// Image of the registry.
@@ -80,6 +85,11 @@ pub fn init_job_id(options: &Options) -> String {
 /// Base URL under which tasks reach the controller.
 pub fn controller_url(options: &Options) -> String {
     format!("http://{}.marathon.l4lb.thisdcos.directory:80", options.service.name)
+}
+
+/// The regular expression that matches one host.
+pub fn exactly(host: &Host) -> String {
+    format!("^{}$", host.to_string().replace('.', "\\."))
 }
 
 /// Renders all documents.
@@ -132,7 +142,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
     if let Some((name, port)) = &options.named_vip {
         vips["VIP_1"] = Value::from(format!("/{name}:{port}"));
     }
-    let mut labels = json!({ "MARATHON_SINGLE_INSTANCE_APP": "true" });
+    let mut labels = json!({ "MARATHON_SINGLE_INSTANCE_APP": "true", HOME_LABEL: facts.home });
     if options.exposure.marathon_lb {
         labels["HAPROXY_GROUP"] = Value::from("external");
         labels["HAPROXY_0_MODE"] = Value::from("tcp");
@@ -161,7 +171,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "registry_image": facts.registry_image,
         "registry_settings": json!(settings).to_string(),
         "registry_state": HostRoot::default().registry_state(service),
-        "registry_host_regex": format!("^{}$", facts.registry_host.to_string().replace('.', "\\.")),
+        "registry_host_regex": exactly(&facts.registry_host),
         "storage_path": options.registry.storage_path,
         "host_port": options.exposure.host_port,
         "service_port": if options.exposure.marathon_lb { options.exposure.service_port } else { 0 },
@@ -206,6 +216,7 @@ mod tests {
         let options = Options::from_json(&given).unwrap();
         let facts = Facts {
             registry_host: "192.168.1.80".parse().unwrap(),
+            home: "192.168.1.80".parse().unwrap(),
             binary_sha256: "ab".repeat(32),
             registry_image: "registry:2.8.3".into(),
             order_key: "a2V5".into(),

@@ -36,6 +36,8 @@ pub struct Observed {
     pub nodes: BTreeMap<Host, NodeStatus>,
     /// The registry app.
     pub registry: Option<App>,
+    /// The controller's own app.
+    pub own_app: Option<App>,
     /// Answer of the registry task.
     pub registry_status: Option<RegistryStatus>,
     /// Jobs by id.
@@ -57,19 +59,17 @@ pub struct Wanted {
     pub trust: SignedOrder,
     /// Unix time now.
     pub now: i64,
-    /// Digest of the leaf that the registry should serve, if one was signed for its present key.
+    /// The certificate in force, if it is for the present names and CA.
     pub leaf: Option<Leaf>,
 }
 
 /// The certificate that the controller signed last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
-    /// The request it was signed for.
-    pub csr: String,
+    /// SHA-256 (hex) of its DER.
+    pub fingerprint: String,
     /// Unix time from which it is to be renewed.
     pub renew_at: i64,
-    /// Names in it.
-    pub names: Vec<String>,
 }
 
 /// One write. The text of [`fmt::Display`] is what people read in plan, log and page.
@@ -289,18 +289,34 @@ fn plan_jobs(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
 
 fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let Some(status) = &observed.registry_status else { return };
-    let Some(request) = &status.request else { return };
-    let reason = match &wanted.leaf {
-        Some(leaf) if leaf.csr == request.csr && wanted.now >= leaf.renew_at => "the present one has reached two thirds of its life",
-        Some(leaf)
-            if leaf.csr == request.csr && status.leaf_fingerprint.is_some() && status.phase != RegistryPhase::AwaitingCertificate =>
-        {
-            return;
-        }
-        Some(_) if status.phase == RegistryPhase::Serving => "its key or names have changed",
-        _ => "it has none",
+    if status.request.is_none() || status.phase == RegistryPhase::Retired {
+        return;
+    }
+    let reason = match (&wanted.leaf, &status.leaf_fingerprint) {
+        (Some(leaf), _) if wanted.now >= leaf.renew_at => "the present one has reached two thirds of its life",
+        (Some(leaf), Some(served)) if leaf.fingerprint == *served => return,
+        (_, None) => "it has none",
+        (_, Some(_)) => "names, key or CA have changed",
     };
     plan.actions.push(Action::Certify { reason: reason.into() });
+}
+
+/// The agent on which the images lie: where the options say, else where the registry is pinned already, else the controller's.
+pub fn registry_host(observed: &Observed, options: &Options) -> Host {
+    let pinned = observed.registry.as_ref().and_then(|app| pinned_host(&app.spec));
+    let own = observed.own_app.iter().flat_map(|app| &app.tasks).next().map(|task| task.host.clone());
+    options.registry.host.clone().or(pinned).or(own).unwrap_or(Host::Ip(std::net::Ipv4Addr::UNSPECIFIED))
+}
+
+/// The host that keeps the controller's state, when an earlier controller has left its mark at the registry app.
+pub fn home(observed: &Observed) -> Option<Host> {
+    observed.registry.as_ref()?.spec["labels"][documents::HOME_LABEL].as_str()?.parse().ok()
+}
+
+fn pinned_host(app: &Value) -> Option<Host> {
+    let constraints = app["constraints"].as_array()?;
+    let pin = constraints.iter().find(|c| c[0] == "hostname" && c[1] == "LIKE")?;
+    pin[2].as_str()?.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".").parse().ok()
 }
 
 /// How each agent stands.
@@ -364,6 +380,7 @@ mod tests {
         let trust = SignedOrder { payload: "e30=".into(), signature: String::new() };
         let facts = Facts {
             registry_host: "10.0.0.1".parse().unwrap(),
+            home: "10.0.0.1".parse().unwrap(),
             binary_sha256: "00".into(),
             registry_image: "registry:2.8.3".into(),
             order_key: String::new(),

@@ -1,3 +1,364 @@
 //! The controller: the only part that acts.
+//!
+//! [`run`] reads like the story: options, state, then for ever observe → plan → apply → report. Everything it knows about the
+//! cluster it asks anew on every pass, so a restart at any point continues where things stand.
 
+mod observe;
+mod page;
+mod report;
+mod serve;
 pub mod state;
+mod uninstall;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+
+use crate::certificates::CertificateError;
+use crate::dcos::marathon::Marathon;
+use crate::dcos::mesos::Mesos;
+use crate::dcos::metronome::Metronome;
+use crate::dcos::{Api, ApiError, chain};
+use crate::documents::{self, Facts, TemplateError};
+use crate::host_paths::HostRoot;
+use crate::names::{Host, HostPort};
+use crate::options::{Faults, Options};
+use crate::plan::{self, Action, Leaf, Observed, Plan, Wanted};
+use crate::protocol::{TrustBundle, env};
+pub use report::{AgentReport, OrderReport, Report};
+use state::{State, StateError};
+
+/// Between two passes while something is still to be done: what is awaited is a task that starts or a node that proves.
+const EAGER: Duration = Duration::from_millis(500);
+/// Between two passes when all is in place. Mesos 1.2 sends no event for a dead agent, so the poll is the truth.
+const CALM: Duration = Duration::from_secs(3);
+
+/// Why the controller ends.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ControllerError {
+    #[error("{0} is not set: the controller is started by Marathon from the package's template")]
+    Environment(&'static str),
+    #[error("the HTTP client cannot be made")]
+    Client(#[from] reqwest::Error),
+    #[error("this program cannot be read from the disk")]
+    OwnBinary(#[source] std::io::Error),
+    #[error("cannot listen on port {0}")]
+    Listen(u16, #[source] std::io::Error),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error("the options cannot be used:\n{0}")]
+    Refused(#[from] Faults),
+    #[error("Marathon does not know this task as the one of {0}; another controller has taken over, so this one does nothing")]
+    NotCurrent(String),
+}
+
+/// What Marathon and the template tell the controller at its start.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// Agent on which this task runs.
+    pub host: Host,
+    /// Port to serve on.
+    pub port: u16,
+    /// Own app id.
+    pub app_id: String,
+    /// Own task id.
+    pub task_id: String,
+    /// Image of the registry.
+    pub registry_image: String,
+    /// Whether Cosmos has asked for the removal.
+    pub uninstall: bool,
+    /// All variables, for the options.
+    pub vars: BTreeMap<String, String>,
+}
+
+impl Setting {
+    /// Reads the environment that Marathon gives an app's task.
+    ///
+    /// # Errors
+    /// When a variable is missing.
+    pub fn from_env() -> Result<Self, ControllerError> {
+        let vars: BTreeMap<String, String> = std::env::vars().collect();
+        let var = |name: &'static str| vars.get(name).cloned().ok_or(ControllerError::Environment(name));
+        Ok(Self {
+            host: var("HOST")?.parse().map_err(|_| ControllerError::Environment("HOST"))?,
+            port: var("PORT0")?.parse().map_err(|_| ControllerError::Environment("PORT0"))?,
+            app_id: var("MARATHON_APP_ID")?,
+            task_id: var("MESOS_TASK_ID")?,
+            registry_image: var("PRIVATE_REGISTRY_IMAGE")?,
+            uninstall: vars.contains_key("SDK_UNINSTALL"),
+            vars,
+        })
+    }
+}
+
+/// The services of the cluster.
+pub(crate) struct Cluster {
+    pub(crate) mesos: Mesos,
+    pub(crate) marathon: Marathon,
+    pub(crate) metronome: Metronome,
+    /// For tasks' own addresses.
+    pub(crate) http: reqwest::Client,
+}
+
+/// Runs the controller until it is told to stop.
+///
+/// # Errors
+/// Only what makes going on pointless; all else is reported on the page and tried again.
+pub async fn run(setting: Setting) -> Result<(), ControllerError> {
+    let binary = std::env::current_exe().and_then(std::fs::read).map_err(ControllerError::OwnBinary)?;
+    let binary_sha256 = crate::digest::sha256_hex(&binary);
+    let shared = Arc::new(serve::Shared::new(binary, binary_sha256.clone()));
+    let listener = tokio::net::TcpListener::bind(("0.0.0.0", setting.port)).await.map_err(|e| ControllerError::Listen(setting.port, e))?;
+    tokio::spawn(serve::serve(listener, shared.clone()));
+    tracing::info!(host = %setting.host, port = setting.port, task = setting.task_id, "controller started");
+
+    let options = match Options::from_env(&setting.vars) {
+        Ok(options) => options,
+        Err(faults) => return refuse_for_ever(&shared, faults).await,
+    };
+    let client = Api::client()?;
+    let cluster = Cluster {
+        mesos: Mesos(Api::new(client.clone(), &options.dcos.mesos_url)),
+        marathon: Marathon(Api::new(client.clone(), &options.dcos.marathon_url)),
+        metronome: Metronome(Api::new(client.clone(), &options.dcos.metronome_url)),
+        http: client,
+    };
+    if setting.uninstall {
+        return uninstall::run(&setting, &options, &cluster, &shared).await;
+    }
+    tokio::spawn(watch_agents(cluster.mesos.clone(), shared.clone()));
+    Controller { setting, options, cluster, shared, binary_sha256, state: None, runs: BTreeMap::new(), surplus_since: None }
+        .converge_for_ever()
+        .await
+}
+
+/// An agent that registers is worth a pass at once. The stream is only for speed, so its errors are not reported.
+async fn watch_agents(mesos: Mesos, shared: Arc<serve::Shared>) {
+    loop {
+        if let Err(error) = mesos.watch(|| shared.wake()).await {
+            tracing::debug!(%error, "the stream of Mesos events has ended");
+        }
+        tokio::time::sleep(CALM).await;
+    }
+}
+
+/// Unusable options change nothing in the cluster: the page and the log say why until the options are changed.
+async fn refuse_for_ever(shared: &serve::Shared, faults: Faults) -> Result<(), ControllerError> {
+    tracing::error!("the options cannot be used; nothing in the cluster was touched");
+    for fault in &faults.0 {
+        tracing::error!(field = fault.field, value = fault.value, remedy = fault.remedy, "{}", fault.reason);
+    }
+    shared.publish(Report::refused(&faults));
+    std::future::pending().await
+}
+
+/// Unix time in seconds.
+pub(crate) fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+struct Controller {
+    setting: Setting,
+    options: Options,
+    cluster: Cluster,
+    shared: Arc<serve::Shared>,
+    binary_sha256: String,
+    /// Opened on the first pass that the options and the cluster allow.
+    state: Option<State>,
+    /// Active runs of the init job: passes of every node at the time the run was first seen. Done when all have made one more.
+    runs: BTreeMap<String, BTreeMap<Host, u64>>,
+    surplus_since: Option<Instant>,
+}
+
+impl Controller {
+    async fn converge_for_ever(mut self) -> Result<(), ControllerError> {
+        let mut logged = String::new();
+        loop {
+            let pause = match self.pass().await {
+                Ok(true) => CALM,
+                Ok(false) => EAGER,
+                Err(ControllerError::Refused(faults)) => {
+                    let text = faults.to_string();
+                    if text != logged {
+                        tracing::error!("the options cannot be used; nothing was changed:\n{text}");
+                        logged = text;
+                    }
+                    self.shared.publish(Report::refused(&faults));
+                    CALM
+                }
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "this pass failed; trying again");
+                    self.shared.trouble(chain(&error));
+                    CALM
+                }
+            };
+            self.shared.beat();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.shared.woken() => {}
+            }
+        }
+    }
+
+    /// One pass. True when all is in place.
+    async fn pass(&mut self) -> Result<bool, ControllerError> {
+        let jobs = [documents::init_job_id(&self.options)];
+        let mut observed = observe::cluster(&self.cluster, &self.options, &jobs).await?;
+        plan::refuse(&self.options, &observed)?;
+        if !self.at_home(&observed).await? {
+            return Ok(false);
+        }
+        let registry_host = plan::registry_host(&observed, &self.options);
+        let names = self.options.trusted_names(&registry_host);
+        let bare: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
+        let now = unix_now();
+        let state = match &mut self.state {
+            Some(state) => state,
+            none => none.insert(State::open(&HostRoot::default(), &self.options.service.name, &bare, self.options.trust.ca_days, now)?),
+        };
+        let bundle = TrustBundle {
+            names,
+            certificates: state.trusted_certificates(),
+            conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
+        };
+        let trust = state.trust_order(bundle)?;
+        observe::tasks(&self.cluster, &self.options, &mut observed).await;
+        note_surplus(&mut self.surplus_since, &mut observed);
+
+        let facts = Facts {
+            registry_host,
+            home: self.setting.host.clone(),
+            binary_sha256: self.binary_sha256.clone(),
+            registry_image: self.setting.registry_image.clone(),
+            order_key: state.order_key(),
+            first_order: first_order(&observed, &state.order_key()).unwrap_or_else(|| trust.clone()),
+            enrolment_key: state.enrolment_key().to_base64().expose().clone(),
+        };
+        let leaf = state.leaf(&bare).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
+        let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf };
+        let plan = plan::converge(&wanted, &observed);
+        self.apply(&plan, &wanted, &observed, &bare).await?;
+        self.follow_runs(&observed).await;
+        let report = self.report(&wanted, &observed, &plan)?;
+        let done = report.converged;
+        self.shared.publish(report);
+        Ok(done)
+    }
+
+    /// The controller belongs to the host that holds its state. Where no option names one, it pins its app to where it is.
+    async fn at_home(&self, observed: &Observed) -> Result<bool, ControllerError> {
+        let own = observed.own_app.as_ref().ok_or_else(|| ControllerError::NotCurrent(self.setting.app_id.clone()))?;
+        if !own.tasks.is_empty() && !own.tasks.iter().any(|task| task.id == self.setting.task_id) {
+            return Err(ControllerError::NotCurrent(self.setting.app_id.clone()));
+        }
+        let constraints = own.spec["constraints"].as_array().map(Vec::len).unwrap_or(0);
+        if constraints > 0 {
+            return Ok(true);
+        }
+        let host = plan::home(observed).unwrap_or_else(|| self.setting.host.clone());
+        tracing::info!(%host, "pinning the controller to the host that keeps its keys; Marathon restarts it there");
+        let pin = json!({ "constraints": [["hostname", "LIKE", documents::exactly(&host)]] });
+        match self.cluster.marathon.patch_app(&self.setting.app_id, &pin, false).await {
+            Err(error) if !error.is_conflict() => Err(error.into()),
+            _ => Ok(false),
+        }
+    }
+
+    async fn apply(&mut self, plan: &Plan, wanted: &Wanted, observed: &Observed, names: &[HostPort]) -> Result<(), ControllerError> {
+        let ids = &wanted.documents;
+        for action in &plan.actions {
+            tracing::info!("{action}");
+            let done = match action {
+                Action::PutPod { pod, .. } => {
+                    self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(|stored| warn_if_changed(pod, &stored))
+                }
+                Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
+                Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
+                Action::StartRun { id } => self.cluster.metronome.start_run(id).await,
+                Action::SendTrust { host } => {
+                    observe::send_to_node(&self.cluster, observed, host, &wanted.trust).await;
+                    Ok(())
+                }
+                Action::Certify { .. } => {
+                    self.certify(observed, names).await?;
+                    Ok(())
+                }
+            };
+            match done {
+                // Somebody else's deployment came in between: the next pass sees it.
+                Err(error) if error.is_conflict() => tracing::info!(%error, "waiting for a deployment"),
+                other => other?,
+            }
+            self.shared.acted(action.to_string());
+        }
+        Ok(())
+    }
+
+    async fn certify(&mut self, observed: &Observed, names: &[HostPort]) -> Result<(), ControllerError> {
+        let (Some(status), Some(state)) = (&observed.registry_status, &mut self.state) else { return Ok(()) };
+        let order = state.certify(status, names, unix_now(), self.options.trust.leaf_days)?;
+        observe::send_to_registry(&self.cluster, observed, &order).await;
+        Ok(())
+    }
+
+    /// An active run of the init job is the order to prove everything anew.
+    async fn follow_runs(&mut self, observed: &Observed) {
+        let active: BTreeSet<&String> =
+            observed.jobs.get(&documents::init_job_id(&self.options)).map(|job| job.active_runs.iter().collect()).unwrap_or_default();
+        self.runs.retain(|run, _| active.contains(run));
+        for run in active {
+            if !self.runs.contains_key(run) {
+                tracing::info!(run, "a run of the init job asks for a fresh proof of every agent");
+                self.runs.insert(run.clone(), observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect());
+                observe::ask_for_check(&self.cluster, observed).await;
+            }
+        }
+    }
+
+    fn report(&self, wanted: &Wanted, observed: &Observed, plan: &Plan) -> Result<Report, ControllerError> {
+        let state = self.state.as_ref();
+        let fresh = |before: &BTreeMap<Host, u64>| {
+            observed.nodes.iter().all(|(host, status)| before.get(host).is_none_or(|passes| status.passes > *passes))
+        };
+        let runs = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
+        Ok(Report::new(&self.options, wanted, observed, plan, runs, state))
+    }
+}
+
+fn note_surplus(since: &mut Option<Instant>, observed: &mut Observed) {
+    let surplus = observed.pod.as_ref().is_some_and(|pod| pod.scale() > plan::wanted_instances(observed));
+    *since = if surplus { since.or_else(|| Some(Instant::now())) } else { None };
+    observed.surplus_for = since.map(|since| since.elapsed()).unwrap_or_default();
+}
+
+/// The first order that the present pod carries, if it was signed with our key: a newer bundle is no reason to replace every node.
+fn first_order(observed: &Observed, order_key: &str) -> Option<crate::protocol::SignedOrder> {
+    let environment = &observed.pod.as_ref()?.spec["environment"];
+    if environment[env::ORDER_KEY] != order_key {
+        return None;
+    }
+    serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok()
+}
+
+/// Marathon drops what it does not know without a word.
+fn warn_if_changed(sent: &serde_json::Value, stored: &serde_json::Value) {
+    for pointer in ["/user", "/networks", "/containers/0/exec", "/containers/0/artifacts", "/containers/0/endpoints", "/scaling/instances"]
+    {
+        if sent.pointer(pointer) != stored.pointer(pointer) && stored.pointer(pointer).is_none() {
+            tracing::error!(pointer, "Marathon has not stored this part of the node pod; this version of Marathon does not know it");
+        }
+    }
+    let roles = |v: &serde_json::Value| v.pointer("/scheduling/placement/acceptedResourceRoles").and_then(|r| r.as_array()).map(Vec::len);
+    if roles(sent) != roles(stored) {
+        tracing::error!("Marathon has reduced acceptedResourceRoles of the node pod: public agents will not be covered");
+    }
+}

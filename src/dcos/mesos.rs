@@ -56,6 +56,33 @@ impl Mesos {
     }
 }
 
+/// What the operator API's stream says when an agent registers (Mesos ≥ 1.1).
+const AGENT_ADDED: &[u8] = b"AGENT_ADDED";
+
+impl Mesos {
+    /// Calls `added` whenever an agent registers, until the stream ends.
+    ///
+    /// The events themselves are not parsed: they only say that `/slaves` is worth a look now. Dead agents make no event.
+    ///
+    /// # Errors
+    /// When the stream cannot be opened or breaks.
+    pub async fn watch(&self, mut added: impl FnMut()) -> Result<(), ApiError> {
+        let mut stream = self.0.stream("/api/v1", &serde_json::json!({ "type": "SUBSCRIBE" })).await?;
+        let mut tail: Vec<u8> = Vec::new();
+        while let Some(chunk) = self.0.next_chunk(&mut stream).await? {
+            tail.extend_from_slice(&chunk);
+            if tail.windows(AGENT_ADDED.len()).any(|window| window == AGENT_ADDED) {
+                added();
+                tail.clear();
+            }
+            // The word may be cut in two by a chunk's end.
+            let keep = tail.len().min(AGENT_ADDED.len() - 1);
+            tail.drain(..tail.len() - keep);
+        }
+        Ok(())
+    }
+}
+
 #[derive(Deserialize)]
 struct Slaves {
     slaves: Vec<Slave>,

@@ -13,6 +13,8 @@ use serde_json::Value;
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Marathon answers its own slow writes with 503 after 10 s; a little more than that.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// A stream is opened anew after this long, in case the other side has gone without a word (Mesos before 1.5 sends no heartbeat).
+const STREAM_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// What can go wrong when asking a service of the cluster.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +94,25 @@ impl Api {
         // Some writes answer with nothing.
         let text = if text.is_empty() { "null" } else { &text };
         serde_json::from_str(text).map_err(|error| ApiError::Unexpected { url, reason: error.to_string() })
+    }
+
+    /// Opens an answer that does not end.
+    pub(crate) async fn stream(&self, path: &str, body: &Value) -> Result<reqwest::Response, ApiError> {
+        let url = format!("{}{path}", self.base);
+        let request = self.client.post(&url).header("Accept", "application/json").timeout(STREAM_TIMEOUT).json(body);
+        let answer = request.send().await.map_err(|error| self.broken("POST", &error.without_url()))?;
+        match answer.status() {
+            status if status.is_success() => Ok(answer),
+            status => Err(ApiError::Refused { method: "POST", url, status: status.as_u16(), message: "no stream".into() }),
+        }
+    }
+
+    pub(crate) async fn next_chunk(&self, stream: &mut reqwest::Response) -> Result<Option<axum::body::Bytes>, ApiError> {
+        stream.chunk().await.map_err(|error| self.broken("POST", &error.without_url()))
+    }
+
+    fn broken(&self, method: &'static str, error: &dyn std::error::Error) -> ApiError {
+        ApiError::Unreachable { method, url: self.base.clone(), reason: chain(error) }
     }
 
     async fn text(&self, method: &'static str, url: &str, body: Option<&Value>) -> Result<String, ApiError> {

@@ -1,10 +1,80 @@
-//! Node role: makes one host trust the registry.
+//! Node role: makes one host trust the registry, keeps it so, proves it, and takes it back when told to.
+//!
+//! [`run`] starts the loop (`converge`) and the two listeners (`http`); both meet at the `board`. A pass over the host is
+//! in `pass`, which files there are to be is in `trust`, and only `files` changes any.
 
-// The loop and the HTTP side that use these parts are on their way.
-#![allow(dead_code)]
-
+mod board;
+mod config;
+mod converge;
 pub(crate) mod files;
+mod http;
 mod manifest;
+mod orders;
 mod pass;
+mod proof;
 mod sysctl;
 mod trust;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use config::{NodeConfig, NodeError};
+
+use crate::names::Host;
+use crate::protocol::env;
+use board::Board;
+use converge::Running;
+use orders::Accepted;
+
+/// Runs the node for ever. No fault of the host ends it: what goes wrong is in the status.
+///
+/// # Errors
+/// Only if the order in the definition cannot be taken, which no waiting would heal.
+pub async fn run(config: NodeConfig) -> Result<(), NodeError> {
+    let host = pass::Host { root: config.root.clone(), service: config.service.clone() };
+    let order = order_in_force(&config, &host)?;
+    tracing::info!(service = config.service, version = order.version, "node starts");
+    let (own, port) = (config.host.clone(), config.port);
+    let board = Arc::new(Board::new(config, order));
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let _listening =
+        [Running::start(http::serve(Arc::clone(&board), loopback)), Running::start(serve_own_address(Arc::clone(&board), own, port))];
+    converge::converge(board, host).await;
+    Ok(())
+}
+
+/// A newer order that the host keeps wins over the definition's, if the key of today signed it.
+fn order_in_force(config: &NodeConfig, host: &pass::Host) -> Result<Accepted, NodeError> {
+    let invalid = |refusal: orders::Refusal| NodeError::Invalid { name: env::FIRST_ORDER, reason: refusal.to_string() };
+    let first = orders::open(config, config.first_order.clone()).map_err(invalid)?;
+    // A manifest that cannot be read is a fault of the host: the first pass meets it again and reports it.
+    let kept = host.kept_order().ok().flatten().and_then(|signed| orders::open(config, signed).ok());
+    Ok(kept.filter(|kept| kept.version > first.version).unwrap_or(first))
+}
+
+async fn serve_own_address(board: Arc<Board>, own: Host, port: u16) {
+    let address = loop {
+        match resolve(&own).await {
+            Ok(address) => break address,
+            Err(error) => board.listening("own address", Err(format!("cannot resolve this host's own name {own}: {error}"))),
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    };
+    board.listening("own address", Ok(()));
+    // Loopback has its listener already.
+    if address != IpAddr::V4(Ipv4Addr::LOCALHOST) {
+        http::serve(board, SocketAddr::new(address, port)).await;
+    }
+}
+
+/// The address of a host. Not through the C library, whose resolver a static binary cannot load.
+async fn resolve(host: &Host) -> Result<IpAddr, String> {
+    let name = match host {
+        Host::Ip(ip) => return Ok(IpAddr::V4(*ip)),
+        Host::Dns(name) => name,
+    };
+    let resolver = hickory_resolver::TokioResolver::builder_tokio().map_err(|e| e.to_string())?.build();
+    let found = resolver.lookup_ip(format!("{name}.")).await.map_err(|e| e.to_string())?;
+    found.iter().next().ok_or_else(|| format!("{name} has no address"))
+}

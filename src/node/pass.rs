@@ -33,8 +33,13 @@ pub(crate) struct Report {
 
 impl Report {
     fn failed(error: FileError) -> Self {
+        Self::broken(error.to_string())
+    }
+
+    /// A pass that came to nothing.
+    pub(crate) fn broken(error: String) -> Self {
         let sysctl = SysctlStatus { state: SysctlState::Pending, value: None, found: None };
-        Self { files: Vec::new(), sysctl, errors: vec![error.to_string()], notes: Vec::new(), changed: false }
+        Self { files: Vec::new(), sysctl, errors: vec![error], notes: Vec::new(), changed: false }
     }
 }
 

@@ -1,1 +1,69 @@
-//! Registry role.
+//! The registry role: it runs beside the stock registry, in its container, and starts it.
+//!
+//! It makes the TLS key where it is used, asks for a certificate by its status, takes it by a signed order, and keeps the registry
+//! running with it. `role` decides, `state` keeps files, `supervisor` runs the process, `server` talks.
+
+mod config;
+mod reaper;
+mod role;
+mod server;
+mod state;
+mod supervisor;
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+pub use config::RegistryConfig;
+
+/// Why the role cannot run at all. What can be cured on the host while it runs stands in its status instead.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// A variable of the environment.
+    #[error("environment variable {name}: {reason}")]
+    Environment {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it; never its value.
+        reason: String,
+    },
+    /// The status port.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The operating system gives no signal handlers.
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
+    /// The certificate request.
+    #[error("the certificate request cannot be made: {0}")]
+    Request(crate::certificates::RegistryKeyError),
+    /// The template of `config.yml`, a part of this program.
+    #[error("config.yml cannot be rendered: {0}")]
+    Template(String),
+}
+
+/// Runs the role until SIGTERM or SIGINT, and then until the registry has been drained.
+///
+/// Must be called within a tokio runtime with I/O and time; one thread is enough.
+///
+/// # Errors
+/// Only for what no retry can cure.
+pub async fn run(config: RegistryConfig) -> Result<(), RegistryError> {
+    // First of all: as process 1 of a container we would not even notice a SIGTERM.
+    let signals = role::Signals::listen()?;
+    let address = config.status_listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| RegistryError::Listen { address, source })?;
+    let (status, status_of_desk) = watch::channel(role::first_status(&config));
+    let (orders_of_desk, orders) = mpsc::channel(1);
+    let desk = server::Desk { status: status_of_desk, orders: orders_of_desk };
+    let server = tokio::spawn(server::serve(listener, desk));
+    let result = role::run(config, role::Outside { status, orders, signals }).await;
+    server.abort();
+    result
+}

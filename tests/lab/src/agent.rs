@@ -1,4 +1,4 @@
-//! `lab agent`: pid 1 of a machine. It makes the machine's own view of the file system, runs dockerd (and Marathon-LB on a public agent), and reaps.
+//! `lab machine`: pid 1 of a machine. It makes the machine's own view of the file system, runs dockerd, and reaps.
 
 use std::{
     fs::{self, File},
@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{
     Error, Result, cgroups,
-    host::{LAB_ON_AGENT, MASTER, Machine, wait_until},
+    host::{MASTER, Machine, wait_until},
     process::{ProcessId, run, spawn_error, write_atomically},
 };
 
@@ -44,7 +44,7 @@ pub enum MachineKind {
 /// The machine cannot be made; the text goes to its log.
 pub fn run_agent(lab_dir: &Path, ip: Ipv4Addr, kind: MachineKind) -> Result<()> {
     let machine = Machine::new(lab_dir);
-    let own = ProcessId::of_self_in_proc_on_stdin().ok_or_else(|| Error::Refused("`lab agent` is started by the lab only".to_owned()))?;
+    let own = ProcessId::of_self_in_proc_on_stdin().ok_or_else(|| Error::Refused("`lab machine` is started by the lab only".to_owned()))?;
     let dir = machine.agent_dir(ip);
     let mut ready = File::create(dir.join("ready")).map_err(Error::io("creating", &dir))?;
     let log = File::options()
@@ -61,7 +61,6 @@ pub fn run_agent(lab_dir: &Path, ip: Ipv4Addr, kind: MachineKind) -> Result<()> 
     let dockerd = start_dockerd(&parent, log)?;
     wait_for_dockerd()?;
     load_images(images.len())?;
-    let _lb = (kind == MachineKind::Public).then(start_marathon_lb).transpose()?;
     ready.write_all(b"ready").map_err(Error::io("writing", &dir))?;
     reap_until_told(&dockerd)
 }
@@ -271,10 +270,6 @@ fn load_images(count: usize) -> Result<()> {
         run("docker", ["load", "--quiet", "--input", &format!("/run/lab/image-{index}")])?;
     }
     Ok(())
-}
-
-fn start_marathon_lb() -> Result<Child> {
-    Command::new(LAB_ON_AGENT).arg("marathon-lb").stdin(Stdio::null()).spawn().map_err(|source| spawn_error("lab", source))
 }
 
 /// Pid 1's duty. On SIGTERM dockerd is ended in good order; the kernel ends the rest when this process does.

@@ -192,8 +192,12 @@ impl Machine {
 
     /// The process that holds the machine's namespaces; none when the machine is down.
     pub fn holder(&self, ip: Ipv4Addr) -> Option<ProcessId> {
-        let holder = fs::read(self.agent_dir(ip).join("holder.json")).ok()?;
-        serde_json::from_slice(&holder).ok().filter(|holder: &ProcessId| holder.alive())
+        self.holder_record(ip).filter(|holder| holder.alive())
+    }
+
+    /// As recorded by the machine itself at its last start: its pid in the lab's pid namespace.
+    pub(crate) fn holder_record(&self, ip: Ipv4Addr) -> Option<ProcessId> {
+        serde_json::from_slice(&fs::read(self.agent_dir(ip).join("holder.json")).ok()?).ok()
     }
 
     /// The machine's disk, as the server sees it: what lies there is what the machine has changed.
@@ -246,7 +250,7 @@ impl Machine {
     fn spawn_holder(&self, ip: Ipv4Addr, role: Option<AgentRole>, log: File) -> Result<()> {
         let mut command = Command::new("setsid");
         command.args(["--fork", "unshare", "--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc"]);
-        command.arg("--propagation").arg("private").arg(self.lab_dir.join("bin/lab")).arg("agent").arg("--dir").arg(&self.lab_dir);
+        command.arg("--propagation").arg("private").arg(self.lab_dir.join("bin/lab")).arg("machine").arg("--dir").arg(&self.lab_dir);
         command.args(["--ip", &ip.to_string()]);
         command.args(match role {
             Some(AgentRole::Private) => vec!["--kind", "private"],

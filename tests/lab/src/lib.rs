@@ -5,13 +5,20 @@
 pub mod agent;
 mod cgroups;
 pub mod dns;
+pub mod enter;
 mod error;
 pub mod executor;
+mod handle;
 pub mod host;
+pub mod init;
 pub mod journal;
+mod logs;
+pub mod outer;
 pub mod process;
 pub mod server;
 pub mod task;
 pub mod vips;
 
 pub use error::{Error, Result};
+pub use handle::{ExecOutput, Lab, LabOptions, control, restart_server};
+pub use logs::print_logs;

@@ -1,3 +1,246 @@
 //! The lab's command line.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::{
+    net::Ipv4Addr,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lab::{
+    Error, Result, agent, enter, executor, init,
+    outer::{self, UpOptions},
+    process::ProcessId,
+    server,
+};
+
+/// The smallest DC/OS that runs the package for real on one machine.
+#[derive(Parser)]
+#[command(name = "lab")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args)]
+struct Dir {
+    /// Where everything of the lab lies
+    #[arg(long, default_value = "/var/tmp/private-registry-lab")]
+    dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Start a lab and stay until it ends
+    Up {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        size: Size,
+        /// Archive of images (docker save) that every machine loads; repeatable
+        #[arg(long = "image-tar", value_name = "FILE")]
+        images: Vec<PathBuf>,
+        /// End the lab when this process ends
+        #[arg(long, value_name = "PID")]
+        owner_pid: Option<u32>,
+        /// Return when the lab is ready
+        #[arg(long)]
+        detach: bool,
+        /// Keep logs, journal and disks at the end
+        #[arg(long)]
+        keep: bool,
+    },
+    /// End the lab and remove all of it
+    Down {
+        #[command(flatten)]
+        dir: Dir,
+    },
+    /// Run a command on a machine: master, outside, or an agent's address
+    Exec {
+        #[command(flatten)]
+        dir: Dir,
+        /// Which machine
+        machine: String,
+        /// What to run
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Agents join, leave, die and come back
+    Agent {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(subcommand)]
+        verb: AgentVerb,
+    },
+    /// Print what tasks wrote whose id contains a text
+    Logs {
+        #[command(flatten)]
+        dir: Dir,
+        /// Part of a task id
+        part: String,
+    },
+    /// End the server process; the lab starts it again
+    RestartServer {
+        #[command(flatten)]
+        dir: Dir,
+    },
+    #[command(hide = true)]
+    Init {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        size: Size,
+    },
+    #[command(hide = true)]
+    Build {
+        #[command(flatten)]
+        dir: Dir,
+        #[command(flatten)]
+        size: Size,
+    },
+    #[command(hide = true)]
+    Server {
+        #[command(flatten)]
+        dir: Dir,
+    },
+    #[command(hide = true, name = "machine")]
+    Machine {
+        #[command(flatten)]
+        dir: Dir,
+        #[arg(long)]
+        ip: Ipv4Addr,
+        #[arg(long)]
+        kind: Kind,
+    },
+    #[command(hide = true)]
+    Executor { sandbox: PathBuf },
+    #[command(hide = true)]
+    Janitor {
+        #[command(flatten)]
+        dir: Dir,
+        #[arg(long)]
+        pid: u32,
+        #[arg(long)]
+        start: u64,
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+#[derive(Args)]
+struct Size {
+    /// Number of private agents
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=20))]
+    agents: u8,
+    /// Number of public agents
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=10))]
+    public: u8,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    Private,
+    Public,
+    Outside,
+}
+
+#[derive(Subcommand)]
+enum AgentVerb {
+    /// Start a new agent and print its address
+    Add {
+        /// A public one
+        #[arg(long)]
+        public: bool,
+    },
+    /// Shut an agent down in good order
+    Leave { ip: Ipv4Addr },
+    /// Kill everything on an agent
+    Die { ip: Ipv4Addr },
+    /// Start a dead agent again
+    Revive {
+        ip: Ipv4Addr,
+        /// With an empty disk
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// Leave no room for further tasks
+    Fill { ip: Ipv4Addr },
+    /// Make room again
+    Empty { ip: Ipv4Addr },
+    /// Print what Mesos knows of the agents
+    List,
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Up { dir, size, images, owner_pid, detach, keep } => {
+            let options = UpOptions { dir: dir.dir, agents: size.agents, public: size.public, images, owner_pid, keep };
+            if detach { outer::up_detached(&options) } else { outer::up(&options) }
+        }
+        Verb::Down { dir } => outer::down(&dir.dir),
+        Verb::Exec { dir, machine, command } => {
+            let failed = enter::command(&dir.dir, &machine, &command)?.exec();
+            Err(Error::Io { what: "starting nsenter".to_owned(), source: failed })
+        }
+        Verb::Agent { dir, verb } => on_agents(&dir.dir, &verb),
+        Verb::Logs { dir, part } => lab::print_logs(&dir.dir, &part),
+        Verb::RestartServer { dir } => lab::restart_server(&dir.dir),
+        Verb::Init { dir, size } => init::run_init(&dir.dir, size.agents, size.public),
+        Verb::Build { dir, size } => init::build_machines(&dir.dir, size.agents, size.public),
+        Verb::Server { dir } => serve(&dir.dir),
+        Verb::Machine { dir, ip, kind } => agent::run_agent(&dir.dir, ip, kind.into()),
+        Verb::Executor { sandbox } => executor::run(&sandbox),
+        Verb::Janitor { dir, pid, start, keep } => outer::janitor(&dir.dir, ProcessId { pid, start }, keep),
+    }
+}
+
+impl From<Kind> for agent::MachineKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Private => Self::Private,
+            Kind::Public => Self::Public,
+            Kind::Outside => Self::Outside,
+        }
+    }
+}
+
+fn on_agents(dir: &Path, verb: &AgentVerb) -> Result<()> {
+    let (method, path, body) = match verb {
+        AgentVerb::Add { public } => {
+            ("POST", "/agents".to_owned(), Some(serde_json::json!({ "role": if *public { "public" } else { "private" } })))
+        }
+        AgentVerb::Leave { ip } => ("POST", format!("/agents/{ip}/leave"), None),
+        AgentVerb::Die { ip } => ("POST", format!("/agents/{ip}/die"), None),
+        AgentVerb::Revive { ip, fresh } => ("POST", format!("/agents/{ip}/revive?fresh={fresh}"), None),
+        AgentVerb::Fill { ip } => ("POST", format!("/agents/{ip}/fill"), None),
+        AgentVerb::Empty { ip } => ("POST", format!("/agents/{ip}/empty"), None),
+        AgentVerb::List => ("GET", "/agents".to_owned(), None),
+    };
+    let answer = lab::control(dir, method, &path, body.as_ref())?;
+    match answer.as_array() {
+        Some(agents) => agents.iter().for_each(|agent| println!("{agent}")),
+        None => answer["ip"].as_str().into_iter().for_each(|ip| println!("{ip}")),
+    }
+    Ok(())
+}
+
+fn serve(dir: &Path) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    let failed = |source| Error::Io { what: "the server".to_owned(), source };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(server::serve(dir, server::Options::default())).map_err(failed)
+}

@@ -1,10 +1,262 @@
-//! Written by another hand.
+//! Admin Router of open DC/OS without authentication: one door to everything else, and the cluster's metadata.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::uri::{PathAndQuery, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::SharedState;
+use super::cosmos::{Cosmos, Upstreams};
+use crate::journal::unknown;
 
-/// Routes.
-pub fn router(state: SharedState) -> Router {
-    Router::new().with_state(state)
+/// How old the table of services may be. The real one is up to 30 s behind.
+const SERVICES_TTL: Duration = Duration::from_secs(1);
+/// A name may be a path, as `group/app`.
+const NAME_SEGMENTS: usize = 10;
+/// Never passed on: they are about one connection only.
+const HOP_HEADERS: [&str; 6] = ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
+
+/// What the router says about the cluster, and where the servers behind it are.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// Behind `/service/marathon`, `/mesos` and so on.
+    pub upstreams: Upstreams,
+    /// DC/OS version.
+    pub version: String,
+    /// A UUID.
+    pub id: String,
+}
+
+struct AdminRouter {
+    cluster: Cluster,
+    cosmos: Arc<Cosmos>,
+    client: Client<HttpConnector, Body>,
+    services: Mutex<Services>,
+}
+
+#[derive(Default)]
+struct Services {
+    read: Option<Instant>,
+    /// `DCOS_SERVICE_NAME` to what leads there.
+    by_name: BTreeMap<String, Service>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Service {
+    base: String,
+    keep_prefix: bool,
+}
+
+/// Admin Router with Cosmos behind it, on the lab's own addresses. Within a runtime.
+///
+/// # Errors
+/// Cosmos' state file is there but not readable.
+pub fn router(state: SharedState) -> std::io::Result<Router> {
+    let cosmos = Cosmos::open(&state.dir.join("state/cosmos.json"), Upstreams::master())?;
+    let (version, id) = state.read(|state| (state.pose.dcos.clone(), state.cluster_id.clone()));
+    Ok(serve(Cluster { upstreams: Upstreams::master(), version, id }, cosmos))
+}
+
+/// The same for any addresses. Cosmos goes on with the uninstalls it had begun.
+pub fn serve(cluster: Cluster, cosmos: Arc<Cosmos>) -> Router {
+    cosmos.resume();
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let router = AdminRouter { cluster, cosmos, client, services: Mutex::default() };
+    Router::new().fallback(dispatch).with_state(Arc::new(router))
+}
+
+async fn dispatch(State(router): State<Arc<AdminRouter>>, mut request: Request) -> Response {
+    let path = merge_slashes(request.uri().path());
+    let reading = matches!(*request.method(), Method::GET | Method::HEAD);
+    let upstreams = &router.cluster.upstreams;
+    match path.as_str() {
+        "/" if reading => ([(header::CONTENT_TYPE, "text/html")], "DC/OS").into_response(),
+        "/dcos-metadata/dcos-version.json" if reading => {
+            let commit = "0000000000000000000000000000000000000000";
+            let version =
+                json!({ "version": router.cluster.version, "dcos-image-commit": commit, "bootstrap-id": commit, "dcos-variant": "open" });
+            axum::Json(version).into_response()
+        }
+        "/metadata" if reading => axum::Json(json!({ "PUBLIC_IPV4": null, "CLUSTER_ID": router.cluster.id })).into_response(),
+        // Answering without a token says that none is needed.
+        "/pkgpanda/active.buildinfo.full.json" if reading => axum::Json(json!({})).into_response(),
+        // Open DC/OS has no certificate authority.
+        "/ca/dcos-ca.crt" if reading => StatusCode::NOT_FOUND.into_response(),
+        "/capabilities" if reading => capabilities(),
+        _ => {
+            if let Some(rest) = below(&path, "/service/marathon") {
+                return router.forward(request, &upstreams.marathon, rest).await;
+            }
+            if let Some(rest) = below(&path, "/service/metronome") {
+                return router.forward(request, &upstreams.metronome, rest).await;
+            }
+            if let Some(rest) = below(&path, "/mesos") {
+                return router.forward(request, &upstreams.mesos, rest).await;
+            }
+            if let Some(rest) = below(&path, "/service") {
+                return router.service(request, rest).await;
+            }
+            let inner = if path.starts_with("/package/") { Some(path.as_str()) } else { path.strip_prefix("/cosmos") };
+            let Some(inner) = inner.filter(|inner| inner.starts_with("/package/") || inner.starts_with("/service/")) else {
+                return unknown().await;
+            };
+            match with_path(request.uri(), inner) {
+                Some(uri) => *request.uri_mut() = uri,
+                None => return StatusCode::BAD_REQUEST.into_response(),
+            }
+            // A path that Cosmos does not know has an empty 404, as recorded; the journal flags what the lab lacks.
+            match router.cosmos.handle(request).await {
+                Some(response) => response,
+                None => StatusCode::NOT_FOUND.into_response(),
+            }
+        }
+    }
+}
+
+fn capabilities() -> Response {
+    let media_type = "application/vnd.dcos.capabilities+json;charset=utf-8;version=v1";
+    let names = ["PACKAGE_MANAGEMENT", "SUPPORT_CLUSTER_REPORT", "METRONOME", "LOGGING"];
+    let body = json!({ "capabilities": names.map(|name| json!({ "name": name })) });
+    ([(header::CONTENT_TYPE, media_type)], body.to_string()).into_response()
+}
+
+/// What follows `prefix`, with its slash; None when the path is not below it.
+fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// nginx does so before it looks for a location.
+fn merge_slashes(path: &str) -> String {
+    let mut merged = String::with_capacity(path.len());
+    for character in path.chars() {
+        if character != '/' || !merged.ends_with('/') {
+            merged.push(character);
+        }
+    }
+    merged
+}
+
+fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let full = uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    full.parse::<PathAndQuery>().ok().map(Uri::from)
+}
+
+impl AdminRouter {
+    /// `/service/<name>/…`: the longest name that is known.
+    async fn service(&self, request: Request, rest: &str) -> Response {
+        let segments: Vec<&str> = rest.trim_start_matches('/').split('/').collect();
+        for length in (1..=segments.len().min(NAME_SEGMENTS)).rev() {
+            let name = segments[..length].join("/");
+            let Some(service) = self.find(&name).await else { continue };
+            let inner = format!("/{}", segments[length..].join("/"));
+            let path = if service.keep_prefix { format!("/service/{name}{inner}") } else { inner };
+            return self.forward(request, &service.base, &path).await;
+        }
+        (StatusCode::NOT_FOUND, "404 Not Found: service not found.").into_response()
+    }
+
+    async fn find(&self, name: &str) -> Option<Service> {
+        let mut services = self.services.lock().await;
+        if services.read.is_none_or(|read| read.elapsed() > SERVICES_TTL) {
+            match self.running_services().await {
+                Ok(by_name) => *services = Services { read: Some(Instant::now()), by_name },
+                // As the real one: the old table serves on while Marathon is away.
+                Err(error) => tracing::warn!(error, "services not read"),
+            }
+        }
+        services.by_name.get(name).cloned()
+    }
+
+    async fn running_services(&self) -> Result<BTreeMap<String, Service>, String> {
+        let url = format!("{}/v2/apps?embed=apps.tasks&label=DCOS_SERVICE_NAME", self.cluster.upstreams.marathon);
+        let answer = reqwest::Client::builder().no_proxy().build().map_err(|error| error.to_string())?;
+        let answer = answer.get(url).send().await.and_then(reqwest::Response::error_for_status).map_err(|error| error.to_string())?;
+        let answer: Value = answer.json().await.map_err(|error| error.to_string())?;
+        let apps = answer["apps"].as_array().into_iter().flatten();
+        Ok(apps.filter_map(service_of).collect())
+    }
+
+    /// Passes request and answer on as they come; streams stay streams.
+    async fn forward(&self, mut request: Request, base: &str, path: &str) -> Response {
+        let target = with_path(request.uri(), path).and_then(|uri| format!("{base}{uri}").parse::<Uri>().ok());
+        let Some(target) = target else { return StatusCode::BAD_REQUEST.into_response() };
+        let headers = request.headers_mut();
+        strip_hop_headers(headers);
+        if let Some(host) = target.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
+            headers.insert(header::HOST, host);
+        }
+        *request.uri_mut() = target;
+        match self.client.request(request).await {
+            Ok(mut response) => {
+                strip_hop_headers(response.headers_mut());
+                response.map(Body::new)
+            }
+            Err(error) => {
+                tracing::warn!(%error, base, path, "not forwarded");
+                (StatusCode::BAD_GATEWAY, [(header::CONTENT_TYPE, "text/html")], "<h1>502 Bad Gateway</h1>").into_response()
+            }
+        }
+    }
+}
+
+/// Name and address of an app's service: labels, and a running task, healthy or not.
+fn service_of(app: &Value) -> Option<(String, Service)> {
+    let label = |name: &str| app.pointer(&format!("/labels/{name}")).and_then(Value::as_str);
+    let name = label("DCOS_SERVICE_NAME")?.trim_start_matches('/').to_owned();
+    let scheme = label("DCOS_SERVICE_SCHEME")?;
+    let index: usize = label("DCOS_SERVICE_PORT_INDEX")?.parse().ok()?;
+    let task = app["tasks"].as_array()?.iter().find(|task| task["state"] == "TASK_RUNNING")?;
+    let (host, port) = (task["host"].as_str()?, task["ports"].get(index)?.as_u64()?);
+    let keep_prefix = label("DCOS_SERVICE_REWRITE_REQUEST_URLS") == Some("false");
+    Some((name, Service { base: format!("{scheme}://{host}:{port}"), keep_prefix }))
+}
+
+fn strip_hop_headers(headers: &mut HeaderMap) {
+    for name in HOP_HEADERS {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubled_slashes_count_as_one() {
+        assert_eq!(merge_slashes("/service//sdk//v1/plans/deploy"), "/service/sdk/v1/plans/deploy");
+    }
+
+    #[test]
+    fn a_service_is_routed_to_the_port_that_its_label_names() {
+        let app = json!({
+            "labels": {"DCOS_SERVICE_NAME": "/infra/registry", "DCOS_SERVICE_SCHEME": "http", "DCOS_SERVICE_PORT_INDEX": "1"},
+            "tasks": [
+                {"state": "TASK_KILLING", "host": "192.168.1.80", "ports": [1, 2]},
+                {"state": "TASK_RUNNING", "host": "192.168.1.81", "ports": [10001, 10002]},
+            ],
+        });
+        let expected = Service { base: "http://192.168.1.81:10002".to_owned(), keep_prefix: false };
+        assert_eq!(service_of(&app), Some(("infra/registry".to_owned(), expected)));
+    }
+
+    #[test]
+    fn an_app_without_a_running_task_is_not_routed() {
+        let app = json!({
+            "labels": {"DCOS_SERVICE_NAME": "a", "DCOS_SERVICE_SCHEME": "http", "DCOS_SERVICE_PORT_INDEX": "0"},
+            "tasks": [{"state": "TASK_STAGING", "host": "192.168.1.80", "ports": [1]}],
+        });
+        assert_eq!(service_of(&app), None);
+    }
 }

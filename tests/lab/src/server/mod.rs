@@ -187,7 +187,7 @@ pub async fn serve(dir: &Path, options: Options) -> std::io::Result<()> {
     });
     let journal = dir.join("journal.jsonl");
     let services: [(&'static str, u16, axum::Router); 4] = [
-        ("admin_router", 80, admin_router::router(shared.clone())),
+        ("admin_router", 80, admin_router::router(shared.clone())?),
         ("marathon", 8080, marathon::router(shared.clone())),
         ("mesos", 5050, mesos::router(shared.clone())),
         ("metronome", 9000, metronome::router(shared.clone())),

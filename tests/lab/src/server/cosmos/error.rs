@@ -37,6 +37,12 @@ impl Error {
         Self::new("unhandled_exception", message).status(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
+    /// What the JSON parser said.
+    pub(crate) fn parsing_message(&self) -> String {
+        let message = self.data.as_ref().and_then(|data| data["parsingErrorMessage"].as_str());
+        message.unwrap_or(&self.message).to_owned()
+    }
+
     /// A 400 about a repository is a 500 once the repository is in the list: then it is not the caller's fault.
     pub(crate) fn of_listed_repository(mut self) -> Self {
         if self.status == StatusCode::BAD_REQUEST && self.kind == "UniverseClientHttpError" {

@@ -129,12 +129,10 @@ impl Package {
         listed.entry("framework").or_insert(json!(false));
         let mut information = json!({ "packageDefinition": listed });
         proxy_urls(&mut definition, host);
-        if let Some(mut resource) = definition.get_mut("resource").map(Value::take) {
-            if let Some(fields) = resource.as_object_mut() {
-                fields.remove("cli");
-                if !fields.is_empty() {
-                    information["resourceDefinition"] = resource;
-                }
+        if let Some(Value::Object(mut resource)) = definition.get_mut("resource").map(Value::take) {
+            resource.remove("cli");
+            if !resource.is_empty() {
+                information["resourceDefinition"] = Value::Object(resource);
             }
         }
         information

@@ -125,8 +125,10 @@ fn connection(repository: &Repository, error: &reqwest::Error) -> Error {
 
 /// Versions 3 to 5, or none at all; a file server's `application/json` does not do.
 fn check_media_type(sent: Option<&str>) -> Result<(), Error> {
-    const SUPPORTED: [&str; 2] =
-        ["application/vnd.dcos.universe.repo+json;charset=utf-8;version=v4", "application/vnd.dcos.universe.repo+json;charset=utf-8;version=v3"];
+    const SUPPORTED: [&str; 2] = [
+        "application/vnd.dcos.universe.repo+json;charset=utf-8;version=v4",
+        "application/vnd.dcos.universe.repo+json;charset=utf-8;version=v3",
+    ];
     let Some(sent) = sent else {
         return Err(Error::unhandled(
             "java.lang.NullPointerException: Cannot invoke \"String.trim()\" because \"s$1\" is null (of class java.lang.NullPointerException)",

@@ -1,0 +1,124 @@
+//! What the cluster looks like now. Nothing in here decides.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+
+use super::Cluster;
+use crate::dcos::ApiError;
+use crate::dcos::marathon::Instance;
+use crate::documents;
+use crate::names::Host;
+use crate::options::Options;
+use crate::plan::Observed;
+use crate::protocol::{MAX_MESSAGE_BYTES, NodeStatus, RegistryStatus, SignedOrder};
+
+/// How long a task may take to answer. It is on the same network and has the answer at hand.
+const TASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Asks Mesos, Marathon and Metronome.
+pub(super) async fn cluster(cluster: &Cluster, options: &Options, jobs: &[String]) -> Result<Observed, ApiError> {
+    let pod_id = documents::pod_id(options);
+    let registry_id = documents::registry_id(options);
+    let own_id = format!("/{}", options.service.name);
+    let (agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
+        cluster.mesos.agents(),
+        cluster.marathon.pod(&pod_id),
+        cluster.marathon.app(&registry_id),
+        cluster.marathon.app(&own_id),
+        cluster.marathon.locked(),
+        cluster.marathon.claims(),
+    )?;
+    let mut observed = Observed { agents, pod, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() };
+    for id in jobs {
+        if let Some(job) = cluster.metronome.job(id).await? {
+            observed.jobs.insert(id.clone(), job);
+        }
+    }
+    Ok(observed)
+}
+
+/// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
+pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
+    let mut asked = JoinSet::new();
+    for instance in observed.pod.iter().flat_map(|pod| &pod.instances) {
+        let (Some(host), Some(port)) = (instance.host.clone(), instance.port) else { continue };
+        let (http, service, instance) = (cluster.http.clone(), options.service.name.clone(), instance.clone());
+        asked.spawn(async move {
+            let status: NodeStatus = get(&http, &format!("http://{host}:{port}/status")).await?;
+            // A port that a task has left may be taken by a stranger: Marathon must know this very task.
+            (status.service == service && status.executor.ends_with(instance.uuid())).then_some((host, status))
+        });
+    }
+    observed.nodes = asked.join_all().await.into_iter().flatten().collect::<BTreeMap<_, _>>();
+    if let Some(address) = registry_address(observed) {
+        let status: Option<RegistryStatus> = get(&cluster.http, &format!("http://{address}/status")).await;
+        observed.registry_status = status.filter(|status| status.service == options.service.name);
+    }
+}
+
+/// Sends an order to a node. Whether it was taken shows in its next status.
+pub(super) async fn send_to_node(cluster: &Cluster, observed: &Observed, host: &Host, order: &SignedOrder) {
+    if let Some(port) = node_port(observed, host) {
+        put_order(&cluster.http, &format!("{host}:{port}"), order).await;
+    }
+}
+
+/// Sends an order to the registry task.
+pub(super) async fn send_to_registry(cluster: &Cluster, observed: &Observed, order: &SignedOrder) {
+    if let Some(address) = registry_address(observed) {
+        put_order(&cluster.http, &address, order).await;
+    }
+}
+
+/// Asks every node for a fresh pass over its host.
+pub(super) async fn ask_for_check(cluster: &Cluster, observed: &Observed) {
+    let mut asked = JoinSet::new();
+    for host in observed.nodes.keys() {
+        let Some(port) = node_port(observed, host) else { continue };
+        let request = cluster.http.post(format!("http://{host}:{port}/check")).timeout(TASK_TIMEOUT);
+        asked.spawn(request.send());
+    }
+    for answer in asked.join_all().await {
+        if let Err(error) = answer {
+            tracing::warn!(%error, "a node could not be asked for a fresh proof");
+        }
+    }
+}
+
+fn node_port(observed: &Observed, host: &Host) -> Option<u16> {
+    let instances = observed.pod.iter().flat_map(|pod| &pod.instances);
+    instances.filter(|i: &&Instance| i.host.as_ref() == Some(host)).find_map(|i| i.port)
+}
+
+fn registry_address(observed: &Observed) -> Option<String> {
+    let task = observed.registry.as_ref()?.tasks.first()?;
+    Some(format!("{}:{}", task.host, task.ports.get(1)?))
+}
+
+async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {
+    let sent = http.put(format!("http://{address}/order")).timeout(TASK_TIMEOUT).json(order).send().await;
+    match sent {
+        Ok(answer) if answer.status().is_success() => tracing::debug!(address, "order taken"),
+        Ok(answer) => tracing::warn!(address, status = answer.status().as_u16(), "the task refused the order"),
+        Err(error) => tracing::warn!(address, %error, "the order could not be delivered; it is sent again"),
+    }
+}
+
+async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) -> Option<T> {
+    let read = async {
+        let mut answer = http.get(url).timeout(TASK_TIMEOUT).send().await.map_err(|error| error.to_string())?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| error.to_string())? {
+            if bytes.len() + chunk.len() > MAX_MESSAGE_BYTES {
+                return Err(format!("more than {MAX_MESSAGE_BYTES} bytes"));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+    };
+    let read: Result<T, String> = read.await;
+    read.inspect_err(|reason| tracing::debug!(url, reason, "no status")).ok()
+}

@@ -1,0 +1,180 @@
+//! How things stand, for people and programs: what `/v1/status` answers and what the job's table shows.
+
+use serde::{Deserialize, Serialize};
+
+use super::state::State;
+use crate::options::{Faults, Options};
+use crate::plan::{self, Observed, Plan, RowState, Wanted};
+use crate::protocol::{RegistryPhase, SysctlState};
+
+/// The answer of `GET /v1/status`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Name of the service.
+    pub service: String,
+    /// The state in one sentence.
+    pub summary: String,
+    /// Whether every active agent is proven, the registry serves, and nothing is left to do.
+    pub converged: bool,
+    /// Whether the options were refused; `problems` then has one line a fault.
+    pub refused: bool,
+    /// Every registered agent.
+    pub agents: Vec<AgentReport>,
+    /// The registry in one sentence.
+    pub registry: String,
+    /// Names that clients may use.
+    pub names: Vec<String>,
+    /// Fingerprint (SHA-256, hex) of the CA.
+    pub ca_fingerprint: Option<String>,
+    /// CA certificates, PEM, newest first.
+    pub ca: String,
+    /// Unix time at which the registry's certificate ends.
+    pub leaf_not_after: Option<i64>,
+    /// What is being done or waited for.
+    pub next: Vec<String>,
+    /// What stands in the way.
+    pub problems: Vec<String>,
+    /// Active runs of the init job.
+    pub orders: Vec<OrderReport>,
+}
+
+/// One agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentReport {
+    /// Host name as Mesos shows it.
+    pub host: String,
+    /// `public` or `private`.
+    pub role: String,
+    /// `trusted`, `pending` or `failed`.
+    pub state: String,
+    /// Why, and what to do.
+    pub detail: String,
+    /// The sysctl in a word: `set`, `already set`, `pending`, `failed`, `unmanaged`, or `unknown`.
+    pub sysctl: String,
+}
+
+/// A run that asked for convergence.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OrderReport {
+    /// Metronome's id of the run.
+    pub run: String,
+    /// Whether every agent has been proven anew since it was seen.
+    pub fresh: bool,
+}
+
+impl Report {
+    pub(super) fn new(
+        options: &Options,
+        wanted: &Wanted,
+        observed: &Observed,
+        plan: &Plan,
+        runs: Vec<(String, bool)>,
+        state: Option<&State>,
+    ) -> Self {
+        let agents: Vec<AgentReport> = plan::rows(wanted, observed).into_iter().map(|row| AgentReport::new(row, observed)).collect();
+        let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
+        let serving = observed.registry_status.as_ref().is_some_and(|s| s.phase == RegistryPhase::Serving);
+        let converged = trusted == agents.len() && !agents.is_empty() && serving && plan.actions.is_empty() && plan.waiting.is_empty();
+        let registry = match &observed.registry_status {
+            Some(status) if serving => format!("serving on {}", status.host),
+            Some(status) => status.errors.first().cloned().unwrap_or_else(|| format!("{} on {}", words(&status.phase), status.host)),
+            None => "starting, or it does not answer".to_string(),
+        };
+        let names = options.trusted_names(&plan::registry_host(observed, options)).iter().map(|name| name.name.to_string()).collect();
+        Self {
+            service: options.service.name.clone(),
+            summary: format!("{trusted} of {} agents trust the registry; the registry is {registry}.", agents.len()),
+            converged,
+            refused: false,
+            agents,
+            registry,
+            names,
+            ca_fingerprint: state.map(|state| state.ca().fingerprint()),
+            ca: state.map(|state| state.trusted_certificates().concat()).unwrap_or_default(),
+            leaf_not_after: observed.registry_status.as_ref().and_then(|status| status.leaf_not_after),
+            next: plan
+                .actions
+                .iter()
+                .map(ToString::to_string)
+                .chain(plan.waiting.iter().map(|what| format!("waiting for {what}")))
+                .collect(),
+            problems: observed.registry_status.iter().flat_map(|status| status.errors.clone()).collect(),
+            orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
+        }
+    }
+
+    pub(super) fn refused(faults: &Faults) -> Self {
+        Self {
+            summary: "The options cannot be used; nothing in the cluster was changed.".into(),
+            refused: true,
+            problems: faults.0.iter().map(ToString::to_string).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// One row per agent, aligned, for a log or a terminal.
+    pub fn table(&self) -> String {
+        let mut rows = vec![["AGENT", "ROLE", "STATE", "SYSCTL", "DETAIL"].map(String::from)];
+        rows.extend(self.agents.iter().map(|a| [a.host.clone(), a.role.clone(), a.state.clone(), a.sysctl.clone(), a.detail.clone()]));
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..4).map(width).collect();
+        let line = |row: &[String; 5]| {
+            let mut text: String = (0..4).map(|i| format!("{:<w$}  ", row[i], w = widths[i])).collect();
+            text += &row[4];
+            text.trim_end().to_string() + "\n"
+        };
+        rows.iter().map(line).collect()
+    }
+}
+
+impl AgentReport {
+    fn new(row: plan::Row, observed: &Observed) -> Self {
+        let state = match row.state {
+            RowState::Trusted => "trusted",
+            RowState::Pending => "pending",
+            RowState::Failed => "failed",
+        };
+        let sysctl = observed.nodes.get(&row.host).map_or("unknown", |status| match status.sysctl.state {
+            SysctlState::Set => "set",
+            SysctlState::AlreadySet => "already set",
+            SysctlState::Pending => "pending",
+            SysctlState::Failed => "failed",
+            SysctlState::Unmanaged => "unmanaged",
+        });
+        let role = if row.public { "public" } else { "private" };
+        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail: row.detail, sysctl: sysctl.into() }
+    }
+}
+
+fn words(phase: &RegistryPhase) -> &'static str {
+    match phase {
+        RegistryPhase::AwaitingCertificate => "waiting for its certificate",
+        RegistryPhase::Serving => "serving",
+        RegistryPhase::Restarting => "restarting",
+        RegistryPhase::Retired => "retired",
+        RegistryPhase::Failed => "failing",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_aligned_and_has_one_row_per_agent() {
+        let agent = |host: &str, detail: &str| AgentReport {
+            host: host.into(),
+            role: "private".into(),
+            state: "trusted".into(),
+            detail: detail.into(),
+            sysctl: "set".into(),
+        };
+        let report = Report { agents: vec![agent("10.0.0.1", "proven by docker"), agent("10.0.0.100", "")], ..Report::default() };
+        assert_eq!(
+            report.table(),
+            "AGENT       ROLE     STATE    SYSCTL  DETAIL\n\
+             10.0.0.1    private  trusted  set     proven by docker\n\
+             10.0.0.100  private  trusted  set\n"
+        );
+    }
+}

@@ -1,0 +1,140 @@
+//! What the controller answers: page, status, CA, its own binary, and Cosmos' question whether the removal is done.
+//!
+//! Everything is read-only. Whoever wants something done runs a Metronome job.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+use super::page;
+use super::report::Report;
+
+/// A pass takes seconds; a loop that has not turned for so long hangs, and Marathon should restart it.
+const STUCK_AFTER: Duration = Duration::from_secs(300);
+/// How many actions the page remembers.
+const REMEMBERED: usize = 30;
+
+/// What the loop tells the server.
+pub(crate) struct Shared {
+    binary: Bytes,
+    binary_sha256: String,
+    now: Mutex<Now>,
+    wake: Notify,
+}
+
+struct Now {
+    report: Report,
+    trouble: Option<String>,
+    actions: Vec<String>,
+    beat: Instant,
+    removed: Option<bool>,
+}
+
+impl Shared {
+    pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
+        let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
+        let now = Now { report, trouble: None, actions: Vec::new(), beat: Instant::now(), removed: None };
+        Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new() }
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        // Nothing panics while it holds the lock; if it did, the last report is still a whole one.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn publish(&self, report: Report) {
+        let mut now = self.now();
+        if report.summary != now.report.summary {
+            tracing::info!("{}", report.summary);
+        }
+        now.report = report;
+        now.trouble = None;
+    }
+
+    pub(super) fn trouble(&self, text: String) {
+        self.now().trouble = Some(text);
+    }
+
+    pub(super) fn acted(&self, text: String) {
+        let actions = &mut self.now().actions;
+        actions.insert(0, text);
+        actions.truncate(REMEMBERED);
+    }
+
+    pub(super) fn beat(&self) {
+        self.now().beat = Instant::now();
+    }
+
+    /// From now on `/v1/plans/deploy` answers: 503 until `done`, then 200.
+    pub(super) fn removal(&self, done: bool) {
+        self.now().removed = Some(done);
+    }
+
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+}
+
+pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
+    let router = Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/v1/status", get(status))
+        .route("/v1/ca", get(ca))
+        .route("/v1/plans/deploy", get(deploy))
+        .route("/artifact/{sha256}/private-registry", get(artifact))
+        .with_state(shared);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the HTTP server has ended");
+    }
+}
+
+async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
+    let now = shared.now();
+    Html(page::render(&now.report, now.trouble.as_deref(), &now.actions))
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
+    if shared.now().beat.elapsed() < STUCK_AFTER { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+async fn status(State(shared): State<Arc<Shared>>) -> Response {
+    axum::Json(&shared.now().report).into_response()
+}
+
+async fn ca(State(shared): State<Arc<Shared>>) -> Response {
+    let ca = shared.now().report.ca.clone();
+    if ca.is_empty() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "there is no CA yet\n").into_response();
+    }
+    ([(header::CONTENT_TYPE, "application/x-pem-file")], ca).into_response()
+}
+
+/// Cosmos asks this during an uninstall and deletes the app at the first 200 (facts: Cosmos ServiceUninstaller).
+/// At any other time there is no such plan, so that a late question of Cosmos is never answered by mistake.
+async fn deploy(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.now().removed {
+        None => (StatusCode::NOT_FOUND, "no removal is under way\n").into_response(),
+        Some(false) => (StatusCode::SERVICE_UNAVAILABLE, axum::Json(serde_json::json!({ "status": "IN_PROGRESS" }))).into_response(),
+        Some(true) => axum::Json(serde_json::json!({ "status": "COMPLETE" })).into_response(),
+    }
+}
+
+async fn artifact(State(shared): State<Arc<Shared>>, Path(sha256): Path<String>) -> Response {
+    if sha256 != shared.binary_sha256 {
+        return (StatusCode::NOT_FOUND, "this controller has another binary\n").into_response();
+    }
+    ([(header::CONTENT_TYPE, "application/octet-stream")], shared.binary.clone()).into_response()
+}

@@ -1,0 +1,163 @@
+//! Takes everything back, in an order that a kill at any point does not spoil: registry, hosts, pod, jobs, own state.
+//!
+//! Each step looks at what is still there and acts on that, so a restarted controller goes on where things stand.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::serve::Shared;
+use super::state::State;
+use super::{Cluster, ControllerError, Report, Setting, observe, unix_now};
+use crate::dcos::chain;
+use crate::documents;
+use crate::host_paths::HostRoot;
+use crate::names::Host;
+use crate::options::Options;
+use crate::plan::Observed;
+use crate::protocol::{NodePhase, OrderKind, RegistryPhase, SignedOrder};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long Cosmos gets to delete the app before the controller does it itself. Cosmos asks every 10 s.
+const COSMOS_GRACE: Duration = Duration::from_secs(60);
+
+/// Runs the removal and then waits for the end.
+pub(super) async fn run(setting: &Setting, options: &Options, cluster: &Cluster, shared: &Shared) -> Result<(), ControllerError> {
+    shared.removal(false);
+    let deadline = Instant::now() + Duration::from_secs(options.uninstall.deadline_seconds);
+    let mut orders = None;
+    loop {
+        match step(setting, options, cluster, shared, deadline, &mut orders).await {
+            Ok(true) => break,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "this step of the removal failed; trying again");
+                shared.trouble(chain(&error));
+            }
+        }
+        shared.beat();
+        tokio::time::sleep(PAUSE).await;
+    }
+    State::forget(&HostRoot::default(), &options.service.name)?;
+    shared.removal(true);
+    tracing::info!("everything is removed; Cosmos may delete this app");
+    tokio::time::sleep(COSMOS_GRACE).await;
+    tracing::info!("Cosmos has not deleted this app, so it deletes itself");
+    cluster.marathon.delete_app(&setting.app_id).await?;
+    std::future::pending().await
+}
+
+/// The orders of the removal, signed once per start.
+struct Orders {
+    restore: SignedOrder,
+    retire: SignedOrder,
+}
+
+async fn step(
+    setting: &Setting,
+    options: &Options,
+    cluster: &Cluster,
+    shared: &Shared,
+    deadline: Instant,
+    orders: &mut Option<Orders>,
+) -> Result<bool, ControllerError> {
+    let job = documents::init_job_id(options);
+    let mut observed = observe::cluster(cluster, options, std::slice::from_ref(&job)).await?;
+    observe::tasks(cluster, options, &mut observed).await;
+    if observed.own_app.as_ref().is_some_and(|own| !own.tasks.is_empty() && !own.tasks.iter().any(|task| task.id == setting.task_id)) {
+        return Err(ControllerError::NotCurrent(setting.app_id.clone()));
+    }
+    let orders = match orders {
+        Some(orders) => orders,
+        none => none.insert(sign(setting, options)?),
+    };
+    let late = Instant::now() >= deadline;
+    if observed.registry.is_some() {
+        return registry(options, cluster, shared, &observed, &orders.retire, late).await;
+    }
+    if observed.pod.is_some() {
+        return hosts(options, cluster, shared, &observed, &orders.restore, late).await;
+    }
+    let pod_id = documents::pod_id(options);
+    if observed.locked.contains(&pod_id) || observed.locked.contains(&documents::registry_id(options)) {
+        return Ok(false);
+    }
+    if observed.jobs.contains_key(&job) {
+        shared.acted(format!("delete the job {job}"));
+        cluster.metronome.delete_job(&job).await?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+fn sign(setting: &Setting, options: &Options) -> Result<Orders, ControllerError> {
+    let registry_host = options.registry.host.clone().unwrap_or_else(|| setting.host.clone());
+    let names: Vec<_> = options.trusted_names(&registry_host).into_iter().map(|name| name.name).collect();
+    let mut state = State::open(&HostRoot::default(), &options.service.name, &names, options.trust.ca_days, unix_now())?;
+    let retire = state.order(OrderKind::Retire { delete_data: options.uninstall.delete_data })?;
+    let restore = state.order(OrderKind::Restore)?;
+    Ok(Orders { restore, retire })
+}
+
+async fn registry(
+    options: &Options,
+    cluster: &Cluster,
+    shared: &Shared,
+    observed: &Observed,
+    retire: &SignedOrder,
+    late: bool,
+) -> Result<bool, ControllerError> {
+    let id = documents::registry_id(options);
+    let status = observed.registry_status.as_ref();
+    let retired = status.is_some_and(|status| status.phase == RegistryPhase::Retired);
+    if retired || late {
+        if !retired {
+            tracing::warn!(
+                "the registry did not answer; its key may remain on its host in {}",
+                HostRoot::default().registry_state(&options.service.name).display()
+            );
+        }
+        shared.acted(format!("delete the app {id}"));
+        cluster.marathon.delete_app(&id).await?;
+    } else if status.is_some() {
+        observe::send_to_registry(cluster, observed, retire).await;
+    }
+    say(shared, options, "waiting for the registry to stop and to delete its key");
+    Ok(false)
+}
+
+async fn hosts(
+    options: &Options,
+    cluster: &Cluster,
+    shared: &Shared,
+    observed: &Observed,
+    restore: &SignedOrder,
+    late: bool,
+) -> Result<bool, ControllerError> {
+    let restored: BTreeSet<&Host> =
+        observed.nodes.iter().filter(|(_, status)| status.phase == NodePhase::Restored).map(|(host, _)| host).collect();
+    let instances = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref());
+    let remaining: Vec<&Host> = instances.filter(|host| !restored.contains(host)).collect();
+    if remaining.is_empty() || late {
+        for host in &remaining {
+            tracing::error!(%host, "this agent did not answer and keeps our files; when it is back run there: private-registry restore --service {}", options.service.name);
+        }
+        let id = documents::pod_id(options);
+        shared.acted(format!("delete the pod {id}"));
+        cluster.marathon.delete_pod(&id).await?;
+        return Ok(false);
+    }
+    for (host, status) in &observed.nodes {
+        if status.phase != NodePhase::Restored {
+            observe::send_to_node(cluster, observed, host, restore).await;
+        }
+    }
+    let names: Vec<String> = remaining.iter().map(ToString::to_string).collect();
+    say(shared, options, &format!("waiting for agents to be as they were: {}", names.join(", ")));
+    Ok(false)
+}
+
+fn say(shared: &Shared, options: &Options, next: &str) {
+    let summary = format!("The package is being removed: {next}.");
+    shared.publish(Report { service: options.service.name.clone(), summary, next: vec![next.to_string()], ..Report::default() });
+}

@@ -1,0 +1,118 @@
+//! The order in force and the status, shared by the loop that works on the host and the servers that answer.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::config::NodeConfig;
+use super::orders::{self, Accepted, Refusal};
+use super::pass::Report;
+use crate::protocol::{NodePhase, NodeStatus, Proof, SignedOrder, SysctlState, SysctlStatus};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Board {
+    config: NodeConfig,
+    inner: Mutex<Inner>,
+    /// A newer order is in force.
+    pub(crate) order_changed: Notify,
+    /// Somebody asks for a fresh pass.
+    pub(crate) check_asked: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    order: Arc<Accepted>,
+    status: NodeStatus,
+    /// Addresses that cannot be listened on, with the reason.
+    deaf: BTreeMap<String, String>,
+}
+
+impl Board {
+    /// A board with the first order in force and nothing done yet.
+    pub(crate) fn new(config: NodeConfig, order: Accepted) -> Self {
+        let status = NodeStatus {
+            service: config.service.clone(),
+            executor: config.executor.clone(),
+            host: config.host.to_string(),
+            order_version: order.version,
+            order_digest: order.digest.clone(),
+            phase: NodePhase::Pending,
+            files: Vec::new(),
+            sysctl: SysctlStatus { state: SysctlState::Pending, value: None, found: None },
+            proofs: Vec::new(),
+            errors: Vec::new(),
+            passes: 0,
+        };
+        let inner = Mutex::new(Inner { order: Arc::new(order), status, deaf: BTreeMap::new() });
+        Self { config, inner, order_changed: Notify::new(), check_asked: Notify::new() }
+    }
+
+    /// The order in force.
+    pub(crate) fn order(&self) -> Arc<Accepted> {
+        Arc::clone(&self.lock().order)
+    }
+
+    /// What the node answers.
+    pub(crate) fn status(&self) -> NodeStatus {
+        let inner = self.lock();
+        let mut status = inner.status.clone();
+        status.errors.extend(inner.deaf.values().cloned());
+        status
+    }
+
+    /// Puts an order in force, if it verifies and nothing newer is.
+    pub(crate) fn take(&self, signed: SignedOrder) -> Result<NodeStatus, Refusal> {
+        let order = orders::open(&self.config, signed)?;
+        let mut inner = self.lock();
+        order.may_follow(&inner.order)?;
+        if order.digest == inner.order.digest {
+            drop(inner);
+            self.check_asked.notify_one();
+            return Ok(self.status());
+        }
+        inner.status.order_version = order.version;
+        inner.status.order_digest.clone_from(&order.digest);
+        // Nothing of the new order is done yet.
+        inner.status.phase = NodePhase::Pending;
+        inner.status.proofs.clear();
+        inner.status.errors.clear();
+        inner.order = Arc::new(order);
+        drop(inner);
+        self.order_changed.notify_one();
+        Ok(self.status())
+    }
+
+    /// Shows how the host stands, unless another order has come into force meanwhile.
+    pub(crate) fn show(&self, order: &Accepted, report: &Report, proofs: &[Proof], phase: NodePhase, errors: Vec<String>) {
+        let mut inner = self.lock();
+        if inner.order.digest != order.digest {
+            return;
+        }
+        inner.status.files.clone_from(&report.files);
+        inner.status.sysctl = report.sysctl.clone();
+        inner.status.proofs = proofs.to_vec();
+        inner.status.errors = errors;
+        inner.status.phase = phase;
+    }
+
+    /// Counts a finished pass.
+    pub(crate) fn count_pass(&self) {
+        self.lock().status.passes += 1;
+    }
+
+    /// Notes whether an address can be listened on.
+    pub(crate) fn listening(&self, address: &str, outcome: Result<(), String>) {
+        let mut inner = self.lock();
+        match outcome {
+            Ok(()) => drop(inner.deaf.remove(address)),
+            Err(reason) => drop(inner.deaf.insert(address.to_string(), reason)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change under the lock is a plain assignment, so a panic elsewhere leaves it whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

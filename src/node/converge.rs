@@ -1,0 +1,182 @@
+//! The loop: apply, prove, wait. No fault of the host ends it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::board::Board;
+use super::orders::{Accepted, Task};
+use super::pass::{Host, Report};
+use super::proof::Clients;
+use super::trust::Bundle;
+use crate::protocol::{NodePhase, Proof, ProofOutcome, SysctlState};
+
+const FIRST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Between two looks at files and sysctl of a host that is well.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Between two proofs of a host that is well.
+const PROVE_EVERY: Duration = Duration::from_secs(600);
+
+/// Keeps the host as the order in force says, for ever.
+pub(crate) async fn converge(board: Arc<Board>, host: Host) {
+    let mut kept = Kept::default();
+    loop {
+        let order = board.order();
+        if kept.digest != order.digest {
+            kept = Kept { digest: order.digest.clone(), ..Kept::default() };
+        }
+        let phase = tokio::select! {
+            phase = pass(&board, &host, &order, &mut kept) => phase,
+            () = newer_order(&board, &order) => continue,
+        };
+        board.count_pass();
+        let asked = tokio::select! {
+            () = sleep(kept.pause(phase)) => false,
+            () = newer_order(&board, &order) => false,
+            () = board.check_asked.notified() => true,
+        };
+        if asked {
+            kept.proven_at = None;
+        }
+    }
+}
+
+async fn newer_order(board: &Board, order: &Accepted) {
+    while board.order().digest == order.digest {
+        board.order_changed.notified().await;
+    }
+}
+
+/// What one pass leaves to the next while the same order is in force.
+#[derive(Default)]
+struct Kept {
+    digest: String,
+    proofs: Vec<Proof>,
+    proven_at: Option<Instant>,
+    notes: Vec<String>,
+    wait: Option<Duration>,
+    restored: bool,
+}
+
+impl Kept {
+    fn pause(&mut self, phase: NodePhase) -> Duration {
+        match phase {
+            NodePhase::Trusted => {
+                self.wait = None;
+                LOOK_EVERY
+            }
+            // Nothing is left to look at; only an order can change that.
+            NodePhase::Restored => PROVE_EVERY,
+            NodePhase::Pending | NodePhase::Failed => {
+                // Slow growth: the wait is about a quarter of the time that has passed, so little is lost by it.
+                let wait = self.wait.map_or(FIRST_WAIT, |wait| (wait * 5 / 4).min(LONGEST_WAIT));
+                self.wait = Some(wait);
+                wait
+            }
+        }
+    }
+
+    fn note(&mut self, report: &Report) {
+        for note in &report.notes {
+            if !self.notes.contains(note) {
+                self.notes.push(note.clone());
+            }
+        }
+    }
+}
+
+async fn pass(board: &Board, host: &Host, order: &Arc<Accepted>, kept: &mut Kept) -> NodePhase {
+    match &order.task {
+        Task::Trust(bundle) => trust(board, host, order, bundle, kept).await,
+        Task::Restore if kept.restored => NodePhase::Restored,
+        Task::Restore => restore(board, host, order, kept).await,
+    }
+}
+
+async fn trust(board: &Board, host: &Host, order: &Arc<Accepted>, bundle: &Bundle, kept: &mut Kept) -> NodePhase {
+    let report = on_host(host, order, |host, order| match &order.task {
+        Task::Trust(bundle) => host.apply(&order.signed, bundle),
+        Task::Restore => host.restore(&order.signed),
+    })
+    .await;
+    kept.note(&report);
+    let due = kept.proven_at.is_none_or(|at| at.elapsed() >= PROVE_EVERY);
+    let well = !due && !report.changed && judge(bundle, &report, &kept.proofs).0 == NodePhase::Trusted;
+    if !well {
+        // Files and errors of this pass are worth showing before clients that do not answer have timed out.
+        show(board, order, bundle, &report, kept);
+        kept.proofs = Clients::on(&host.root).prove(bundle).await;
+        kept.proven_at = Some(Instant::now());
+    }
+    show(board, order, bundle, &report, kept)
+}
+
+fn show(board: &Board, order: &Accepted, bundle: &Bundle, report: &Report, kept: &Kept) -> NodePhase {
+    let (phase, mut errors) = judge(bundle, report, &kept.proofs);
+    errors.extend(kept.notes.iter().cloned());
+    board.show(order, report, &kept.proofs, phase, errors);
+    phase
+}
+
+async fn restore(board: &Board, host: &Host, order: &Arc<Accepted>, kept: &mut Kept) -> NodePhase {
+    let report = on_host(host, order, |host, order| host.restore(&order.signed)).await;
+    kept.note(&report);
+    kept.restored = report.errors.is_empty();
+    let phase = if kept.restored { NodePhase::Restored } else { NodePhase::Failed };
+    let errors = report.errors.iter().chain(&kept.notes).cloned().collect();
+    board.show(order, &report, &[], phase, errors);
+    phase
+}
+
+/// Work on the host's files, off the thread that answers: a disk that hangs must not make the node look dead.
+async fn on_host(host: &Host, order: &Arc<Accepted>, work: fn(&Host, &Accepted) -> Report) -> Report {
+    let (host, order) = (host.clone(), Arc::clone(order));
+    match tokio::task::spawn_blocking(move || work(&host, &order)).await {
+        Ok(report) => report,
+        Err(error) => Report::broken(error.to_string()),
+    }
+}
+
+/// The phase in one word, and why it is not better.
+fn judge(bundle: &Bundle, report: &Report, proofs: &[Proof]) -> (NodePhase, Vec<String>) {
+    let mut errors = report.errors.clone();
+    errors.extend(proofs.iter().filter(|proof| proof.outcome == ProofOutcome::Untrusted).map(refusal));
+    if !errors.is_empty() || report.sysctl.state == SysctlState::Failed {
+        return (NodePhase::Failed, errors);
+    }
+    let mut inside = bundle.names.iter().filter(|trusted| trusted.inside).peekable();
+    if inside.peek().is_none() {
+        return (NodePhase::Pending, vec!["no name of the bundle is reachable from agents, so nothing can be proven".into()]);
+    }
+    let proven = |spellings: &[String]| proofs.iter().any(|p| p.outcome == ProofOutcome::Trusted && spellings.contains(&p.name));
+    let all = inside.all(|trusted| proven(&trusted.name.spellings()));
+    (if all { NodePhase::Trusted } else { NodePhase::Pending }, errors)
+}
+
+fn refusal(proof: &Proof) -> String {
+    let detail = proof.detail.as_deref().unwrap_or("no reason given");
+    let remedy = match proof.client.as_str() {
+        "docker" => "look for foreign .cert or .key files in its directory below /etc/docker/certs.d",
+        _ => "look for foreign files in /var/lib/dcos/pki/tls/certs",
+    };
+    format!("{} does not trust {}: {detail}; {remedy}, and compare the certificate that the registry serves", proof.client, proof.name)
+}
+
+/// Starts a task that ends with the handle: nothing of a node outlives it.
+pub(crate) struct Running(tokio::task::JoinHandle<()>);
+
+impl Running {
+    /// Starts it.
+    pub(crate) fn start(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

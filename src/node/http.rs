@@ -1,0 +1,135 @@
+//! What a node answers: to Mesos' health check on loopback, to the controller on the agent's own address.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Extension, Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use super::board::Board;
+use super::orders::Refusal;
+use crate::protocol::{MAX_MESSAGE_BYTES, SignedOrder};
+
+const SLOWEST_BODY: Duration = Duration::from_secs(10);
+const LONGEST_CONNECTION: Duration = Duration::from_secs(30);
+/// The controller and the health check need two; the rest is room for people and bound for everybody.
+const MOST_CONNECTIONS: usize = 32;
+const BIND_AGAIN: Duration = Duration::from_secs(5);
+
+/// Listens on one address, tries again while it cannot, and answers for ever.
+pub(crate) async fn serve(board: Arc<Board>, address: SocketAddr) {
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                board.listening(&address.to_string(), Err(format!("cannot listen on {address}: {error}; tried again every few seconds")));
+                sleep(BIND_AGAIN).await;
+            }
+        }
+    };
+    board.listening(&address.to_string(), Ok(()));
+    answer(board, listener).await;
+}
+
+/// Answers what comes in on a listener.
+pub(crate) async fn answer(board: Arc<Board>, listener: TcpListener) {
+    let router = router(board);
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        // Out of descriptors, or a peer that went away: the next one may do better.
+        let Ok((stream, peer)) = listener.accept().await else {
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let own = stream.local_addr().map_or(peer.ip(), |own| own.ip());
+        let router = router.clone().layer(Extension(Caller { from: peer.ip(), own }));
+        tokio::spawn(async move {
+            // An error is the caller's affair: it hung up or sent no HTTP.
+            let _ = timeout(LONGEST_CONNECTION, connection(stream, router)).await;
+            drop(place);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router) -> hyper::Result<()> {
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(SLOWEST_BODY)
+        .max_buf_size(16 * 1024)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    from: IpAddr,
+    own: IpAddr,
+}
+
+impl Caller {
+    fn is_on_this_host(self) -> bool {
+        self.from.is_loopback() || self.from == self.own
+    }
+}
+
+fn router(board: Arc<Board>) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/order", put(order))
+        .route("/check", post(check))
+        .with_state(board)
+}
+
+async fn status(State(board): State<Arc<Board>>) -> Response {
+    Json(board.status()).into_response()
+}
+
+async fn order(State(board): State<Arc<Board>>, body: Body) -> Response {
+    let bytes = match timeout(SLOWEST_BODY, axum::body::to_bytes(body, MAX_MESSAGE_BYTES)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, format!("an order has at most {MAX_MESSAGE_BYTES} bytes")),
+        Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, format!("no whole order within {} s", SLOWEST_BODY.as_secs())),
+    };
+    let taken = serde_json::from_slice::<SignedOrder>(&bytes)
+        .map_err(|error| Refusal::Unreadable(error.to_string()))
+        .and_then(|signed| board.take(signed));
+    match taken {
+        Ok(status) => Json(status).into_response(),
+        Err(refusal) => refuse(code(&refusal), refusal.to_string()),
+    }
+}
+
+fn code(refusal: &Refusal) -> StatusCode {
+    match refusal {
+        Refusal::Unreadable(_) => StatusCode::BAD_REQUEST,
+        Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
+        Refusal::Conflict(_) => StatusCode::CONFLICT,
+    }
+}
+
+async fn check(State(board): State<Arc<Board>>, Extension(caller): Extension<Caller>) -> Response {
+    if !caller.is_on_this_host() {
+        return refuse(StatusCode::FORBIDDEN, "a check can be asked for from this host only".into());
+    }
+    board.check_asked.notify_one();
+    (StatusCode::ACCEPTED, Json(board.status())).into_response()
+}
+
+fn refuse(code: StatusCode, why: String) -> Response {
+    (code, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], why + "\n").into_response()
+}

@@ -1,0 +1,287 @@
+//! Proof that the host's real clients accept the registry's certificate: they are asked to contact it themselves.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, IpAddr, ServerName};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::trust::Bundle;
+use crate::host_paths::HostRoot;
+use crate::names::{Host, HostPort};
+use crate::protocol::{Proof, ProofOutcome};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Proofs at the same time: a bundle with very many names must not become a burst on the registry.
+const AT_ONCE: usize = 8;
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+const MAX_DETAIL_CHARS: usize = 400;
+
+/// The clients that this host has.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Clients {
+    /// The docker daemon's socket.
+    pub(crate) docker: Option<PathBuf>,
+    /// The curl that Mesos runs, or one that can be told to read the same store.
+    pub(crate) curl: Option<Curl>,
+}
+
+/// A curl.
+#[derive(Debug, Clone)]
+pub(crate) struct Curl {
+    pub(crate) program: PathBuf,
+    /// The store to read, where it is not built in.
+    pub(crate) capath: Option<PathBuf>,
+    /// Where its libraries lie, where they are not the system's.
+    pub(crate) libraries: Option<PathBuf>,
+}
+
+impl Clients {
+    /// Looks which clients there are.
+    pub(crate) fn on(root: &HostRoot) -> Self {
+        let docker = Some(root.docker_socket()).filter(|socket| socket.exists());
+        Self { docker, curl: Curl::of_dcos(root).or_else(|| Curl::of_system(root)) }
+    }
+
+    /// Asks every client to contact every name that is inside, and returns what each said.
+    pub(crate) async fn prove(&self, bundle: &Bundle) -> Vec<Proof> {
+        let mut proofs = JoinSet::new();
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        for (number, attempt) in self.attempts(bundle).into_iter().enumerate() {
+            let turns = Arc::clone(&turns);
+            proofs.spawn(async move {
+                let _turn = turns.acquire().await;
+                (number, attempt.make().await)
+            });
+        }
+        let mut proofs = proofs.join_all().await;
+        proofs.sort_by_key(|(number, _)| *number);
+        proofs.into_iter().map(|(_, proof)| proof).collect()
+    }
+
+    fn attempts(&self, bundle: &Bundle) -> Vec<Attempt> {
+        let mut attempts = Vec::new();
+        let handshake = (self.docker.is_none() && self.curl.is_none()).then(|| Handshake::with_roots(bundle));
+        for trusted in bundle.names.iter().filter(|trusted| trusted.inside) {
+            let name = &trusted.name;
+            if let Some(socket) = &self.docker {
+                let spelled = |spelling| Attempt { name: spelling, by: Client::Docker(socket.clone()) };
+                attempts.extend(name.spellings().into_iter().map(spelled));
+            }
+            if let Some(curl) = &self.curl {
+                attempts.push(Attempt { name: name.to_string(), by: Client::Curl(curl.clone()) });
+            }
+            if let Some(handshake) = &handshake {
+                attempts.push(Attempt { name: name.to_string(), by: Client::Handshake(handshake.clone(), name.clone()) });
+            }
+        }
+        attempts
+    }
+}
+
+impl Curl {
+    fn of_dcos(root: &HostRoot) -> Option<Self> {
+        let program = root.dcos_curl();
+        let libraries = program.parent().and_then(Path::parent).map(|dir| dir.join("lib"));
+        program.exists().then_some(Self { program, capath: None, libraries })
+    }
+
+    fn of_system(root: &HostRoot) -> Option<Self> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let program = std::env::split_paths(&path).map(|dir| dir.join("curl")).find(|program| program.exists())?;
+        Some(Self { program, capath: Some(root.mesos_certs()), libraries: None })
+    }
+}
+
+/// One client to contact one name.
+struct Attempt {
+    name: String,
+    by: Client,
+}
+
+enum Client {
+    Docker(PathBuf),
+    Curl(Curl),
+    Handshake(Handshake, HostPort),
+}
+
+type Answer = (ProofOutcome, Option<String>);
+
+impl Attempt {
+    async fn make(self) -> Proof {
+        let (client, answer) = match &self.by {
+            // Curl has the same limit inside; the second one is for a curl that hangs.
+            Client::Curl(curl) => ("curl", timeout(PATIENCE + Duration::from_secs(2), ask_curl(curl, &self.name)).await),
+            Client::Docker(socket) => ("docker", timeout(PATIENCE, ask_docker(socket, &self.name)).await),
+            Client::Handshake(handshake, name) => ("handshake", timeout(PATIENCE, handshake.shake(name)).await),
+        };
+        let (outcome, detail) = answer.unwrap_or_else(|_| unreachable(format!("no answer within {} s", PATIENCE.as_secs())));
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Proof { client: client.to_string(), name: self.name, outcome, detail: detail.map(|text| short(&text)), at }
+    }
+}
+
+fn unreachable(detail: impl ToString) -> Answer {
+    (ProofOutcome::Unreachable, Some(detail.to_string()))
+}
+
+fn short(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MAX_DETAIL_CHARS).collect()
+}
+
+/// Lets the daemon log in to the registry: it then contacts `/v2/` with the trust of its certs.d and stores nothing.
+async fn ask_docker(socket: &Path, name: &str) -> Answer {
+    match post_auth(socket, name).await {
+        Ok((status, text)) => judge_docker(status, &text),
+        Err(error) => unreachable(format!("the docker daemon does not answer at {}: {error}", socket.display())),
+    }
+}
+
+async fn post_auth(socket: &Path, name: &str) -> Result<(u16, String), Box<dyn std::error::Error + Send + Sync>> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(UnixStream::connect(socket).await?)).await?;
+    let login = serde_json::json!({ "username": "private-registry", "password": "proof", "serveraddress": name });
+    let request = hyper::Request::post("/auth")
+        .header("Host", "docker")
+        .header("Content-Type", "application/json")
+        .body(Full::new(Bytes::from(login.to_string())))?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await?.to_bytes();
+        Ok((status, message(&body)))
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        // It ends by itself only when it fails: the exchange above drives the rest.
+        Err(error) = connection => Err(error.into()),
+    }
+}
+
+fn message(body: &[u8]) -> String {
+    let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let text = json.as_ref().and_then(|json| json.get("message")?.as_str());
+    text.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_string)
+}
+
+/// Docker's errors are texts; these are the words of Go's net/http and crypto/tls, and of moby's `loginV2`.
+fn judge_docker(status: u16, text: &str) -> Answer {
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    // A refusal of the login, or any other HTTP status, comes after the handshake: the certificate was accepted.
+    if status == 200 || status == 401 || has(&["unauthorized", "no basic auth credentials", "failed with status: "]) {
+        return (ProofOutcome::Trusted, None);
+    }
+    // Before the certificate words: Go says "TLS handshake timeout".
+    if has(&["timeout", "deadline exceeded", "first record does not look like a TLS handshake"]) {
+        return unreachable(text);
+    }
+    if has(&["x509", "certificate", "tls:"]) { (ProofOutcome::Untrusted, Some(text.to_string())) } else { unreachable(text) }
+}
+
+async fn ask_curl(curl: &Curl, name: &str) -> Answer {
+    match run_curl(curl, name).await {
+        Ok((code, text)) => judge_curl(code, &text),
+        Err(error) => unreachable(format!("cannot run {}: {error}", curl.program.display())),
+    }
+}
+
+async fn run_curl(curl: &Curl, name: &str) -> std::io::Result<(Option<i32>, String)> {
+    let mut command = tokio::process::Command::new(&curl.program);
+    // -q: no settings of root's home. No environment: no proxy, as for the fetcher of Mesos inside the cluster.
+    command.arg("-q").args(["-sS", "-o", "/dev/null", "--max-time", &PATIENCE.as_secs().to_string()]);
+    if let Some(capath) = &curl.capath {
+        command.arg("--capath").arg(capath);
+    }
+    command.arg(format!("https://{name}/v2/")).env_clear().env("PATH", "/usr/bin:/bin");
+    if let Some(libraries) = &curl.libraries {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn()?;
+    let mut text = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(MAX_ANSWER_BYTES as u64).read_to_end(&mut text).await?;
+    }
+    let code = child.wait().await?.code();
+    Ok((code, String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Exit codes of curl: 51 and 60 are a refused certificate, 77 an unreadable store, 35 any failure of the handshake.
+fn judge_curl(code: Option<i32>, text: &str) -> Answer {
+    let detail = if text.trim().is_empty() { format!("curl ended with {code:?}") } else { text.to_string() };
+    let cut_off = ["reset", "SYSCALL", "wrong version number", "unexpected eof"].iter().any(|word| text.contains(word));
+    match code {
+        Some(0) => (ProofOutcome::Trusted, None),
+        Some(51 | 60 | 77) => (ProofOutcome::Untrusted, Some(detail)),
+        Some(35) if !cut_off => (ProofOutcome::Untrusted, Some(detail)),
+        _ => unreachable(detail),
+    }
+}
+
+/// Our own TLS client, trusting what the bundle says.
+#[derive(Clone)]
+struct Handshake(Result<tokio_rustls::TlsConnector, String>);
+
+impl Handshake {
+    fn with_roots(bundle: &Bundle) -> Self {
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in &bundle.certificates {
+            if let Err(error) = roots.add(CertificateDer::from(certificate.der())) {
+                return Self(Err(format!("the CA {} cannot be used: {error}", certificate.subject())));
+            }
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        Self(
+            config
+                .map_err(|e| e.to_string())
+                .map(|builder| tokio_rustls::TlsConnector::from(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))),
+        )
+    }
+
+    async fn shake(&self, name: &HostPort) -> Answer {
+        let connector = match &self.0 {
+            Ok(connector) => connector,
+            Err(error) => return (ProofOutcome::Untrusted, Some(error.clone())),
+        };
+        let stream = match connect(name).await {
+            Ok(stream) => stream,
+            Err(error) => return unreachable(error),
+        };
+        let server = match server_name(&name.host) {
+            Ok(server) => server,
+            Err(error) => return unreachable(error),
+        };
+        match connector.connect(server, stream).await {
+            Ok(_) => (ProofOutcome::Trusted, None),
+            Err(error) if is_refusal(&error) => (ProofOutcome::Untrusted, Some(error.to_string())),
+            Err(error) => unreachable(error),
+        }
+    }
+}
+
+fn server_name(host: &Host) -> Result<ServerName<'static>, String> {
+    match host {
+        Host::Ip(ip) => Ok(ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(*ip)))),
+        Host::Dns(name) => ServerName::try_from(name.clone()).map_err(|e| e.to_string()),
+    }
+}
+
+async fn connect(name: &HostPort) -> Result<TcpStream, String> {
+    let address = super::resolve(&name.host).await?;
+    TcpStream::connect((address, name.port)).await.map_err(|e| e.to_string())
+}
+
+/// Whether we refused the certificate, as opposed to a connection that broke or speaks no TLS.
+fn is_refusal(error: &std::io::Error) -> bool {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
+}

@@ -1,0 +1,329 @@
+//! The role itself: one task that owns the state on the host and the registry process.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use super::RegistryError;
+use super::config::RegistryConfig;
+use super::reaper::Reaper;
+use super::server::{Delivery, Refusal};
+use super::state::{Chain, LastOrder, State, StateError};
+use super::supervisor::{Event, Launch, Supervisor};
+use crate::certificates::{OrderError, RegistryKey};
+use crate::protocol::{CertificateRequest, Order, OrderKind, RegistryPhase, RegistryStatus, SignedOrder};
+
+/// How often unusable state is looked at again: the remedy is often a command on the host.
+const STATE_RETRY: Duration = Duration::from_secs(5);
+
+/// SIGTERM and SIGINT. As process 1 of a container we get neither unless we ask for it.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> Result<Self, RegistryError> {
+        let listen = |kind| signal(kind).map_err(RegistryError::Signals);
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn stop_asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = self.interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+    }
+}
+
+/// The role's ends of the channels to its HTTP server.
+pub(super) struct Outside {
+    pub(super) status: watch::Sender<RegistryStatus>,
+    pub(super) orders: mpsc::Receiver<Delivery>,
+    pub(super) signals: Signals,
+}
+
+/// The status of a task that knows nothing yet.
+pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
+    RegistryStatus {
+        service: config.service.clone(),
+        task: config.task.clone(),
+        host: config.host.clone(),
+        phase: RegistryPhase::AwaitingCertificate,
+        request: None,
+        leaf_fingerprint: None,
+        leaf_not_after: None,
+        order_version: 0,
+        starts: 0,
+        errors: Vec::new(),
+    }
+}
+
+/// Runs until a signal asks to stop and the registry has been drained.
+pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<(), RegistryError> {
+    let Some(found) = wait_for_state(&config, &mut outside).await else { return Ok(()) };
+    let mut role = Role::new(config, found)?;
+    role.resume().await;
+    loop {
+        role.publish(&outside.status);
+        tokio::select! {
+            () = outside.signals.stop_asked() => break,
+            event = role.supervisor.next_event() => role.happened(event).await,
+            Some((signed, reply)) = outside.orders.recv() => {
+                let taken = role.take(&signed).await;
+                if let Err(refusal) = &taken {
+                    tracing::warn!(%refusal, "an order was refused");
+                }
+                // Before the answer, so that who has it sees the new state. Nobody may be waiting for it any more.
+                role.publish(&outside.status);
+                let _ = reply.send(taken);
+            }
+            () = role.reaper.wait() => role.reaper.reap(role.supervisor.child_id()),
+        }
+    }
+    role.supervisor.stop();
+    while !role.supervisor.is_stopped() {
+        role.publish(&outside.status);
+        role.supervisor.next_event().await;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What the host had.
+struct Found {
+    state: State,
+    key: RegistryKey,
+    last: Option<(SignedOrder, Order)>,
+    stored_chain: Option<String>,
+}
+
+fn look_at_state(config: &RegistryConfig) -> Result<Found, StateError> {
+    let state = State::open(config)?;
+    Ok(Found { key: state.load_or_create_key()?, last: state.last_order()?, stored_chain: state.stored_chain()?, state })
+}
+
+/// Looks at the state until it can be used. `None` if the task is asked to stop meanwhile.
+async fn wait_for_state(config: &RegistryConfig, outside: &mut Outside) -> Option<Found> {
+    loop {
+        let error = match look_at_state(config) {
+            Ok(found) => return Some(found),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("{error}");
+        let failed = RegistryStatus { phase: RegistryPhase::Failed, errors: vec![error.clone()], ..first_status(config) };
+        outside.status.send_replace(failed);
+        tokio::select! {
+            () = outside.signals.stop_asked() => return None,
+            Some((_, reply)) = outside.orders.recv() => { let _ = reply.send(Err(Refusal::Failed(error))); }
+            () = sleep(STATE_RETRY) => {}
+        }
+    }
+}
+
+struct Role {
+    config: RegistryConfig,
+    state: State,
+    supervisor: Supervisor,
+    reaper: Reaper,
+    /// `None` once retired.
+    key: Option<RegistryKey>,
+    request: Option<CertificateRequest>,
+    /// What the next start will serve, and what the running registry serves.
+    chain: Option<Chain>,
+    served: Option<Chain>,
+    last: LastOrder,
+    /// A retirement under way; the images go as well if it says true.
+    retiring: Option<bool>,
+    answers: bool,
+    stored_chain: Option<String>,
+    last_kind: Option<OrderKind>,
+    state_error: Option<String>,
+    process_error: Option<String>,
+}
+
+impl Role {
+    fn new(config: RegistryConfig, found: Found) -> Result<Self, RegistryError> {
+        let csr = found.key.csr(&config.service).map_err(RegistryError::Request)?;
+        let mac = config.enrolment_key.mac(&csr);
+        let launch = Launch {
+            program: config.program.clone(),
+            config_file: config.config_file(),
+            listen: config.listen,
+            drain: Duration::from_secs(config.settings.drain_seconds),
+        };
+        // Another service's order in this directory is refused as it would be by HTTP.
+        let last = found.last.filter(|(_, order)| order.service == config.service);
+        Ok(Self {
+            state: found.state,
+            supervisor: Supervisor::new(launch),
+            reaper: Reaper::new().map_err(RegistryError::Signals)?,
+            key: Some(found.key),
+            request: Some(CertificateRequest { csr, mac }),
+            chain: None,
+            served: None,
+            last: last.as_ref().map(|(signed, order)| LastOrder::of(signed, order)).unwrap_or_default(),
+            retiring: None,
+            answers: false,
+            stored_chain: found.stored_chain,
+            last_kind: last.map(|(_, order)| order.kind),
+            state_error: None,
+            process_error: None,
+            config,
+        })
+    }
+
+    /// Goes on where an earlier task on this host ended, without asking anybody.
+    async fn resume(&mut self) {
+        if let Some(OrderKind::Retire { delete_data }) = self.last_kind.take() {
+            return self.retire(delete_data).await;
+        }
+        let (Some(text), Some(key)) = (self.stored_chain.take(), &self.key) else { return };
+        match Chain::parse(&text, key, now()) {
+            Ok(chain) => {
+                self.chain = Some(chain);
+                self.restart();
+            }
+            Err(error) => {
+                let path = self.config.chain_file();
+                self.state_error = Some(format!("{} is not used: {error}; waiting for a certificate", path.display()));
+            }
+        }
+    }
+
+    async fn take(&mut self, signed: &SignedOrder) -> Result<(), Refusal> {
+        let order = self.config.order_key.open(signed).map_err(|error| match error {
+            OrderError::BadSignature => Refusal::Forbidden(error.to_string()),
+            _ => Refusal::Bad(error.to_string()),
+        })?;
+        if order.service != self.config.service {
+            return Err(Refusal::Forbidden(format!("this is a task of {}, not of {}", self.config.service, order.service)));
+        }
+        let this = LastOrder::of(signed, &order);
+        if this.version < self.last.version || (this.version == self.last.version && this != self.last) {
+            return Err(Refusal::Conflict(format!("version {} is not newer than {}, the last one taken", this.version, self.last.version)));
+        }
+        match order.kind {
+            OrderKind::Certificate { chain } => self.take_certificate(signed, this, &chain),
+            OrderKind::Retire { delete_data } => self.take_retirement(signed, this, delete_data).await,
+            OrderKind::Trust(_) | OrderKind::Restore => Err(Refusal::Bad("this order is for nodes; I am a registry".into())),
+        }
+    }
+
+    fn take_certificate(&mut self, signed: &SignedOrder, this: LastOrder, pem: &str) -> Result<(), Refusal> {
+        let Some(key) = self.key.as_ref().filter(|_| self.retiring.is_none()) else {
+            return Err(Refusal::Conflict("this registry is retired; its key is gone".into()));
+        };
+        let chain = Chain::parse(pem, key, now()).map_err(|error| Refusal::Bad(error.to_string()))?;
+        // The chain first: it is usable without the order, and a repeated order is harmless.
+        self.state.store_chain(&chain).and_then(|()| self.state.store_order(signed)).map_err(|error| Refusal::Failed(error.to_string()))?;
+        self.last = this;
+        let changed = self.chain.as_ref().is_none_or(|old| old.pem != chain.pem);
+        if changed || self.supervisor.is_stopped() {
+            tracing::info!(fingerprint = chain.leaf_fingerprint, "serving with a new certificate");
+            self.chain = Some(chain);
+            self.restart();
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self) {
+        self.answers = false;
+        let stored =
+            self.config.render().map_err(|e| e.to_string()).and_then(|text| self.state.store_config(&text).map_err(|e| e.to_string()));
+        match stored {
+            Ok(()) => {
+                self.state_error = None;
+                self.supervisor.restart();
+            }
+            Err(error) => self.state_error = Some(error),
+        }
+    }
+
+    async fn take_retirement(&mut self, signed: &SignedOrder, this: LastOrder, delete_data: bool) -> Result<(), Refusal> {
+        // Stored first: a task that is killed now goes on with it when it is started again.
+        if self.key.is_some() {
+            self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
+        }
+        self.last = this;
+        self.retire(delete_data).await;
+        Ok(())
+    }
+
+    async fn retire(&mut self, delete_data: bool) {
+        self.answers = false;
+        self.retiring = Some(delete_data);
+        self.supervisor.stop();
+        self.finish_retirement();
+    }
+
+    /// Removes everything, once the registry has ended.
+    fn finish_retirement(&mut self) {
+        let Some(delete_data) = self.retiring.filter(|_| self.supervisor.is_stopped()) else { return };
+        match self.state.remove_all(delete_data) {
+            Ok(()) => {
+                tracing::info!(delete_data, "retired");
+                (self.key, self.request, self.chain, self.served) = (None, None, None, None);
+                (self.state_error, self.process_error) = (None, None);
+            }
+            Err(error) => self.state_error = Some(format!("{error}; the order can be given again")),
+        }
+    }
+
+    async fn happened(&mut self, event: Event) {
+        match event {
+            Event::Started => self.served = self.chain.clone(),
+            Event::Answers => {
+                self.answers = true;
+                self.process_error = None;
+            }
+            Event::Failed(reason) => {
+                tracing::error!("{reason}");
+                self.answers = false;
+                self.process_error = Some(reason);
+            }
+            Event::Stopped => {
+                self.answers = false;
+                self.finish_retirement();
+            }
+        }
+        // The registry's end may have hidden others that wait to be reaped.
+        self.reaper.look_again();
+    }
+
+    fn publish(&self, status: &watch::Sender<RegistryStatus>) {
+        let served = self.served.as_ref().filter(|_| self.supervisor.child_id().is_some());
+        let now = RegistryStatus {
+            phase: self.phase(),
+            request: self.request.clone(),
+            leaf_fingerprint: served.map(|chain| chain.leaf_fingerprint.clone()),
+            leaf_not_after: served.map(|chain| chain.leaf_not_after),
+            order_version: self.last.version,
+            starts: self.supervisor.starts(),
+            errors: self.state_error.iter().chain(&self.process_error).cloned().collect(),
+            ..first_status(&self.config)
+        };
+        status.send_if_modified(|old| {
+            let changed = *old != now;
+            *old = now;
+            changed
+        });
+    }
+
+    fn phase(&self) -> RegistryPhase {
+        match () {
+            () if self.key.is_none() => RegistryPhase::Retired,
+            () if self.chain.is_none() && self.retiring.is_none() => RegistryPhase::AwaitingCertificate,
+            () if self.answers => RegistryPhase::Serving,
+            () if self.state_error.is_some() => RegistryPhase::Failed,
+            () => RegistryPhase::Restarting,
+        }
+    }
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,210 @@
+//! What the role keeps on its host: the key, the chain, the last order, and the registry's configuration.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::config::RegistryConfig;
+use crate::certificates::{Certificate, CertificateError, RegistryKey, RegistryKeyError};
+use crate::digest::sha256_hex;
+use crate::protocol::{Order, SignedOrder};
+use crate::secret::Secret;
+
+/// Larger files are none of ours.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Why the state on the host cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StateError {
+    #[error("cannot {doing} {path}: {source}")]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("{path} has mode {mode:04o}, so others than root may have read the key; remove it, and a new key gets a new certificate")]
+    ForeignMode { path: PathBuf, mode: u32 },
+    #[error("{0} is not a regular file of this user; move it away")]
+    Foreign(PathBuf),
+    #[error("{path} is not a key of this program: {source}; move it away, and a new key gets a new certificate")]
+    Key { path: PathBuf, source: RegistryKeyError },
+    #[error("a new key could not be made: {0}")]
+    NewKey(RegistryKeyError),
+}
+
+/// Why a chain cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChainError {
+    #[error("the chain cannot be read: {0}")]
+    Unreadable(#[from] CertificateError),
+    #[error("the leaf is for another key than this registry's")]
+    OtherKey,
+    #[error("the leaf has ended at Unix time {0}")]
+    Expired(i64),
+}
+
+/// A chain that belongs to the registry's key.
+#[derive(Debug, Clone)]
+pub(super) struct Chain {
+    pub(super) pem: String,
+    pub(super) leaf_fingerprint: String,
+    pub(super) leaf_not_after: i64,
+}
+
+impl Chain {
+    /// Checks that the chain parses, that its leaf is for this key, and that the leaf has not ended.
+    pub(super) fn parse(pem: &str, key: &RegistryKey, now: i64) -> Result<Self, ChainError> {
+        let certificates = Certificate::parse_bundle(pem)?;
+        let leaf = &certificates[0];
+        if leaf.public_key_spki_der() != key.public_key_spki_der() {
+            return Err(ChainError::OtherKey);
+        }
+        if leaf.not_after() <= now {
+            return Err(ChainError::Expired(leaf.not_after()));
+        }
+        let pem = certificates.iter().map(Certificate::pem).collect();
+        Ok(Self { pem, leaf_fingerprint: leaf.fingerprint(), leaf_not_after: leaf.not_after() })
+    }
+}
+
+/// Version and digest of the last order taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct LastOrder {
+    pub(super) version: u64,
+    pub(super) digest: String,
+}
+
+impl LastOrder {
+    pub(super) fn of(signed: &SignedOrder, order: &Order) -> Self {
+        Self { version: order.version, digest: sha256_hex(signed.payload.as_bytes()) }
+    }
+}
+
+/// The directory, and what was found in it.
+pub(super) struct State {
+    config: RegistryConfig,
+}
+
+impl State {
+    /// Opens the directory and makes it if need be; only its owner may enter it.
+    pub(super) fn open(config: &RegistryConfig) -> Result<Self, StateError> {
+        let path = &config.state;
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))?;
+        // Docker makes the directory of a volume with mode 0755.
+        fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("set the mode of", path))?;
+        Ok(Self { config: config.clone() })
+    }
+
+    /// The key of this host. Made on the first start, kept on every other.
+    pub(super) fn load_or_create_key(&self) -> Result<RegistryKey, StateError> {
+        let path = self.config.key_file();
+        let Some(text) = read_private(&path)? else {
+            let key = RegistryKey::generate().map_err(StateError::NewKey)?;
+            write(&path, key.to_pem().expose(), 0o600)?;
+            return Ok(key);
+        };
+        RegistryKey::from_pem(&text).map_err(|source| StateError::Key { path, source })
+    }
+
+    /// The text of the stored chain, if there is one.
+    pub(super) fn stored_chain(&self) -> Result<Option<String>, StateError> {
+        read(&self.config.chain_file())
+    }
+
+    pub(super) fn store_chain(&self, chain: &Chain) -> Result<(), StateError> {
+        write(&self.config.chain_file(), &chain.pem, 0o644)
+    }
+
+    pub(super) fn store_config(&self, text: &Secret<String>) -> Result<(), StateError> {
+        write(&self.config.config_file(), text.expose(), 0o600)
+    }
+
+    /// The last order taken, if the present order key has signed it.
+    ///
+    /// An order of another key does not count: a controller that lost its key starts again at version 1.
+    pub(super) fn last_order(&self) -> Result<Option<(SignedOrder, Order)>, StateError> {
+        let Some(text) = read(&self.config.order_file())? else { return Ok(None) };
+        let signed: Option<SignedOrder> = serde_json::from_str(&text).ok();
+        Ok(signed.and_then(|signed| self.config.order_key.open(&signed).ok().map(|order| (signed, order))))
+    }
+
+    pub(super) fn store_order(&self, signed: &SignedOrder) -> Result<(), StateError> {
+        let text = serde_json::to_string(signed).expect("a signed order is two strings");
+        write(&self.config.order_file(), &text, 0o644)
+    }
+
+    /// Removes all that this role wrote, and the images too if `delete_data`. The order goes last: until then it is known what is to be done.
+    pub(super) fn remove_all(&self, delete_data: bool) -> Result<(), StateError> {
+        let config = &self.config;
+        for path in [config.key_file(), config.chain_file(), config.config_file()] {
+            remove(&path)?;
+        }
+        if delete_data {
+            let images = config.data.join("docker");
+            absent_is_fine(fs::remove_dir_all(&images)).map_err(failed("delete", &images))?;
+        }
+        remove(&config.order_file())
+    }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_path_buf();
+    move |source| StateError::Io { doing, path, source }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(".tmp");
+    name.into()
+}
+
+fn read(path: &Path) -> Result<Option<String>, StateError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("look at", path)(error)),
+        Ok(found) if !found.is_file() || found.len() > MAX_FILE_BYTES => return Err(StateError::Foreign(path.to_path_buf())),
+        Ok(_) => {}
+    }
+    fs::read_to_string(path).map(Some).map_err(failed("read", path))
+}
+
+fn read_private(path: &Path) -> Result<Option<Secret<String>>, StateError> {
+    let text = read(path)?.map(Secret::new);
+    if text.is_some() {
+        let found = fs::symlink_metadata(path).map_err(failed("look at", path))?;
+        if found.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(StateError::Foreign(path.to_path_buf()));
+        }
+        let mode = found.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(StateError::ForeignMode { path: path.to_path_buf(), mode });
+        }
+    }
+    Ok(text)
+}
+
+/// Puts a complete, synced file in place, or changes nothing.
+fn write(path: &Path, content: &str, mode: u32) -> Result<(), StateError> {
+    let temporary = temporary(path);
+    // What a kill left behind.
+    absent_is_fine(fs::remove_file(&temporary)).map_err(failed("remove", &temporary))?;
+    let filled = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).and_then(|mut file| {
+        // The umask took its part of the mode.
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(content.as_bytes())?;
+        file.sync_all()
+    });
+    filled.and_then(|()| fs::rename(&temporary, path)).and_then(|()| sync_directory_of(path)).map_err(failed("write", path))
+}
+
+fn remove(path: &Path) -> Result<(), StateError> {
+    for path in [temporary(path).as_path(), path] {
+        absent_is_fine(fs::remove_file(path)).map_err(failed("remove", path))?;
+    }
+    sync_directory_of(path).map_err(failed("sync the directory of", path))
+}
+
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
