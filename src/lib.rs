@@ -4,6 +4,7 @@
 //! options → observe → plan (pure) → apply → report.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::unwrap_used)]
 
 pub mod certificates;
 pub mod controller;

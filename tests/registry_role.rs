@@ -1,6 +1,8 @@
 //! The registry role with the real registry (Debian's docker-registry) on loopback, as process 1 of its own PID namespace,
 //! as in a container.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

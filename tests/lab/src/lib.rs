@@ -1,6 +1,7 @@
 //! The smallest DC/OS that runs the package for real on one machine.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::unwrap_used)]
 
 pub mod agent;
 mod cgroups;
