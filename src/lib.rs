@@ -12,6 +12,7 @@ pub mod dcos;
 pub mod digest;
 pub mod documents;
 pub mod host_paths;
+pub mod init;
 pub mod names;
 pub mod node;
 pub mod options;

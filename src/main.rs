@@ -5,8 +5,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use std::error::Error;
+
 use clap::{Parser, Subcommand};
+use private_registry::controller::{self, Setting};
+use private_registry::node::{self, NodeConfig};
 use private_registry::options::Options;
+use private_registry::registry::{self, RegistryConfig};
+use private_registry::{dcos, init};
 
 /// A private container registry for DC/OS that every agent trusts.
 #[derive(Parser)]
@@ -18,6 +24,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Role {
+    /// Watch the cluster and act (the Marathon app).
+    Controller,
+    /// Order convergence, wait for it, and print a row per agent (the Metronome job).
+    Init,
+    /// Make this host trust the registry, and prove it (the pod on every agent).
+    Node,
+    /// Keep the registry's key and certificate, and run the registry (in the registry's container).
+    Registry,
     /// Say everything that is wrong with an options file, before it is installed.
     Check {
         /// The file given to `dcos package install --options=`.
@@ -31,7 +45,31 @@ const BAD_INPUT: u8 = 64;
 
 fn main() -> ExitCode {
     match Cli::parse().role {
+        Role::Controller => forever(async { controller::run(Setting::from_env()?).await }),
+        Role::Init => forever(init::run()),
+        Role::Node => forever(async { node::run(NodeConfig::from_env()?).await }),
+        Role::Registry => forever(async { registry::run(RegistryConfig::from_env()?).await }),
         Role::Check { options } => check(&options),
+    }
+}
+
+/// Runs a role on one thread: all of them wait most of the time, and a node should be small.
+fn forever<E: Error + 'static>(role: impl Future<Output = Result<(), E>>) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("private-registry: the kernel gives no event queue: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("private-registry: {}", dcos::chain(&error));
+            ExitCode::FAILURE
+        }
     }
 }
 

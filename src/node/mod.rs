@@ -15,6 +15,9 @@ mod proof;
 mod sysctl;
 mod trust;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;

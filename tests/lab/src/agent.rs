@@ -85,9 +85,10 @@ const NONE: Option<&str> = None;
 impl Disk<'_> {
     fn enter(&self, images: &[PathBuf], kind: MachineKind) -> Result<()> {
         self.make_folders()?;
-        bind(&self.root, &self.root)?;
-        self.share_programs()?;
+        // Before the folder becomes a mount of its own: an overlay wants its work folder on the same mount as the upper one.
         self.overlay_etc(kind)?;
+        rbind(&self.root, &self.root)?;
+        self.share_programs()?;
         self.mount_kernel_files()?;
         self.mount_run(images)?;
         let old = self.root.join("mnt/old");

@@ -1,7 +1,7 @@
 //! From outside into a machine of a running lab.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     net::Ipv4Addr,
     path::Path,
     process::{Command, Output, Stdio},
@@ -29,7 +29,9 @@ pub fn command<S: AsRef<OsStr>>(dir: &Path, machine: &str, argv: &[S]) -> Result
     match address(machine)? {
         MASTER => {
             let here = std::env::current_dir().map_err(Error::io("finding", Path::new(".")))?;
-            command.arg("--wdns").arg(here).arg("--");
+            let mut folder = OsString::from("--wdns=");
+            folder.push(here);
+            command.arg(folder).arg("--");
             for variable in OUTER_VARIABLES {
                 command.env_remove(variable);
             }

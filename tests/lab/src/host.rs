@@ -234,9 +234,7 @@ impl Machine {
         }
         let log = self.log(&format!("machine-{ip}"))?;
         self.spawn_holder(ip, role, log)?;
-        if !wait_until(START, || self.holder(ip).is_some()) {
-            return Err(self.not_up(ip));
-        }
+        wait_until(SHUTDOWN, || self.holder_record(ip).is_some());
         let holder = self.holder(ip).ok_or_else(|| self.not_up(ip))?;
         connect(ip, holder)?;
         let ready = dir.join("ready");

@@ -16,6 +16,7 @@ pub mod journal;
 mod logs;
 pub mod outer;
 pub mod process;
+pub mod recordings;
 pub mod server;
 pub mod task;
 pub mod vips;

@@ -21,23 +21,17 @@ use lab::{
 #[derive(Parser)]
 #[command(name = "lab")]
 struct Cli {
+    /// Where everything of the lab lies
+    #[arg(long, global = true, default_value = "/var/tmp/private-registry-lab")]
+    dir: PathBuf,
     #[command(subcommand)]
     verb: Verb,
-}
-
-#[derive(Args)]
-struct Dir {
-    /// Where everything of the lab lies
-    #[arg(long, default_value = "/var/tmp/private-registry-lab")]
-    dir: PathBuf,
 }
 
 #[derive(Subcommand)]
 enum Verb {
     /// Start a lab and stay until it ends
     Up {
-        #[command(flatten)]
-        dir: Dir,
         #[command(flatten)]
         size: Size,
         /// Archive of images (docker save) that every machine loads; repeatable
@@ -54,14 +48,9 @@ enum Verb {
         keep: bool,
     },
     /// End the lab and remove all of it
-    Down {
-        #[command(flatten)]
-        dir: Dir,
-    },
+    Down,
     /// Run a command on a machine: master, outside, or an agent's address
     Exec {
-        #[command(flatten)]
-        dir: Dir,
         /// Which machine
         machine: String,
         /// What to run
@@ -70,46 +59,30 @@ enum Verb {
     },
     /// Agents join, leave, die and come back
     Agent {
-        #[command(flatten)]
-        dir: Dir,
         #[command(subcommand)]
         verb: AgentVerb,
     },
     /// Print what tasks wrote whose id contains a text
     Logs {
-        #[command(flatten)]
-        dir: Dir,
         /// Part of a task id
         part: String,
     },
     /// End the server process; the lab starts it again
-    RestartServer {
-        #[command(flatten)]
-        dir: Dir,
-    },
+    RestartServer,
     #[command(hide = true)]
     Init {
-        #[command(flatten)]
-        dir: Dir,
         #[command(flatten)]
         size: Size,
     },
     #[command(hide = true)]
     Build {
         #[command(flatten)]
-        dir: Dir,
-        #[command(flatten)]
         size: Size,
     },
     #[command(hide = true)]
-    Server {
-        #[command(flatten)]
-        dir: Dir,
-    },
+    Server,
     #[command(hide = true, name = "machine")]
     Machine {
-        #[command(flatten)]
-        dir: Dir,
         #[arg(long)]
         ip: Ipv4Addr,
         #[arg(long)]
@@ -119,8 +92,6 @@ enum Verb {
     Executor { sandbox: PathBuf },
     #[command(hide = true)]
     Janitor {
-        #[command(flatten)]
-        dir: Dir,
         #[arg(long)]
         pid: u32,
         #[arg(long)]
@@ -175,7 +146,8 @@ enum AgentVerb {
 }
 
 fn main() -> ExitCode {
-    match perform(Cli::parse().verb) {
+    let cli = Cli::parse();
+    match perform(&cli.dir, cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lab: {error}");
@@ -184,26 +156,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(verb: Verb) -> Result<()> {
+fn perform(dir: &Path, verb: Verb) -> Result<()> {
     match verb {
-        Verb::Up { dir, size, images, owner_pid, detach, keep } => {
-            let options = UpOptions { dir: dir.dir, agents: size.agents, public: size.public, images, owner_pid, keep };
+        Verb::Up { size, images, owner_pid, detach, keep } => {
+            let options = UpOptions { dir: dir.to_owned(), agents: size.agents, public: size.public, images, owner_pid, keep };
             if detach { outer::up_detached(&options) } else { outer::up(&options) }
         }
-        Verb::Down { dir } => outer::down(&dir.dir),
-        Verb::Exec { dir, machine, command } => {
-            let failed = enter::command(&dir.dir, &machine, &command)?.exec();
+        Verb::Down => outer::down(dir),
+        Verb::Exec { machine, command } => {
+            let failed = enter::command(dir, &machine, &command)?.exec();
             Err(Error::Io { what: "starting nsenter".to_owned(), source: failed })
         }
-        Verb::Agent { dir, verb } => on_agents(&dir.dir, &verb),
-        Verb::Logs { dir, part } => lab::print_logs(&dir.dir, &part),
-        Verb::RestartServer { dir } => lab::restart_server(&dir.dir),
-        Verb::Init { dir, size } => init::run_init(&dir.dir, size.agents, size.public),
-        Verb::Build { dir, size } => init::build_machines(&dir.dir, size.agents, size.public),
-        Verb::Server { dir } => serve(&dir.dir),
-        Verb::Machine { dir, ip, kind } => agent::run_agent(&dir.dir, ip, kind.into()),
+        Verb::Agent { verb } => on_agents(dir, &verb),
+        Verb::Logs { part } => lab::print_logs(dir, &part),
+        Verb::RestartServer => lab::restart_server(dir),
+        Verb::Init { size } => init::run_init(dir, size.agents, size.public),
+        Verb::Build { size } => init::build_machines(dir, size.agents, size.public),
+        Verb::Server => serve(dir),
+        Verb::Machine { ip, kind } => agent::run_agent(dir, ip, kind.into()),
         Verb::Executor { sandbox } => executor::run(&sandbox),
-        Verb::Janitor { dir, pid, start, keep } => outer::janitor(&dir.dir, ProcessId { pid, start }, keep),
+        Verb::Janitor { pid, start, keep } => outer::janitor(dir, ProcessId { pid, start }, keep),
     }
 }
 

@@ -1,1 +1,641 @@
-//! Recordings.
+//! Holds what the lab's servers answered against recordings of the real ones.
+//!
+//! Compared are status, media type and the shape of the JSON: which keys there are and the types of their values. What
+//! the real servers leave out at times is learnt from all recordings of the same call, status and media type.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::journal::{Content, Exchange};
+
+/// Calls that no recording covers, as [`Verdict::Unrecorded`] names them, and why they may be answered all the same.
+pub const UNRECORDED: &[(&str, &str)] = &[
+    ("admin_router GET / 200", "the CLI looks whether anything answers"),
+    ("admin_router HEAD / 200", "the CLI looks whether anything answers"),
+    ("admin_router GET /metadata 200", "fields from Admin Router's source: PUBLIC_IPV4, CLUSTER_ID"),
+    ("admin_router GET /dcos-metadata/dcos-version.json 200", "fields from the file of a DC/OS release"),
+    ("admin_router GET /pkgpanda/active.buildinfo.full.json 200", "only its status counts: no login is needed"),
+    ("admin_router HEAD /pkgpanda/active.buildinfo.full.json 200", "only its status counts: no login is needed"),
+    ("admin_router GET /ca/dcos-ca.crt 404", "open DC/OS has no certificate authority"),
+    ("cosmos GET /package/resource 200", "bytes of another server, not JSON"),
+];
+
+/// Objects whose keys are data: each value is held against all values recorded there.
+const MAPS: [&str; 12] =
+    ["labels", "env", "environment", "attributes", "secrets", "versions", "results", "flags", "uris", "docker", "metrics", "residency"];
+
+/// What a user or a package wrote: passed through, so there is nothing to compare.
+const OPAQUE: [&str; 7] = ["marathonJson", "config", "options", "resolvedOptions", "userProvidedOptions", "details", "command"];
+
+/// The same document at several places: whatever key was recorded at one of them may appear at the others.
+const MODELS: &[(&str, &str, &str)] = &[
+    ("marathon /v2/apps", "", "app"),
+    ("marathon /v2/apps", "/apps/*", "app"),
+    ("marathon /v2/apps/{id}", "", "app"),
+    ("marathon /v2/apps/{id}", "/app", "app"),
+    ("marathon /v2/groups", "/apps/*", "app"),
+    ("marathon /v2/groups/{id}", "/apps/*", "app"),
+    ("marathon /v2/queue", "/queue/*/app", "app"),
+    ("marathon /v2/queue", "/queue/*/pod", "pod"),
+    ("marathon /v2/pods", "", "pod"),
+    ("marathon /v2/pods", "/*", "pod"),
+    ("marathon /v2/pods/{id}", "", "pod"),
+    ("marathon /v2/groups", "/pods/*", "pod"),
+    ("marathon /v2/pods/{id}::status", "", "pod status"),
+    ("marathon /v2/pods/::status", "/*", "pod status"),
+    ("metronome /v1/jobs", "", "job"),
+    ("metronome /v1/jobs", "/*", "job"),
+    ("metronome /v1/jobs/{id}", "", "job"),
+    ("metronome /v1/jobs/{id}/runs", "", "run"),
+    ("metronome /v1/jobs/{id}/runs", "/*", "run"),
+    ("metronome /v1/jobs/{id}/runs/{run}", "", "run"),
+    ("cosmos /package/describe", "/package", "package"),
+    ("cosmos /service/describe", "/package", "package"),
+    ("cosmos /service/update", "/package", "package"),
+];
+
+/// A recording could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {why}")]
+pub struct LoadError {
+    path: PathBuf,
+    why: String,
+}
+
+/// How an exchange of the lab compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// As in the recording of that name.
+    Matches(String),
+    /// The answer of a service that the package runs: no business of the platform's.
+    OfThePackage,
+    /// No recording of this call with this status; the text is what [`UNRECORDED`] lists.
+    Unrecorded(String),
+    /// Where it differs, in words.
+    Differs(Vec<String>),
+}
+
+/// All recordings, by call.
+#[derive(Debug, Default)]
+pub struct Recordings {
+    calls: BTreeMap<String, Vec<Group>>,
+    models: BTreeMap<&'static str, Shape>,
+}
+
+/// Recordings of one call that have status and media type in common.
+#[derive(Debug)]
+struct Group {
+    status: u16,
+    media_type: String,
+    name: String,
+    shape: Shape,
+    has_body: bool,
+}
+
+/// What was seen at one place of a JSON document.
+#[derive(Debug, Clone, Default)]
+struct Shape {
+    scalars: std::collections::BTreeSet<&'static str>,
+    /// Elements of arrays, all together. `Some` of an empty shape: only empty arrays.
+    items: Option<Box<Shape>>,
+    fields: Option<BTreeMap<String, Field>>,
+    objects: usize,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Field {
+    seen: usize,
+    shape: Shape,
+}
+
+impl Recordings {
+    /// Reads the folders below `dir`. A folder's name tells the server.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not a recording.
+    pub fn load(dir: &Path) -> Result<Self, LoadError> {
+        let mut recordings = Self::default();
+        for folder in entries(dir)? {
+            for file in entries(&folder)? {
+                if let Some(exchange) = read(&folder, &file)? {
+                    let name = format!("{}/{}", file_name(&folder), file_name(&file));
+                    recordings.learn(&exchange, name);
+                }
+            }
+        }
+        Ok(recordings)
+    }
+
+    fn learn(&mut self, exchange: &Exchange, name: String) {
+        let call = call(&exchange.service, exchange);
+        let media_type = media_type(exchange.response_type.as_deref());
+        if let Content::Json(value) = &exchange.response_body {
+            if (200..300).contains(&exchange.status) {
+                let place = call.place();
+                for (model, found) in MODELS
+                    .iter()
+                    .filter(|(at, _, _)| *at == place)
+                    .flat_map(|(_, path, model)| pick(value, path).map(move |found| (*model, found)))
+                {
+                    self.models.entry(model).or_default().learn(found);
+                }
+            }
+        }
+        let groups = self.calls.entry(call.key()).or_default();
+        let index = groups.iter().position(|group| group.status == exchange.status && group.media_type == media_type);
+        let index = index.unwrap_or_else(|| {
+            groups.push(Group { status: exchange.status, media_type, name, shape: Shape::default(), has_body: false });
+            groups.len() - 1
+        });
+        if let Content::Json(value) = &exchange.response_body {
+            groups[index].shape.learn(value);
+        }
+        groups[index].has_body |= exchange.response_body != Content::Empty;
+    }
+
+    /// Holds an exchange of the lab against what was recorded.
+    pub fn check(&self, exchange: &Exchange) -> Verdict {
+        let Some((service, path)) = behind(exchange) else { return Verdict::OfThePackage };
+        let exchange = Exchange { service: service.to_owned(), path, ..exchange.clone() };
+        let call = call(service, &exchange);
+        let unrecorded = format!("{} {} {} {}", call.service, call.method, call.route, exchange.status);
+        let groups = self.calls.get(&call.key()).map(Vec::as_slice).unwrap_or_default();
+        let same_status: Vec<&Group> = groups.iter().filter(|group| group.status == exchange.status).collect();
+        if same_status.is_empty() {
+            return Verdict::Unrecorded(unrecorded);
+        }
+        let media_type = media_type(exchange.response_type.as_deref());
+        let Some(group) = same_status.iter().find(|group| group.media_type == media_type) else {
+            let known: Vec<&str> = same_status.iter().map(|group| group.media_type.as_str()).collect();
+            return Verdict::Differs(vec![format!("media type `{media_type}`, recorded `{}`", known.join("`, `"))]);
+        };
+        let mut differences = Vec::new();
+        match &exchange.response_body {
+            Content::Unseen => {}
+            Content::Json(value) => {
+                let place = call.place();
+                let models: Vec<(&str, &Shape)> = MODELS
+                    .iter()
+                    .filter(|(at, _, _)| *at == place && (200..300).contains(&exchange.status))
+                    .filter_map(|(_, path, model)| Some((*path, self.models.get(model)?)))
+                    .collect();
+                Comparison { models }.compare(value, Some(&group.shape), None, "", &mut differences);
+            }
+            Content::Empty if group.has_body && exchange.method != "HEAD" => differences.push("no body where one was recorded".to_owned()),
+            Content::Text(_) if !group.shape.is_empty() => differences.push("a text where JSON was recorded".to_owned()),
+            Content::Empty | Content::Text(_) => {}
+        }
+        if differences.is_empty() { Verdict::Matches(group.name.clone()) } else { Verdict::Differs(differences) }
+    }
+}
+
+struct Comparison<'a> {
+    models: Vec<(&'a str, &'a Shape)>,
+}
+
+impl Comparison<'_> {
+    /// `shape` is what this call answered here, and says what must be there; `pool` adds what may be there.
+    fn compare(&self, value: &Value, shape: Option<&Shape>, pool: Option<&Shape>, path: &str, out: &mut Vec<String>) {
+        let pool = self.models.iter().find(|(at, _)| *at == path).map(|(_, model)| *model).or(pool);
+        let shapes: Vec<&Shape> = shape.into_iter().chain(pool).collect();
+        let last = path.rsplit('/').next().unwrap_or_default();
+        // Nothing was recorded here but empty arrays: nothing is known.
+        if OPAQUE.contains(&last) || shapes.iter().all(|shape| shape.is_empty()) {
+            return;
+        }
+        match value {
+            Value::Array(items) => {
+                if shapes.iter().all(|shape| shape.items.is_none()) {
+                    return out.push(format!("{path}: an array, recorded {}", describe(&shapes)));
+                }
+                let (item_shape, item_pool) = (shape.and_then(|shape| shape.items.as_deref()), pool.and_then(|pool| pool.items.as_deref()));
+                for item in items {
+                    self.compare(item, item_shape, item_pool, &format!("{path}/*"), out);
+                }
+            }
+            Value::Object(fields) => {
+                if shapes.iter().all(|shape| shape.fields.is_none()) {
+                    return out.push(format!("{path}: an object, recorded {}", describe(&shapes)));
+                }
+                if MAPS.contains(&last) {
+                    let any = |shape: &Shape| shape.fields.as_ref().map(|fields| union(fields.values().map(|field| &field.shape)));
+                    let (any_shape, any_pool) = (shape.and_then(any), pool.and_then(any));
+                    for value in fields.values() {
+                        self.compare(value, any_shape.as_ref(), any_pool.as_ref(), &format!("{path}/*"), out);
+                    }
+                    return;
+                }
+                self.compare_fields(fields, shape, pool, path, out);
+            }
+            scalar => {
+                let kind = scalar_name(scalar);
+                if !shapes.iter().any(|shape| shape.scalars.contains(kind)) {
+                    out.push(format!("{path}: {kind}, recorded {}", describe(&shapes)));
+                }
+            }
+        }
+    }
+
+    fn compare_fields(
+        &self,
+        fields: &serde_json::Map<String, Value>,
+        shape: Option<&Shape>,
+        pool: Option<&Shape>,
+        path: &str,
+        out: &mut Vec<String>,
+    ) {
+        let field_of =
+            |shape: Option<&Shape>, name: &str| shape.and_then(|shape| shape.fields.as_ref()?.get(name)).map(|field| field.shape.clone());
+        for (name, value) in fields {
+            let (known, pooled) = (field_of(shape, name), field_of(pool, name));
+            if known.is_none() && pooled.is_none() {
+                out.push(format!("{path}/{name}: not in any recording"));
+            } else {
+                self.compare(value, known.as_ref(), pooled.as_ref(), &format!("{path}/{name}"), out);
+            }
+        }
+        let Some(shape) = shape else { return };
+        for (name, field) in shape.fields.iter().flatten() {
+            if field.seen == shape.objects && !fields.contains_key(name) {
+                out.push(format!("{path}/{name}: missing, recorded always"));
+            }
+        }
+    }
+}
+
+impl Shape {
+    fn learn(&mut self, value: &Value) {
+        match value {
+            Value::Array(items) => {
+                let shape = self.items.get_or_insert_default();
+                items.iter().for_each(|item| shape.learn(item));
+            }
+            Value::Object(fields) => {
+                self.objects += 1;
+                let known = self.fields.get_or_insert_default();
+                for (name, value) in fields {
+                    let field = known.entry(name.clone()).or_default();
+                    field.seen += 1;
+                    field.shape.learn(value);
+                }
+            }
+            scalar => {
+                self.scalars.insert(scalar_name(scalar));
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.scalars.is_empty() && self.items.is_none() && self.fields.is_none()
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.scalars.extend(&other.scalars);
+        if let Some(items) = &other.items {
+            self.items.get_or_insert_default().join(items);
+        }
+        if let Some(fields) = &other.fields {
+            self.objects += other.objects;
+            let known = self.fields.get_or_insert_default();
+            for (name, field) in fields {
+                let mine = known.entry(name.clone()).or_default();
+                mine.seen += field.seen;
+                mine.shape.join(&field.shape);
+            }
+        }
+    }
+}
+
+fn union<'a>(shapes: impl Iterator<Item = &'a Shape>) -> Shape {
+    shapes.fold(Shape::default(), |mut all, shape| {
+        all.join(shape);
+        all
+    })
+}
+
+fn describe(shapes: &[&Shape]) -> String {
+    let mut kinds: Vec<&str> = shapes.iter().flat_map(|shape| shape.scalars.iter().copied()).collect();
+    if shapes.iter().any(|shape| shape.items.is_some()) {
+        kinds.push("an array");
+    }
+    if shapes.iter().any(|shape| shape.fields.is_some()) {
+        kinds.push("an object");
+    }
+    kinds.join(" or ")
+}
+
+fn scalar_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        _ => "a string",
+    }
+}
+
+/// The values at a path in which `*` stands for every element.
+fn pick<'a>(value: &'a Value, path: &str) -> Box<dyn Iterator<Item = &'a Value> + 'a> {
+    let Some(rest) = path.strip_prefix('/') else { return Box::new(Some(value).filter(|value| value.is_object()).into_iter()) };
+    let (first, tail) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let (first, tail) = (first.to_owned(), tail.to_owned());
+    match value {
+        Value::Array(items) if first == "*" => Box::new(items.iter().flat_map(move |item| pick(item, &tail))),
+        value => Box::new(value.get(&first).into_iter().flat_map(move |value| pick(value, &tail))),
+    }
+}
+
+/// A call: server, method and route.
+struct Call {
+    service: String,
+    method: String,
+    route: String,
+}
+
+impl Call {
+    fn key(&self) -> String {
+        format!("{} {} {}", self.service, self.method, self.route)
+    }
+
+    fn place(&self) -> String {
+        format!("{} {}", self.service, self.route)
+    }
+}
+
+fn call(service: &str, exchange: &Exchange) -> Call {
+    let route = route(service, &exchange.path, &exchange.request_body);
+    Call { service: service.to_owned(), method: exchange.method.clone(), route }
+}
+
+/// Server and path behind Admin Router; None for a service that the package runs.
+fn behind(exchange: &Exchange) -> Option<(&str, String)> {
+    let path = exchange.path.as_str();
+    if exchange.service != "admin_router" {
+        return Some((&exchange.service, path.to_owned()));
+    }
+    let inner = |prefix: &str| path.strip_prefix(prefix).filter(|rest| rest.starts_with('/')).map(str::to_owned);
+    if path.starts_with("/package/") {
+        return Some(("cosmos", path.to_owned()));
+    }
+    for (prefix, service) in
+        [("/cosmos", "cosmos"), ("/service/marathon", "marathon"), ("/service/metronome", "metronome"), ("/mesos", "mesos")]
+    {
+        if let Some(rest) = inner(prefix) {
+            return Some((service, rest));
+        }
+    }
+    (!path.starts_with("/service/")).then(|| ("admin_router", path.to_owned()))
+}
+
+/// The path with ids replaced by what they are.
+fn route(service: &str, path: &str, body: &Content) -> String {
+    let mut segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    match (service, segments.as_slice()) {
+        ("marathon", ["v2", "apps", .., "versions", _]) => "/v2/apps/{id}/versions/{version}".to_owned(),
+        ("marathon", ["v2", "apps", _, .., last @ ("restart" | "versions" | "tasks")]) => format!("/v2/apps/{{id}}/{last}"),
+        ("marathon", ["v2", "apps", .., "tasks", _]) => "/v2/apps/{id}/tasks/{task}".to_owned(),
+        ("marathon", ["v2", "queue", _, .., "delay"]) => "/v2/queue/{id}/delay".to_owned(),
+        ("marathon", ["v2", "pods", "::status"]) => "/v2/pods/::status".to_owned(),
+        ("marathon", ["v2", "pods", _, ..]) => match path.split_once("::") {
+            Some((_, verb)) => format!("/v2/pods/{{id}}::{}", verb.split('/').next().unwrap_or_default()),
+            None => "/v2/pods/{id}".to_owned(),
+        },
+        ("marathon", ["v2", kind @ ("apps" | "groups" | "deployments"), _, ..]) => format!("/v2/{kind}/{{id}}"),
+        ("metronome", ["v1", "jobs", _, ..]) => {
+            segments[2] = "{id}";
+            if let Some(id) = segments.get_mut(4) {
+                *id = if path.contains("/runs/") { "{run}" } else { "{schedule}" };
+            }
+            format!("/{}", segments.join("/"))
+        }
+        ("mesos", ["api", "v1"]) => match body {
+            Content::Json(body) => format!("/api/v1 {}", body["type"].as_str().unwrap_or_default()),
+            _ => "/api/v1".to_owned(),
+        },
+        _ => format!("/{}", segments.join("/")),
+    }
+}
+
+fn media_type(sent: Option<&str>) -> String {
+    sent.unwrap_or_default().to_lowercase().replace(' ', "")
+}
+
+fn read(folder: &Path, file: &Path) -> Result<Option<Exchange>, LoadError> {
+    let (folder_name, name) = (file_name(folder), file_name(file));
+    let service = if folder_name.starts_with("marathon") {
+        "marathon"
+    } else if folder_name.starts_with("mesos") {
+        "mesos"
+    } else {
+        folder_name.as_str()
+    };
+    let fault = |why: &str| LoadError { path: file.to_owned(), why: why.to_owned() };
+    if name.ends_with(".req.http") {
+        let request = load(file)?;
+        let response = load(&file.with_file_name(name.replace(".req.http", ".resp.http")))?;
+        return http(service, &request, &response).map(Some).ok_or_else(|| fault("not a recorded exchange"));
+    }
+    if let Some(stem) = name.strip_suffix(".headers") {
+        let Some(request) = mesos_request(stem) else { return Ok(None) };
+        let mut response = load(file)?.trim_end().to_owned() + "\r\n\r\n";
+        let body = file.with_file_name(format!("{stem}.json"));
+        if body.exists() {
+            response.push_str(&load(&body)?);
+        }
+        return http(service, &request, &response).map(Some).ok_or_else(|| fault("not recorded headers"));
+    }
+    if name == "pod-status-stable.resp.http" {
+        let request = "GET /v2/pods/private-registry-node::status HTTP/1.1\n\n";
+        return http(service, request, &load(file)?).map(Some).ok_or_else(|| fault("not a recorded answer"));
+    }
+    if name.starts_with("events-") {
+        let mut events = http(service, "GET /v2/events HTTP/1.1\n\n", &load(file)?).ok_or_else(|| fault("not a recorded answer"))?;
+        events.response_body = Content::Unseen;
+        return Ok(Some(events));
+    }
+    if service == "cosmos" && name.ends_with(".json") {
+        let recorded: Value = serde_json::from_str(&load(file)?).map_err(|error| fault(&error.to_string()))?;
+        return Ok(Some(cosmos(&recorded)));
+    }
+    Ok(None)
+}
+
+/// The request of a recording that has only an answer: its file's name tells it. Agents have an API of their own.
+fn mesos_request(stem: &str) -> Option<String> {
+    if stem.starts_with("agent-") || stem.starts_with("scheduler-") {
+        return None;
+    }
+    let operator = |kind: &str| format!("POST /api/v1 HTTP/1.1\n\n{{\"type\":\"{kind}\"}}");
+    Some(match stem {
+        "v1-bad-json" => "POST /api/v1 HTTP/1.1\n\n{".to_owned(),
+        "v1-bad-type" => operator(""),
+        "subscribe-json" => operator("SUBSCRIBE"),
+        _ => match (stem.strip_prefix("v1-"), stem.split_once('-')) {
+            (Some(kind), _) => operator(kind),
+            (None, Some((first @ ("master" | "metrics" | "maintenance"), rest))) => format!("GET /{first}/{rest} HTTP/1.1\n\n"),
+            _ => format!("GET /{stem} HTTP/1.1\n\n"),
+        },
+    })
+}
+
+fn http(service: &str, request: &str, response: &str) -> Option<Exchange> {
+    let (request_head, request_body) = split(request);
+    let (response_head, response_body) = split(response);
+    let mut first = request_head.lines().next()?.split(' ');
+    let (method, target) = (first.next()?, first.next()?);
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let status = response_head.lines().next()?.split(' ').nth(1)?.parse().ok()?;
+    Some(Exchange {
+        service: service.to_owned(),
+        method: method.to_owned(),
+        path: path.to_owned(),
+        query: query.to_owned(),
+        request_type: header(request_head, "content-type"),
+        accept: header(request_head, "accept"),
+        request_body: Content::of(request_body.as_bytes()),
+        status,
+        response_type: header(response_head, "content-type"),
+        response_body: Content::of(response_body.as_bytes()),
+        unknown: false,
+    })
+}
+
+fn split(message: &str) -> (&str, &str) {
+    message.split_once("\r\n\r\n").or_else(|| message.split_once("\n\n")).unwrap_or((message, ""))
+}
+
+fn header(head: &str, name: &str) -> Option<String> {
+    head.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim().to_owned())
+}
+
+fn cosmos(recorded: &Value) -> Exchange {
+    let (request, response) = (&recorded["request"], &recorded["response"]);
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let content = |value: &Value| match value {
+        Value::Null => Content::Empty,
+        Value::String(text) => Content::of(text.as_bytes()),
+        other => Content::Json(other.clone()),
+    };
+    Exchange {
+        service: "cosmos".to_owned(),
+        method: request["method"].as_str().unwrap_or_default().to_owned(),
+        path: request["path"].as_str().unwrap_or_default().to_owned(),
+        query: String::new(),
+        request_type: text(&request["headers"]["Content-Type"]),
+        accept: text(&request["headers"]["Accept"]),
+        request_body: content(&request["body"]),
+        status: response["status"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or_default(),
+        response_type: text(&response["content_type"]),
+        response_body: content(&response["body"]),
+        unknown: false,
+    }
+}
+
+fn load(file: &Path) -> Result<String, LoadError> {
+    let bytes = std::fs::read(file).map_err(|error| LoadError { path: file.to_owned(), why: error.to_string() })?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let fault = |error: std::io::Error| LoadError { path: dir.to_owned(), why: error.to_string() };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(fault)? {
+        paths.push(entry.map_err(fault)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn load_all() -> Recordings {
+        Recordings::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures")).unwrap()
+    }
+
+    fn get(service: &str, path: &str, status: u16, body: Value) -> Exchange {
+        Exchange {
+            service: service.to_owned(),
+            method: "GET".to_owned(),
+            path: path.to_owned(),
+            query: String::new(),
+            request_type: None,
+            accept: None,
+            request_body: Content::Empty,
+            status,
+            response_type: Some("application/json".to_owned()),
+            response_body: Content::Json(body),
+            unknown: false,
+        }
+    }
+
+    #[test]
+    fn every_recording_matches_itself() {
+        let recordings = load_all();
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
+        let mut checked = 0;
+        for folder in entries(&dir).unwrap() {
+            for file in entries(&folder).unwrap() {
+                if let Some(exchange) = read(&folder, &file).unwrap() {
+                    let verdict = recordings.check(&exchange);
+                    assert!(matches!(verdict, Verdict::Matches(_)), "{}: {verdict:?}", file.display());
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked > 500, "only {checked} recordings");
+    }
+
+    #[test]
+    fn a_missing_key_a_new_key_and_another_type_are_named() {
+        let recordings = load_all();
+        let body = json!({"message": 1, "extra": true});
+        let Verdict::Differs(differences) = recordings.check(&get("marathon", "/v2/apps/no/such", 404, body)) else {
+            panic!("no difference")
+        };
+        assert_eq!(
+            differences,
+            ["/message: a number, recorded a string", "/extra: not in any recording", "/details: missing, recorded always"]
+        );
+        let Verdict::Differs(differences) = recordings.check(&get("marathon", "/v2/apps/no/such", 404, json!({}))) else {
+            panic!("no difference")
+        };
+        assert_eq!(differences, ["/details: missing, recorded always", "/message: missing, recorded always"]);
+    }
+
+    #[test]
+    fn another_media_type_is_a_difference() {
+        let mut exchange = get("marathon", "/v2/apps/no/such", 404, json!({"message": ""}));
+        exchange.response_type = Some("text/html".to_owned());
+        assert!(matches!(load_all().check(&exchange), Verdict::Differs(_)));
+    }
+
+    #[test]
+    fn a_status_that_was_never_recorded_is_said_so() {
+        let verdict = load_all().check(&get("marathon", "/v2/apps/a", 418, json!({})));
+        assert_eq!(verdict, Verdict::Unrecorded("marathon GET /v2/apps/{id} 418".to_owned()));
+    }
+
+    #[test]
+    fn calls_through_admin_router_are_held_against_the_server_behind() {
+        let recordings = load_all();
+        let exchange = get(
+            "admin_router",
+            "/service/marathon/v2/apps/no/such",
+            404,
+            json!({"message": "App '/no/such' does not exist", "details": []}),
+        );
+        assert!(matches!(recordings.check(&exchange), Verdict::Matches(_)));
+        assert_eq!(recordings.check(&get("admin_router", "/service/private-registry/status", 200, json!({}))), Verdict::OfThePackage);
+    }
+}

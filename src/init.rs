@@ -1,0 +1,116 @@
+//! The run of the job `<service>.init`: orders convergence by being there, watches, prints, ends.
+//!
+//! It writes nothing anywhere. The controller sees the active run at Metronome and has every agent proven anew; the run ends
+//! well only when that has happened for all of them.
+
+use std::time::{Duration, Instant};
+
+use crate::controller::Report;
+use crate::dcos::{Api, chain};
+use crate::protocol::env;
+
+/// Between two looks at the controller.
+const PAUSE: Duration = Duration::from_secs(1);
+/// An agent that cannot be covered must not keep the run for ever; what is missing is then in the table.
+const DEADLINE: Duration = Duration::from_secs(900);
+
+/// Why the run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// Not started by Metronome.
+    #[error("{} is not set: this role is started by the Metronome job", env::CONTROLLER_URL)]
+    Environment,
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client cannot be made")]
+    Client(#[from] reqwest::Error),
+    /// The controller refuses the options.
+    #[error("the controller refuses the options; see above")]
+    Refused,
+    /// Time is over.
+    #[error("not every agent is proven after {} s; see the table for what is missing. The controller goes on trying; run this job again to look anew", DEADLINE.as_secs())]
+    Deadline,
+}
+
+/// Watches until all is proven.
+///
+/// # Errors
+/// When the options are refused or the deadline has passed.
+pub async fn run() -> Result<(), InitError> {
+    let url = std::env::var(env::CONTROLLER_URL).map_err(|_| InitError::Environment)?;
+    let controller = Api::new(Api::client()?, &url);
+    let started = Instant::now();
+    let mut last_line = String::new();
+    loop {
+        let (line, report) = match controller.get::<Report>("/v1/status").await {
+            Ok(report) => (progress(&report), Some(report)),
+            Err(error) => (format!("the controller does not answer: {}", chain(&error)), None),
+        };
+        if line != last_line {
+            println!("{:>4} s  {line}", started.elapsed().as_secs());
+            last_line = line;
+        }
+        let late = started.elapsed() >= DEADLINE;
+        match report {
+            Some(report) if report.refused => {
+                report.problems.iter().for_each(|problem| println!("{problem}"));
+                return Err(InitError::Refused);
+            }
+            Some(report) if is_done(&report) || late => {
+                print!("\n{}", report.table());
+                report.problems.iter().for_each(|problem| println!("{problem}"));
+                println!("\n{}", report.summary);
+                return if is_done(&report) { Ok(()) } else { Err(InitError::Deadline) };
+            }
+            None if late => return Err(InitError::Deadline),
+            _ => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// All is in place, the controller has seen this run, and every agent has been proven anew since.
+fn is_done(report: &Report) -> bool {
+    report.converged && !report.orders.is_empty() && report.orders.iter().all(|order| order.fresh)
+}
+
+fn progress(report: &Report) -> String {
+    let waiting: Vec<&str> = report.agents.iter().filter(|agent| agent.state != "trusted").map(|agent| agent.host.as_str()).collect();
+    match waiting.len() {
+        0 => report.summary.clone(),
+        n if n <= 8 => format!("{} Waiting for {}.", report.summary, waiting.join(", ")),
+        n => format!("{} Waiting for {} and {} more.", report.summary, waiting[..8].join(", "), n - 8),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::{AgentReport, OrderReport};
+
+    #[test]
+    fn a_run_that_the_controller_has_not_seen_is_not_done() {
+        let mut report = Report { converged: true, ..Report::default() };
+        assert!(!is_done(&report));
+        report.orders = vec![OrderReport { run: "r".into(), fresh: false }];
+        assert!(!is_done(&report));
+        report.orders[0].fresh = true;
+        assert!(is_done(&report));
+        report.converged = false;
+        assert!(!is_done(&report));
+    }
+
+    #[test]
+    fn progress_names_a_few_agents_and_counts_the_rest() {
+        let agent = |n: usize| AgentReport {
+            host: format!("10.0.0.{n}"),
+            role: "private".into(),
+            state: "pending".into(),
+            detail: String::new(),
+            sysctl: "set".into(),
+        };
+        let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).collect(), ..Report::default() };
+        assert_eq!(
+            progress(&report),
+            "Twenty. Waiting for 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.6, 10.0.0.7 and 12 more."
+        );
+    }
+}
