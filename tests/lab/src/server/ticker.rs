@@ -21,6 +21,8 @@ pub fn tick(shared: &SharedState) {
         for report in reports {
             apply(state, report);
         }
+        super::marathon::advance(state, &*shared.host);
+        super::metronome::advance(state, &*shared.host);
         let launches = std::mem::take(&mut state.launches);
         if !launches.is_empty() {
             state.touch();

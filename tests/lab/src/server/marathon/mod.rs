@@ -3,7 +3,8 @@
 use axum::Router;
 use serde::{Deserialize, Serialize};
 
-use super::SharedState;
+use super::state::State;
+use super::{Host, SharedState};
 
 /// What Marathon keeps.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,3 +24,6 @@ impl Marathon {
 pub fn router(state: SharedState) -> Router {
     Router::new().with_state(state)
 }
+
+/// Moves every deployment on; called at each tick, after what executors report has been read.
+pub(crate) fn advance(_state: &mut State, _host: &dyn Host) {}
