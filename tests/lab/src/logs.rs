@@ -42,9 +42,8 @@ fn for_each_sandbox(folder: &Path, visit: &mut dyn FnMut(&Path)) {
 fn print_sandbox(sandbox: &Path, task: &str, agent: &str) {
     for name in ["stdout", "stderr"] {
         if let Ok(content) = fs::read(sandbox.join(name)) {
-            println!("=== {task} on {agent}: {name}");
             // A reader that had enough, as `head`, is no failure.
-            let _ = stdout().write_all(&content);
+            let _ = writeln!(stdout(), "=== {task} on {agent}: {name}").and_then(|()| stdout().write_all(&content));
         }
     }
 }

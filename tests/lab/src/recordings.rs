@@ -131,16 +131,16 @@ impl Recordings {
     fn learn(&mut self, exchange: &Exchange, name: String) {
         let call = call(&exchange.service, exchange);
         let media_type = media_type(exchange.response_type.as_deref());
-        if let Content::Json(value) = &exchange.response_body {
-            if (200..300).contains(&exchange.status) {
-                let place = call.place();
-                for (model, found) in MODELS
-                    .iter()
-                    .filter(|(at, _, _)| *at == place)
-                    .flat_map(|(_, path, model)| pick(value, path).map(move |found| (*model, found)))
-                {
-                    self.models.entry(model).or_default().learn(found);
-                }
+        if let Content::Json(value) = &exchange.response_body
+            && (200..300).contains(&exchange.status)
+        {
+            let place = call.place();
+            for (model, found) in MODELS
+                .iter()
+                .filter(|(at, _, _)| *at == place)
+                .flat_map(|(_, path, model)| pick(value, path).map(move |found| (*model, found)))
+            {
+                self.models.entry(model).or_default().learn(found);
             }
         }
         let groups = self.calls.entry(call.key()).or_default();

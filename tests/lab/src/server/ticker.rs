@@ -29,6 +29,11 @@ pub fn tick(shared: &SharedState) {
         }
         launches
     });
+    let (network, agents) = shared.read(|state| {
+        let active = state.agents.values().filter(|agent| agent.presence == Presence::Active).map(|agent| agent.ip).collect::<Vec<_>>();
+        (super::marathon::network(state), active)
+    });
+    shared.host.publish(&network, &agents);
     for launch in launches {
         if let Err(message) = start(shared, &launch) {
             shared.change(|state| end_task(state, &launch.spec.id, TaskState::Failed, &message));
