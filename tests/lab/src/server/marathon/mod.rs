@@ -9,6 +9,8 @@ mod instances;
 mod launch;
 mod network;
 mod routes;
+#[cfg(test)]
+mod tests;
 mod views;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,271 @@
+//! Deployments and instances, with tasks that only exist on paper.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::body::{Body, to_bytes};
+use axum::http::Request;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::*;
+use crate::server::state::Options;
+use crate::server::{Network, Role, Shared, SharedState, agents};
+use crate::task::{TaskState, TaskStatus};
+
+/// Machines on which nothing happens by itself.
+struct Paper(PathBuf);
+
+impl Host for Paper {
+    fn add_agent(&self, _: Role) -> Result<Ipv4Addr, String> {
+        Err("no machines here".to_owned())
+    }
+    fn stop_agent(&self, _: Ipv4Addr) -> Result<(), String> {
+        Ok(())
+    }
+    fn kill_agent(&self, _: Ipv4Addr) -> Result<(), String> {
+        Ok(())
+    }
+    fn revive_agent(&self, _: Ipv4Addr, _: bool) -> Result<(), String> {
+        Ok(())
+    }
+    fn sandbox_root(&self, agent: Ipv4Addr) -> PathBuf {
+        self.0.join(agent.to_string())
+    }
+    fn launch(&self, _: Ipv4Addr, _: &Path) -> Result<(), String> {
+        Ok(())
+    }
+    fn executor_alive(&self, _: &TaskStatus) -> bool {
+        true
+    }
+    fn publish(&self, _: &Network, _: &[Ipv4Addr]) {}
+}
+
+struct Cluster {
+    shared: SharedState,
+    dir: tempfile::TempDir,
+}
+
+fn cluster(private: u8) -> Cluster {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = Shared::open(dir.path(), Arc::new(Paper(dir.path().join("agents"))), Options::default()).unwrap();
+    shared.change(|state| {
+        for n in 0..private {
+            agents::register(state, ip(n), Role::Private);
+        }
+    });
+    Cluster { shared, dir }
+}
+
+fn ip(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 1, 80 + n)
+}
+
+impl Cluster {
+    fn call(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let router = router(self.shared.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let answer = router.oneshot(request.body(body).unwrap()).await.unwrap();
+            let status = answer.status().as_u16();
+            let bytes = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+            (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+        })
+    }
+
+    fn advance(&self) {
+        self.shared.change(|state| advance(state, &Paper(self.dir.path().join("agents"))));
+    }
+
+    /// Every task that was told to end ends, every other one runs and is healthy.
+    fn settle(&self) {
+        for _ in 0..6 {
+            self.advance();
+            self.shared.change(|state| {
+                for task in state.tasks.values_mut().filter(|task| !task.state.is_terminal()) {
+                    let next = if task.kill.is_some() { TaskState::Killed } else { TaskState::Running };
+                    task.healthy = (next == TaskState::Running).then_some(true);
+                    task.enter(next, 1.0);
+                }
+            });
+        }
+        self.advance();
+    }
+
+    fn hosts(&self, pod: &str) -> Vec<String> {
+        let (_, status) = self.call("GET", &format!("/v2/pods{pod}::status"), &Value::Null);
+        let mut hosts: Vec<String> =
+            status["instances"].as_array().unwrap().iter().map(|i| i["agentHostname"].as_str().unwrap().to_owned()).collect();
+        hosts.sort();
+        hosts
+    }
+
+    fn deployments(&self) -> usize {
+        self.call("GET", "/v2/deployments", &Value::Null).1.as_array().unwrap().len()
+    }
+}
+
+fn pod(instances: u64, mark: &str) -> Value {
+    json!({
+        "id": "/node", "user": "root", "environment": { "MARK": mark }, "networks": [{ "mode": "host" }],
+        "containers": [{ "name": "c", "exec": { "command": { "shell": "sleep 1" } }, "resources": { "cpus": 0.1, "mem": 32 } }],
+        "scaling": { "kind": "fixed", "instances": instances },
+        "scheduling": {
+            "upgrade": { "minimumHealthCapacity": 0, "maximumOverCapacity": 0 },
+            "placement": { "constraints": [{ "fieldName": "hostname", "operator": "UNIQUE" }] },
+        },
+    })
+}
+
+fn app(id: &str) -> Value {
+    json!({ "id": id, "cmd": "sleep 1", "cpus": 0.1, "mem": 32 })
+}
+
+#[test]
+fn a_deployment_locks_until_all_runs_and_force_supersedes_it() {
+    let cluster = cluster(2);
+    assert_eq!(cluster.call("POST", "/v2/pods", &pod(2, "a")).0, 201);
+    let (status, body) = cluster.call("PUT", "/v2/pods/node", &pod(1, "a"));
+    assert_eq!(status, 409);
+    assert!(body["message"].as_str().unwrap().starts_with("App is locked"), "{body}");
+    assert_eq!(cluster.call("PUT", "/v2/pods/node?force=true", &pod(1, "a")).0, 200);
+    cluster.settle();
+    assert_eq!((cluster.hosts("/node").len(), cluster.deployments()), (1, 0));
+}
+
+#[test]
+fn more_instances_than_hosts_hang_and_scaling_back_kills_running_ones_before_unplaced_ones() {
+    let cluster = cluster(2);
+    cluster.call("POST", "/v2/pods", &pod(4, "a"));
+    cluster.settle();
+    assert_eq!((cluster.hosts("/node").len(), cluster.deployments()), (2, 1));
+    let (_, queue) = cluster.call("GET", "/v2/queue", &Value::Null);
+    assert_eq!(queue["queue"][0]["count"], 2);
+    assert_eq!(queue["queue"][0]["processedOffersSummary"]["rejectSummaryLastOffers"][1]["declined"], 2);
+    let before: Vec<String> = cluster.shared.read(|state| state.tasks.keys().cloned().collect());
+    cluster.call("PUT", "/v2/pods/node?force=true", &pod(2, "a"));
+    cluster.advance();
+    let killed = cluster.shared.read(|state| before.iter().filter(|id| state.tasks.get(*id).is_none_or(|t| t.kill.is_some())).count());
+    assert_eq!(killed, 2, "Marathon 1.8 and later kill running instances first");
+    cluster.settle();
+    assert_eq!((cluster.hosts("/node").len(), cluster.deployments()), (2, 0));
+}
+
+#[test]
+fn a_changed_pod_is_replaced_on_every_host_and_scaling_leaves_the_others_alone() {
+    let cluster = cluster(3);
+    cluster.call("POST", "/v2/pods", &pod(2, "a"));
+    cluster.settle();
+    let first: Vec<String> = cluster.shared.read(|state| state.tasks.keys().cloned().collect());
+    cluster.call("PUT", "/v2/pods/node", &pod(3, "a"));
+    cluster.settle();
+    assert!(cluster.shared.read(|state| first.iter().all(|id| state.tasks.contains_key(id))));
+    cluster.call("PUT", "/v2/pods/node", &pod(3, "b"));
+    cluster.settle();
+    assert!(cluster.shared.read(|state| first.iter().all(|id| !state.tasks.contains_key(id))));
+    assert_eq!(cluster.hosts("/node"), ["192.168.1.80", "192.168.1.81", "192.168.1.82"]);
+}
+
+#[test]
+fn a_lost_agent_leaves_a_replacement_that_waits_for_it_without_a_lock() {
+    let cluster = cluster(2);
+    cluster.call("POST", "/v2/pods", &pod(2, "a"));
+    cluster.settle();
+    cluster.shared.change(|state| {
+        state.agents.get_mut(&ip(1)).unwrap().presence = crate::server::state::Presence::Dying { noticed_at: 0.0 };
+        agents::notice_lost(state);
+    });
+    cluster.settle();
+    assert_eq!((cluster.hosts("/node").len(), cluster.deployments()), (1, 0));
+    assert_eq!(cluster.call("GET", "/v2/queue", &Value::Null).1["queue"][0]["count"], 1);
+    cluster.shared.change(|state| state.agents.get_mut(&ip(1)).unwrap().presence = crate::server::state::Presence::Active);
+    cluster.settle();
+    assert_eq!(cluster.hosts("/node").len(), 2);
+}
+
+#[test]
+fn a_failing_task_delays_the_whole_app_and_is_told_as_the_last_failure() {
+    let cluster = cluster(1);
+    cluster.call("POST", "/v2/apps", &app("/fails"));
+    cluster.advance();
+    cluster.shared.change(|state| {
+        let id = state.tasks.keys().next().unwrap().clone();
+        agents::end_task(state, &id, TaskState::Failed, "Command exited with status 1");
+    });
+    cluster.advance();
+    let (_, queue) = cluster.call("GET", "/v2/queue", &Value::Null);
+    assert_eq!(queue["queue"][0]["delay"]["overdue"], false);
+    let (_, shown) = cluster.call("GET", "/v2/apps/fails", &Value::Null);
+    assert_eq!(shown["app"]["lastTaskFailure"]["message"], "Command exited with status 1");
+    assert_eq!(cluster.call("DELETE", "/v2/queue/fails/delay", &Value::Null).0, 204);
+    cluster.settle();
+    assert_eq!(cluster.deployments(), 0);
+}
+
+#[test]
+fn a_deleted_pod_is_absent_at_once_and_its_deployment_lasts_until_the_tasks_have_ended() {
+    let cluster = cluster(1);
+    cluster.call("POST", "/v2/pods", &pod(1, "a"));
+    cluster.settle();
+    assert_eq!(cluster.call("DELETE", "/v2/pods/node", &Value::Null).0, 202);
+    cluster.advance();
+    assert_eq!(cluster.call("GET", "/v2/pods/node::status", &Value::Null).0, 404);
+    assert_eq!(cluster.deployments(), 1);
+    assert_eq!(cluster.call("POST", "/v2/pods", &pod(1, "a")).0, 409, "the old one still locks the id");
+    cluster.settle();
+    assert_eq!(cluster.deployments(), 0);
+    assert_eq!(cluster.call("POST", "/v2/pods", &pod(1, "a")).0, 201);
+}
+
+#[test]
+fn what_would_be_dropped_in_silence_is_a_violation() {
+    let cluster = cluster(1);
+    let mut odd = pod(1, "a");
+    odd["instances"] = json!(3);
+    cluster.call("POST", "/v2/pods", &odd);
+    let violations = cluster.shared.read(|state| state.violations.clone());
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    assert!(violations[0].message.contains("/instances"), "{violations:?}");
+}
+
+#[test]
+fn a_cancelled_deployment_brings_back_what_was_before() {
+    let cluster = cluster(1);
+    cluster.call("POST", "/v2/apps", &app("/a"));
+    cluster.settle();
+    let mut unplaceable = app("/a");
+    unplaceable["constraints"] = json!([["hostname", "LIKE", "nowhere"]]);
+    let (_, answer) = cluster.call("PUT", "/v2/apps/a", &unplaceable);
+    cluster.settle();
+    let id = answer["deploymentId"].as_str().unwrap();
+    assert_eq!(cluster.call("DELETE", &format!("/v2/deployments/{id}"), &Value::Null).0, 200);
+    cluster.settle();
+    let (_, shown) = cluster.call("GET", "/v2/apps/a", &Value::Null);
+    assert_eq!((shown["app"].get("constraints"), cluster.deployments()), (None, 0));
+}
+
+#[test]
+fn everything_survives_a_restart_of_the_server() {
+    let cluster = cluster(2);
+    cluster.call("POST", "/v2/pods", &pod(2, "a"));
+    cluster.settle();
+    let before = cluster.call("GET", "/v2/pods/node", &Value::Null);
+    let host = Arc::new(Paper(cluster.dir.path().join("agents")));
+    let again = Cluster { shared: Shared::open(cluster.dir.path(), host, Options::default()).unwrap(), dir: cluster.dir };
+    assert_eq!(again.call("GET", "/v2/pods/node", &Value::Null), before);
+    assert_eq!(again.hosts("/node").len(), 2);
+}
+
+#[test]
+fn a_group_made_with_unenforced_role_lets_services_in_it_reach_public_agents() {
+    let cluster = cluster(1);
+    assert_eq!(cluster.call("POST", "/v2/groups", &json!({ "id": "/shared", "enforceRole": false })).0, 201);
+    let mut both = app("/shared/a");
+    both["acceptedResourceRoles"] = json!(["*", "slave_public"]);
+    assert_eq!(cluster.call("POST", "/v2/apps", &both).0, 201);
+    both["id"] = json!("/own/a");
+    assert_eq!(cluster.call("POST", "/v2/apps", &both).0, 422);
+}
