@@ -9,6 +9,7 @@ use std::error::Error;
 
 use clap::{Parser, Subcommand};
 use private_registry::controller::{self, Setting};
+use private_registry::host_paths::HostRoot;
 use private_registry::node::{self, NodeConfig};
 use private_registry::options::Options;
 use private_registry::registry::{self, RegistryConfig};
@@ -32,6 +33,12 @@ enum Role {
     Node,
     /// Keep the registry's key and certificate, and run the registry (in the registry's container).
     Registry,
+    /// Put this host back as it was: for an agent that was away while the package was uninstalled.
+    Restore {
+        /// Name of the service, as it was installed.
+        #[arg(long, default_value = "private-registry")]
+        service: String,
+    },
     /// Say everything that is wrong with an options file, before it is installed.
     Check {
         /// The file given to `dcos package install --options=`.
@@ -49,6 +56,7 @@ fn main() -> ExitCode {
         Role::Init => forever(init::run()),
         Role::Node => forever(async { node::run(NodeConfig::from_env()?).await }),
         Role::Registry => forever(async { registry::run(RegistryConfig::from_env()?).await }),
+        Role::Restore { service } => restore(&service),
         Role::Check { options } => check(&options),
     }
 }
@@ -66,6 +74,20 @@ fn forever<E: Error + 'static>(role: impl Future<Output = Result<(), E>>) -> Exi
     };
     match runtime.block_on(role) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("private-registry: {}", dcos::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn restore(service: &str) -> ExitCode {
+    match node::restore(HostRoot::default(), service) {
+        Ok(notes) => {
+            notes.iter().for_each(|note| println!("{note}"));
+            println!("this host is as it was before {service}");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("private-registry: {}", dcos::chain(&error));
             ExitCode::FAILURE

@@ -196,6 +196,29 @@ impl Options {
         Self::from_json(&Value::Object(given))
     }
 
+    /// As [`Options::from_env`], but with the default in place of what cannot be used.
+    ///
+    /// # Errors
+    /// When there is a fault even so.
+    pub fn for_removal(vars: &BTreeMap<String, String>) -> Result<Self, Faults> {
+        let mut vars = vars.clone();
+        loop {
+            let faults = match Self::from_env(&vars) {
+                Ok(options) => return Ok(options),
+                Err(faults) => faults,
+            };
+            let before = vars.len();
+            for field in faults.0.iter().flat_map(|fault| fault.field.split(" or ")) {
+                if let Some((section, key)) = field.split_once('.') {
+                    vars.remove(&variable(section, key));
+                }
+            }
+            if vars.len() == before {
+                return Err(faults);
+            }
+        }
+    }
+
     fn checked(raw: Raw) -> Result<Self, Faults> {
         let mut faults = Faults(Vec::new());
         let vip = faults.parse("names.vip", &raw.names.vip, "Give an unused IPv4 address and a port, as in 192.168.0.1:443.");
@@ -466,6 +489,20 @@ mod tests {
         assert_eq!((options.registry.mem, options.exposure.marathon_lb), (1024, false));
         let vars = BTreeMap::from([("OPTION_REGISTRY_MEM".to_string(), "much".to_string())]);
         assert_eq!(Options::from_env(&vars).unwrap_err().0[0].field, "registry.mem");
+    }
+
+    #[test]
+    fn for_a_removal_the_default_stands_in_for_what_cannot_be_used() {
+        let vars = BTreeMap::from([
+            ("OPTION_NAMES_VIP".to_string(), "registry".to_string()),
+            ("OPTION_REGISTRY_HOST".to_string(), "no_such_host".to_string()),
+            ("OPTION_REGISTRY_NAME".to_string(), "images".to_string()),
+        ]);
+        let options = Options::for_removal(&vars).unwrap();
+        assert_eq!(
+            (options.vip.to_string(), options.registry.host, options.registry.name.as_str()),
+            ("192.168.0.1:443".into(), None, "images")
+        );
     }
 
     #[test]

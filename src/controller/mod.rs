@@ -123,6 +123,8 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
 
     let options = match Options::from_env(&setting.vars) {
         Ok(options) => options,
+        // What was installed before the options became unusable must still be removable.
+        Err(_) if setting.uninstall => Options::for_removal(&setting.vars)?,
         Err(faults) => return refuse_for_ever(&shared, faults).await,
     };
     let client = Api::client()?;
@@ -247,7 +249,7 @@ impl Controller {
         let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf };
         let plan = plan::converge(&wanted, &observed);
         self.apply(&plan, &wanted, &observed, &bare).await?;
-        self.follow_runs(&observed).await;
+        self.follow_runs(&observed, &wanted).await;
         let report = self.report(&wanted, &observed, &plan)?;
         let done = report.converged;
         self.shared.publish(report);
@@ -311,7 +313,7 @@ impl Controller {
     }
 
     /// An active run of the init job is the order to prove everything anew.
-    async fn follow_runs(&mut self, observed: &Observed) {
+    async fn follow_runs(&mut self, observed: &Observed, wanted: &Wanted) {
         let active: BTreeSet<&String> =
             observed.jobs.get(&documents::init_job_id(&self.options)).map(|job| job.active_runs.iter().collect()).unwrap_or_default();
         self.runs.retain(|run, _| active.contains(run));
@@ -319,7 +321,7 @@ impl Controller {
             if !self.runs.contains_key(run) {
                 tracing::info!(run, "a run of the init job asks for a fresh proof of every agent");
                 self.runs.insert(run.clone(), observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect());
-                observe::ask_for_check(&self.cluster, observed).await;
+                observe::ask_for_proof(&self.cluster, observed, &wanted.trust).await;
             }
         }
     }

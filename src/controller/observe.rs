@@ -73,19 +73,15 @@ pub(super) async fn send_to_registry(cluster: &Cluster, observed: &Observed, ord
     }
 }
 
-/// Asks every node for a fresh pass over its host.
-pub(super) async fn ask_for_check(cluster: &Cluster, observed: &Observed) {
+/// Asks every node for a fresh proof, by giving it once more the order that it has.
+pub(super) async fn ask_for_proof(cluster: &Cluster, observed: &Observed, order: &SignedOrder) {
     let mut asked = JoinSet::new();
     for host in observed.nodes.keys() {
         let Some(port) = node_port(observed, host) else { continue };
-        let request = cluster.http.post(format!("http://{host}:{port}/check")).timeout(TASK_TIMEOUT);
-        asked.spawn(request.send());
+        let (http, address, order) = (cluster.http.clone(), format!("{host}:{port}"), order.clone());
+        asked.spawn(async move { put_order(&http, &address, &order).await });
     }
-    for answer in asked.join_all().await {
-        if let Err(error) = answer {
-            tracing::warn!(%error, "a node could not be asked for a fresh proof");
-        }
-    }
+    asked.join_all().await;
 }
 
 fn node_port(observed: &Observed, host: &Host) -> Option<u16> {

@@ -64,7 +64,7 @@ impl NodeConfig {
 }
 
 /// The name becomes part of paths that root writes to.
-fn service_name(name: String) -> Result<String, NodeError> {
+pub(super) fn service_name(name: String) -> Result<String, NodeError> {
     let label = |label: &str| !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     if name.trim_matches('/').split('/').all(label) && name.len() <= 128 {
         return Ok(name);

@@ -24,8 +24,9 @@ use std::time::Duration;
 
 pub use config::{NodeConfig, NodeError};
 
+use crate::host_paths::HostRoot;
 use crate::names::Host;
-use crate::protocol::env;
+use crate::protocol::{SignedOrder, env};
 use board::Board;
 use converge::Running;
 use orders::Accepted;
@@ -45,6 +46,29 @@ pub async fn run(config: NodeConfig) -> Result<(), NodeError> {
         [Running::start(http::serve(Arc::clone(&board), loopback)), Running::start(serve_own_address(Arc::clone(&board), own, port))];
     converge::converge(board, host).await;
     Ok(())
+}
+
+/// Puts this host back as it was before the service, without a controller: for an agent that was away during the uninstall.
+///
+/// # Errors
+/// Names everything that could not be taken back; the rest has been.
+pub fn restore(root: HostRoot, service: &str) -> Result<Vec<String>, RestoreError> {
+    let service = config::service_name(service.to_string())?;
+    let host = pass::Host { root, service };
+    let by_hand = SignedOrder { payload: String::new(), signature: String::new() };
+    let report = host.restore(&by_hand);
+    if report.errors.is_empty() { Ok(report.notes) } else { Err(RestoreError::Remains(report.errors)) }
+}
+
+/// Why a host is not as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The service's name.
+    #[error(transparent)]
+    Service(#[from] NodeError),
+    /// What could not be taken back.
+    #[error("not everything could be taken back:\n{}", .0.join("\n"))]
+    Remains(Vec<String>),
 }
 
 /// A newer order that the host keeps wins over the definition's, if the key of today signed it.
