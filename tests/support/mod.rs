@@ -1,0 +1,240 @@
+//! A lab with the package at hand, and what tests ask of it.
+
+#![allow(dead_code)] // each test file uses its own part
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lab::recordings::{Recordings, UNRECORDED, Verdict};
+use lab::{ExecOutput, Lab, LabOptions};
+use serde_json::{Value, json};
+
+/// Admin Router, as a user of the cluster knows it.
+pub const ADMIN: &str = "http://192.168.1.69";
+/// Where the package repository of the lab is.
+const UNIVERSE: &str = "http://universe.lab:8000/repo.json";
+
+/// What lies on a disk: path to mode and content.
+pub type Picture = BTreeMap<PathBuf, (u32, Vec<u8>)>;
+
+/// A lab, and an operator in front of it.
+pub struct Cluster {
+    pub lab: Lab,
+    home: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// A cluster that knows the package, with a dcos CLI that knows the cluster.
+    pub fn start(agents: u8, public: u8) -> Self {
+        let images = ["registry.tar", "canary.tar"].map(|name| made(&format!("target/images/{name}"))).to_vec();
+        let home = tempfile::tempdir().unwrap();
+        let dir = PathBuf::from(format!("/var/tmp/private-registry-test-{}", home.path().file_name().unwrap().to_string_lossy()));
+        let options = LabOptions { dir: Some(dir), agents, public, images, package: Some(made("target/package")), ..LabOptions::default() };
+        let cluster = Self { lab: Lab::start(options).unwrap_or_else(|error| panic!("{error}")), home };
+        cluster.dcos_ok(&["config", "set", "core.dcos_url", ADMIN]);
+        cluster.dcos_ok(&["package", "repo", "add", "lab", UNIVERSE, "--index=0"]);
+        cluster
+    }
+
+    /// Runs the real dcos CLI.
+    pub fn dcos(&self, arguments: &[&str]) -> ExecOutput {
+        let cli = made("target/dcos-cli/bin/dcos");
+        let home = self.home.path().to_str().unwrap();
+        let (home_var, config) = (format!("HOME={home}"), format!("DCOS_CONFIG={home}/dcos.toml"));
+        let mut argv = vec!["env", &home_var, &config, "LC_ALL=C.UTF-8", "LANG=C.UTF-8", cli.to_str().unwrap()];
+        argv.extend(arguments);
+        self.lab.exec("master", &argv).unwrap()
+    }
+
+    /// Runs the CLI and returns what it printed; a failure of it fails the test.
+    pub fn dcos_ok(&self, arguments: &[&str]) -> String {
+        let output = self.dcos(arguments);
+        assert!(output.status.success(), "dcos {}: {}{}", arguments.join(" "), output.stdout, output.stderr);
+        output.stdout
+    }
+
+    /// `dcos package install private-registry --options=…`
+    pub fn install(&self, options: &Value) -> ExecOutput {
+        let path = self.home.path().join("options.json");
+        fs::write(&path, options.to_string()).unwrap();
+        self.dcos(&["package", "install", "private-registry", &format!("--options={}", path.display()), "--yes"])
+    }
+
+    /// Installs, and waits until every agent is proven.
+    pub fn install_and_wait(&self, options: &Value) {
+        let output = self.install(options);
+        assert!(output.status.success(), "{}{}", output.stdout, output.stderr);
+        self.wait_converged();
+    }
+
+    pub fn wait_converged(&self) {
+        self.wait("every agent to be trusted", 120, || self.status().is_some_and(|status| status["converged"] == true));
+    }
+
+    /// Uninstalls through Cosmos and waits until nothing is left in Marathon and Metronome.
+    pub fn uninstall(&self) {
+        self.dcos_ok(&["package", "uninstall", "private-registry", "--yes"]);
+        self.wait("the end of the uninstall", 120, || self.ids_at_marathon().is_empty() && self.jobs().is_empty());
+    }
+
+    /// The controller's report through Admin Router; none while it does not answer.
+    pub fn status(&self) -> Option<Value> {
+        let (code, text) = self.lab.http("GET", &format!("{ADMIN}/service/private-registry/v1/status"), None).ok()?;
+        (code == 200).then(|| serde_json::from_str(&text).ok())?
+    }
+
+    /// How an agent stands.
+    pub fn agent_state(&self, agent: &str) -> Option<(String, String)> {
+        let status = self.status()?;
+        let row = status["agents"].as_array()?.iter().find(|row| row["host"] == agent)?;
+        Some((row["state"].as_str()?.to_owned(), row["detail"].as_str()?.to_owned()))
+    }
+
+    /// A read of Marathon or Metronome through Admin Router.
+    pub fn get(&self, path: &str) -> Value {
+        let (code, text) = self.lab.http("GET", &format!("{ADMIN}/service{path}"), None).unwrap();
+        assert_eq!(code, 200, "{path}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// A write to Marathon.
+    pub fn marathon(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let (code, text) = self.lab.http(method, &format!("{ADMIN}/service/marathon/v2{path}"), Some(body)).unwrap();
+        (code, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// Apps and pods.
+    pub fn ids_at_marathon(&self) -> Vec<String> {
+        let (apps, pods) = (self.get("/marathon/v2/apps"), self.get("/marathon/v2/pods"));
+        let all = apps["apps"].as_array().unwrap().iter().chain(pods.as_array().unwrap());
+        all.map(|document| document["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub fn jobs(&self) -> Vec<String> {
+        self.get("/metronome/v1/jobs").as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Addresses of all agents.
+    pub fn agents(&self) -> Vec<String> {
+        let agents = self.lab.control("GET", "/agents", None).unwrap();
+        agents.as_array().unwrap().iter().map(|agent| agent["ip"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Runs a shell line on a machine.
+    pub fn sh(&self, machine: &str, line: &str) -> ExecOutput {
+        self.lab.exec(machine, &["sh", "-c", line]).unwrap()
+    }
+
+    /// Runs a shell line on a machine and returns what it printed; its failure fails the test.
+    pub fn sh_ok(&self, machine: &str, line: &str) -> String {
+        let output = self.sh(machine, line);
+        assert!(output.status.success(), "{machine}: {line}: {}{}", output.stdout, output.stderr);
+        output.stdout.trim().to_owned()
+    }
+
+    /// Waits; a failure names what was waited for, and shows the controller's last report.
+    pub fn wait(&self, what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        while !condition() {
+            if Instant::now() > deadline {
+                self.explain();
+                panic!("waited {seconds} s in vain for {what}");
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Prints what helps to understand a failure: the report, and the ends of the logs.
+    pub fn explain(&self) {
+        eprintln!("report: {:#}", self.status().unwrap_or(Value::Null));
+        let tasks = self.lab.control("GET", "/tasks", None).unwrap_or(Value::Null);
+        for task in tasks.as_array().into_iter().flatten() {
+            eprintln!("{} on {}: {} {}", task["id"], task["agent"], task["state"], task["message"]);
+            let stderr = task["sandbox"].as_str().map(|sandbox| Path::new(sandbox).join("stderr"));
+            let text = stderr.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(15)..].iter().for_each(|line| eprintln!("    {line}"));
+        }
+    }
+
+    /// What an agent's disk holds of its own, but for what dockerd and Mesos keep for themselves.
+    pub fn picture(&self, agent: &str) -> Picture {
+        let root = self.lab.path().join("agents").join(agent).join("root");
+        let mut picture = picture(&root);
+        let volatile = ["var/lib/docker/", "var/lib/mesos/", "run/", "tmp/", "root/", "var/run", "var/cache", "etc/docker/key.json"];
+        picture.retain(|path, _| !volatile.iter().any(|prefix| path.starts_with(prefix.trim_end_matches('/'))));
+        picture
+    }
+
+    /// `net.netfilter.nf_conntrack_tcp_be_liberal`.
+    pub fn sysctl(&self, agent: &str) -> String {
+        self.sh_ok(agent, "cat /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+    }
+
+    /// Every exchange of this lab is one that the real servers have, and nothing that was sent would be lost on them.
+    pub fn assert_servers_answered_as_the_real_ones(&self) {
+        let recordings = Recordings::load(&made("tests/fixtures")).unwrap();
+        let listed: Vec<&str> = UNRECORDED.iter().map(|(call, _)| *call).collect();
+        let mut faults: BTreeMap<String, usize> = BTreeMap::new();
+        let journal = self.lab.journal().unwrap();
+        let mut matching = 0;
+        for exchange in &journal {
+            let call = format!("{} {} {}?{} {}", exchange.service, exchange.method, exchange.path, exchange.query, exchange.status);
+            if exchange.unknown {
+                *faults.entry(format!("{call}: the lab does not know this call")).or_default() += 1;
+                continue;
+            }
+            match recordings.check(exchange) {
+                Verdict::Matches(_) => matching += 1,
+                Verdict::OfThePackage => {}
+                Verdict::Unrecorded(what) if listed.contains(&what.as_str()) => {}
+                Verdict::Unrecorded(what) => *faults.entry(format!("{call}: no recording of {what}")).or_default() += 1,
+                Verdict::Differs(how) => *faults.entry(format!("{call}: {}", how.join("; "))).or_default() += 1,
+            }
+        }
+        assert!(matching > 20, "only {matching} of {} exchanges could be compared", journal.len());
+        let faults: Vec<String> = faults.into_iter().map(|(fault, times)| format!("{times} x {fault}")).collect();
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+        let violations = self.lab.control("GET", "/violations", None).unwrap();
+        assert_eq!(violations, json!([]));
+    }
+}
+
+/// A file or folder that `ci/test` makes before the tests run.
+pub fn made(path: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    assert!(path.exists(), "{} is missing: run ci/test, which makes it", path.display());
+    path
+}
+
+/// Every path below a folder with kind, mode and content.
+fn picture(root: &Path) -> Picture {
+    let mut picture = Picture::new();
+    let mut rest = vec![root.to_owned()];
+    while let Some(dir) = rest.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let below = path.strip_prefix(root).unwrap().to_owned();
+            if ["var/lib/docker", "var/lib/mesos"].iter().any(|skipped| below == Path::new(skipped)) {
+                continue;
+            }
+            // What ends while we look is as good as not there.
+            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+            let content = if meta.is_symlink() {
+                fs::read_link(&path).map(|target| target.into_os_string().into_encoded_bytes()).unwrap_or_default()
+            } else if meta.is_dir() {
+                rest.push(path.clone());
+                Vec::new()
+            } else if meta.is_file() {
+                fs::read(&path).unwrap_or_default()
+            } else {
+                Vec::new()
+            };
+            picture.insert(below, (meta.permissions().mode(), content));
+        }
+    }
+    picture
+}
