@@ -1,0 +1,288 @@
+//! As much of JSON Schema as Metronome's definitions need, with the words of the validator that Metronome uses.
+
+use serde_json::{Map, Value, json};
+
+use crate::server::http::Answer;
+
+/// Id of a job: names joined by dots.
+pub(super) const JOB_ID: &str = r"^([a-z0-9]+(\-+[a-z0-9]+)*)(\.([a-z0-9]+(\-+[a-z0-9]+)*))*$";
+/// Id of a schedule that comes by itself; one within a job has the pattern of a job.
+const SCHEDULE_ID: &str = r"^([a-z0-9][a-z0-9\-]*[a-z0-9]+)$";
+
+/// What is wrong at one place.
+#[derive(Debug)]
+pub(super) struct Fault {
+    path: String,
+    errors: Vec<String>,
+}
+
+impl Fault {
+    pub(super) fn new(path: impl Into<String>, error: impl Into<String>) -> Self {
+        Self { path: path.into(), errors: vec![error.into()] }
+    }
+}
+
+/// The 422 that names all faults.
+pub(super) fn refusal(faults: &[Fault]) -> Answer {
+    let details: Vec<Value> = faults.iter().map(|fault| json!({ "path": fault.path, "errors": fault.errors })).collect();
+    Answer::json(422, &json!({ "message": "Object is not valid", "details": details }))
+}
+
+/// What a value must look like.
+pub(super) enum Schema {
+    Text(Text),
+    Number {
+        minimum: Option<f64>,
+    },
+    Whole {
+        minimum: Option<f64>,
+    },
+    Bool,
+    List(Box<Schema>),
+    /// Any keys, all with such values.
+    Map(Box<Schema>),
+    Object(Object),
+    /// A text or such an object.
+    TextOr(Object),
+}
+
+/// See [`Schema`].
+#[derive(Default)]
+pub(super) struct Text {
+    not_empty: bool,
+    pattern: Option<&'static str>,
+    one_of: &'static [&'static str],
+}
+
+/// See [`Schema`].
+pub(super) struct Object {
+    fields: Vec<(&'static str, Schema)>,
+    required: &'static [&'static str],
+    /// Other keys are refused.
+    closed: bool,
+}
+
+impl Schema {
+    /// All that is wrong with the value.
+    pub(super) fn faults(&self, value: &Value) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        self.check(value, "", &mut faults);
+        faults
+    }
+
+    fn check(&self, value: &Value, path: &str, out: &mut Vec<Fault>) {
+        let wrong_type = |expected| Fault::new(path, format!("Wrong type. Expected {expected}, was {}.", type_name(value)));
+        match (self, value) {
+            (Self::Text(rules), Value::String(text)) => {
+                let errors = rules.errors(text);
+                if !errors.is_empty() {
+                    out.push(Fault { path: path.to_owned(), errors });
+                }
+            }
+            (Self::Text(_), _) => out.push(wrong_type("string")),
+            (Self::Whole { .. }, Value::Number(number)) if number.as_f64().is_some_and(|n| n.fract() != 0.0) => {
+                out.push(wrong_type("integer"));
+            }
+            (Self::Number { minimum } | Self::Whole { minimum }, Value::Number(number)) => {
+                if let Some(least) = minimum
+                    && number.as_f64().is_some_and(|n| n < *least)
+                {
+                    out.push(Fault::new(path, format!("{number} is smaller than required minimum value of {least}.")));
+                }
+            }
+            (Self::Number { .. }, _) => out.push(wrong_type("number")),
+            (Self::Whole { .. }, _) => out.push(wrong_type("integer")),
+            (Self::Bool, Value::Bool(_)) => {}
+            (Self::Bool, _) => out.push(wrong_type("boolean")),
+            (Self::List(schema), Value::Array(items)) => {
+                for (index, item) in items.iter().enumerate() {
+                    schema.check(item, &format!("{path}/{index}"), out);
+                }
+            }
+            (Self::List(_), _) => out.push(wrong_type("array")),
+            (Self::Map(schema), Value::Object(fields)) => {
+                for (key, value) in fields {
+                    schema.check(value, &format!("{path}/{key}"), out);
+                }
+            }
+            (Self::Object(object), Value::Object(fields)) => object.check(fields, path, out),
+            (Self::Map(_) | Self::Object(_), _) => out.push(wrong_type("object")),
+            (Self::TextOr(_), Value::String(_)) => {}
+            (Self::TextOr(object), value) => {
+                let mut inner = Vec::new();
+                match value {
+                    Value::Object(fields) => object.check(fields, path, &mut inner),
+                    _ => inner.push(wrong_type("object")),
+                }
+                if !inner.is_empty() {
+                    out.push(Fault::new(path, "Instance does not match any schema."));
+                }
+            }
+        }
+    }
+}
+
+impl Text {
+    fn errors(&self, text: &str) -> Vec<String> {
+        let mut errors = Vec::new();
+        if self.not_empty && text.is_empty() {
+            errors.push(format!("'{text}' does not match minimum length of 1."));
+        }
+        if let Some(pattern) = self.pattern
+            && !matches(pattern, text)
+        {
+            errors.push(format!("'{text}' does not match pattern '{pattern}'."));
+        }
+        if !self.one_of.is_empty() && !self.one_of.contains(&text) {
+            errors.push("Instance is invalid enum value.".to_owned());
+        }
+        errors
+    }
+}
+
+impl Object {
+    fn check(&self, fields: &Map<String, Value>, path: &str, out: &mut Vec<Fault>) {
+        for (name, schema) in &self.fields {
+            match fields.get(*name) {
+                Some(value) => schema.check(value, &format!("{path}/{name}"), out),
+                None if self.required.contains(name) => out.push(Fault::new(path, format!("Property {name} missing."))),
+                None => {}
+            }
+        }
+        let known = |key: &&String| self.fields.iter().any(|(name, _)| name == key);
+        let unknown: Vec<String> = fields.keys().filter(|key| !known(key)).map(|key| format!("'{key}'")).collect();
+        if self.closed && !unknown.is_empty() {
+            let names = unknown.join(", ");
+            out.push(Fault::new(path, format!("Additional properties are not allowed, but found properties {names}.")));
+        }
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// Whether the text is of one of the patterns above.
+pub(super) fn matches(pattern: &str, text: &str) -> bool {
+    regex_lite::Regex::new(pattern).is_ok_and(|regex| regex.is_match(text))
+}
+
+fn text() -> Schema {
+    Schema::Text(Text::default())
+}
+
+fn filled() -> Schema {
+    Schema::Text(Text { not_empty: true, ..Text::default() })
+}
+
+fn id(pattern: &'static str) -> Schema {
+    Schema::Text(Text { not_empty: true, pattern: Some(pattern), ..Text::default() })
+}
+
+fn one_of(words: &'static [&'static str]) -> Schema {
+    Schema::Text(Text { one_of: words, ..Text::default() })
+}
+
+fn list(schema: Schema) -> Schema {
+    Schema::List(Box::new(schema))
+}
+
+fn map(schema: Schema) -> Schema {
+    Schema::Map(Box::new(schema))
+}
+
+fn closed(required: &'static [&'static str], fields: Vec<(&'static str, Schema)>) -> Schema {
+    Schema::Object(Object { fields, required, closed: true })
+}
+
+fn open(required: &'static [&'static str], fields: Vec<(&'static str, Schema)>) -> Object {
+    Object { fields, required, closed: false }
+}
+
+/// A job, as `POST /v1/jobs` takes it.
+pub(super) fn job() -> Schema {
+    closed(
+        &["id", "run"],
+        vec![
+            ("id", id(JOB_ID)),
+            ("description", text()),
+            ("dependencies", list(Schema::Object(open(&[], vec![("id", id(JOB_ID))])))),
+            ("labels", map(text())),
+            ("schedules", list(schedule_with(JOB_ID))),
+            ("run", run()),
+        ],
+    )
+}
+
+/// A schedule, as `POST /v1/jobs/<id>/schedules` takes it.
+pub(super) fn schedule() -> Schema {
+    schedule_with(SCHEDULE_ID)
+}
+
+fn schedule_with(pattern: &'static str) -> Schema {
+    Schema::Object(open(
+        &["id", "cron"],
+        vec![
+            ("id", id(pattern)),
+            ("cron", text()),
+            ("timezone", text()),
+            ("startingDeadlineSeconds", Schema::Whole { minimum: Some(1.0) }),
+            ("concurrencyPolicy", one_of(&["ALLOW", "FORBID"])),
+            ("enabled", Schema::Bool),
+        ],
+    ))
+}
+
+fn run() -> Schema {
+    let artifact =
+        closed(&["uri"], vec![("uri", text()), ("executable", Schema::Bool), ("extract", Schema::Bool), ("cache", Schema::Bool)]);
+    let network =
+        closed(&["mode"], vec![("name", text()), ("mode", one_of(&["host", "container/bridge", "container"])), ("labels", map(text()))]);
+    let image = closed(&["id"], vec![("id", text()), ("kind", one_of(&["docker", "appc"])), ("forcePull", Schema::Bool)]);
+    let docker = vec![
+        ("image", text()),
+        ("forcePullImage", Schema::Bool),
+        ("privileged", Schema::Bool),
+        ("parameters", list(closed(&["key", "value"], vec![("key", text()), ("value", text())]))),
+    ];
+    let constraint = closed(
+        &["attribute", "operator"],
+        vec![("attribute", text()), ("operator", one_of(&["IS", "EQ", "LIKE", "UNLIKE"])), ("value", text())],
+    );
+    let restart =
+        closed(&["policy"], vec![("policy", one_of(&["NEVER", "ON_FAILURE"])), ("activeDeadlineSeconds", Schema::Whole { minimum: None })]);
+    let volume = closed(
+        &["containerPath"],
+        vec![("containerPath", filled()), ("hostPath", filled()), ("mode", one_of(&["RO", "RW"])), ("secret", filled())],
+    );
+    closed(
+        &["cpus", "mem", "disk"],
+        vec![
+            ("args", list(text())),
+            ("artifacts", list(artifact)),
+            ("cmd", filled()),
+            ("cpus", Schema::Number { minimum: Some(0.01) }),
+            ("gpus", Schema::Whole { minimum: Some(0.0) }),
+            ("disk", Schema::Number { minimum: Some(0.0) }),
+            ("networks", list(network)),
+            ("ucr", closed(&["image"], vec![("image", image), ("privileged", Schema::Bool)])),
+            ("docker", closed(&["image"], docker)),
+            ("env", map(Schema::TextOr(open(&[], vec![("secret", text())])))),
+            ("maxLaunchDelay", Schema::Whole { minimum: Some(1.0) }),
+            ("mem", Schema::Number { minimum: Some(32.0) }),
+            ("placement", closed(&[], vec![("constraints", list(constraint))])),
+            ("user", text()),
+            ("taskKillGracePeriodSeconds", Schema::Number { minimum: None }),
+            ("restart", restart),
+            ("volumes", list(volume)),
+            ("secrets", map(Schema::Object(open(&[], vec![("source", text())])))),
+        ],
+    )
+}
