@@ -101,7 +101,8 @@ fn every_agent_has_exactly_the_right_files(cluster: &Cluster, agents: &[String],
         assert_eq!(mesos.len(), 1, "{agent}: {mesos:?}");
         expected.insert(mesos[0].clone());
         let also = |path: &&String| {
-            (agent == HOST && (path.starts_with("data/docker-registry/") || path.starts_with("var/lib/private-registry/private-registry/registry/")))
+            (agent == HOST
+                && (path.starts_with("data/docker-registry/") || path.starts_with("var/lib/private-registry/private-registry/registry/")))
                 || (*agent == controller && path.starts_with("var/lib/private-registry/private-registry/controller/"))
         };
         let found: BTreeSet<String> = new.keys().filter(|path| !also(path)).cloned().collect();

@@ -230,7 +230,7 @@ async fn a_newer_order_on_the_host_wins_at_the_next_start_unless_the_key_changed
     let on_host = pass::Host { root: HostRoot::at(host.dir.path()), service: SERVICE.into() };
     assert_eq!(order_in_force(&host.config(first.clone()), &on_host).unwrap().version, 2);
     let mut reinstalled = TestNode::new().await;
-    std::mem::swap(&mut reinstalled.signer, &mut OrderSigner::generate().unwrap());
+    reinstalled.signer = OrderSigner::generate().unwrap();
     let mut config = reinstalled.config(reinstalled.trust(1, 7));
     config.root = HostRoot::at(host.dir.path());
     assert_eq!(order_in_force(&config, &on_host).unwrap().signed, config.first_order);

@@ -25,13 +25,15 @@ pub struct LabOptions {
     pub public: u8,
     /// Image archives that every machine loads at start.
     pub images: Vec<PathBuf>,
+    /// Folder made by `ci/package`.
+    pub package: Option<PathBuf>,
     /// Keep logs, journal and disks at the end.
     pub keep: bool,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { dir: None, agents: 3, public: 1, images: Vec::new(), keep: false }
+        Self { dir: None, agents: 3, public: 1, images: Vec::new(), package: None, keep: false }
     }
 }
 
@@ -70,6 +72,9 @@ impl Lab {
         up.args(["--agents", &options.agents.to_string(), "--public", &options.public.to_string()]);
         for image in &options.images {
             up.arg("--image-tar").arg(image);
+        }
+        if let Some(package) = &options.package {
+            up.arg("--package").arg(package);
         }
         if options.keep {
             up.arg("--keep");

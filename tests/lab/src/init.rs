@@ -22,8 +22,8 @@ use crate::{
     process::{ProcessId, run, run_with_input, spawn_error},
 };
 
-/// Ports of the master that must answer before the lab is ready: Admin Router, Marathon, Mesos, Metronome, the lab's control.
-const PORTS: [u16; 5] = [80, 8080, 5050, 9000, 7070];
+/// Ports of the master that must answer before the lab is ready: Admin Router, Marathon, Mesos, Metronome, the lab's control, the package repository.
+const PORTS: [u16; 6] = [80, 8080, 5050, 9000, 7070, 8000];
 
 /// Pause before the server is started again.
 const RESTART: Duration = Duration::from_millis(100);

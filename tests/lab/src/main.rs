@@ -37,6 +37,9 @@ enum Verb {
         /// Archive of images (docker save) that every machine loads; repeatable
         #[arg(long = "image-tar", value_name = "FILE")]
         images: Vec<PathBuf>,
+        /// Folder made by ci/package; its repository is http://universe.lab:8000/repo.json
+        #[arg(long, value_name = "DIR")]
+        package: Option<PathBuf>,
         /// End the lab when this process ends
         #[arg(long, value_name = "PID")]
         owner_pid: Option<u32>,
@@ -158,8 +161,8 @@ fn main() -> ExitCode {
 
 fn perform(dir: &Path, verb: Verb) -> Result<()> {
     match verb {
-        Verb::Up { size, images, owner_pid, detach, keep } => {
-            let options = UpOptions { dir: dir.to_owned(), agents: size.agents, public: size.public, images, owner_pid, keep };
+        Verb::Up { size, images, package, owner_pid, detach, keep } => {
+            let options = UpOptions { dir: dir.to_owned(), agents: size.agents, public: size.public, images, package, owner_pid, keep };
             if detach { outer::up_detached(&options) } else { outer::up(&options) }
         }
         Verb::Down => outer::down(dir),

@@ -35,6 +35,8 @@ pub struct UpOptions {
     pub public: u8,
     /// Image archives (`docker save`) that every machine loads.
     pub images: Vec<PathBuf>,
+    /// Folder with a package repository, served at `http://universe.lab:8000/`.
+    pub package: Option<PathBuf>,
     /// The lab ends when this process does.
     pub owner_pid: Option<u32>,
     /// Keep logs, journal and disks (not dockers' data) at the end.
@@ -72,6 +74,9 @@ pub fn up_detached(options: &UpOptions) -> Result<()> {
     outer.args(["--agents", &options.agents.to_string(), "--public", &options.public.to_string()]);
     for image in &options.images {
         outer.arg("--image-tar").arg(image);
+    }
+    if let Some(package) = &options.package {
+        outer.arg("--package").arg(package);
     }
     if let Some(owner) = options.owner_pid {
         outer.args(["--owner-pid", &owner.to_string()]);
@@ -151,6 +156,9 @@ fn prepare(options: &UpOptions) -> Result<PathBuf> {
             return Err(Error::Refused(format!("there is no image archive {}", image.display())));
         }
     }
+    if let Some(package) = options.package.as_ref().filter(|package| !package.join("repo.json").is_file()) {
+        return Err(Error::Refused(format!("{} has no repo.json: make it with ci/package", package.display())));
+    }
     let dir = &options.dir;
     fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
     let dir = fs::canonicalize(dir).map_err(Error::io("finding", dir))?;
@@ -163,7 +171,7 @@ fn prepare(options: &UpOptions) -> Result<PathBuf> {
         return Err(Error::Refused(format!("{} holds files that are not the lab's: choose an empty directory", dir.display())));
     }
     clean(&dir, false)?;
-    for folder in ["logs", "bin", "images", "agents", "state"] {
+    for folder in ["logs", "bin", "images", "agents", "state", "universe"] {
         let folder = dir.join(folder);
         fs::create_dir_all(&folder).map_err(Error::io("creating", &folder))?;
     }
@@ -214,6 +222,10 @@ pub(crate) fn record(dir: &Path, name: &str, process: ProcessId) -> Result<()> {
 }
 
 fn keep_up(dir: &Path, options: &UpOptions) -> Result<()> {
+    for file in options.package.iter().flat_map(fs::read_dir).flatten().flatten() {
+        let here = dir.join("universe").join(file.file_name());
+        fs::copy(file.path(), &here).map_err(Error::io("copying a part of the package to", &here))?;
+    }
     for (index, image) in options.images.iter().enumerate() {
         let here = dir.join(format!("images/{index:02}.tar"));
         if fs::hard_link(image, &here).is_err() {
@@ -319,7 +331,7 @@ fn remove_bulk(dir: &Path) -> Result<()> {
         remove_tree(&entry.path().join("root/var/lib/docker"))?;
         remove_tree(&entry.path().join("overlay-work"))?;
     }
-    for part in ["bin", "images"] {
+    for part in ["bin", "images", "universe"] {
         remove_tree(&dir.join(part))?;
     }
     for file in ["outer.json", "init.json", "ready"] {

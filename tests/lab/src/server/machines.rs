@@ -14,6 +14,9 @@ use crate::vips::{Vip, VipTable, named_vip_address};
 /// Names that every cluster has.
 const FIXED_NAMES: [&str; 4] = ["leader.mesos", "master.mesos", "marathon.mesos", "metronome.mesos"];
 
+/// The web server from which the package is installed; in the lab it is on the master, too.
+const UNIVERSE: &str = "universe.lab";
+
 /// Domain of named VIPs.
 const VIP_DOMAIN: &str = "marathon.l4lb.thisdcos.directory";
 
@@ -77,7 +80,8 @@ impl Host for Machines {
     }
 
     fn publish(&self, network: &Network, agents: &[Ipv4Addr]) {
-        let mut names: BTreeMap<String, Vec<Ipv4Addr>> = FIXED_NAMES.iter().map(|name| ((*name).to_owned(), vec![MASTER])).collect();
+        let mut names: BTreeMap<String, Vec<Ipv4Addr>> =
+            FIXED_NAMES.iter().chain([&UNIVERSE]).map(|name| ((*name).to_owned(), vec![MASTER])).collect();
         names.extend(network.names.iter().map(|(name, addresses)| (format!("{name}.marathon.mesos"), addresses.clone())));
         let mut vips = Vec::new();
         for vip in &network.vips {

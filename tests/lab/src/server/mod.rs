@@ -1,7 +1,5 @@
 //! The servers: Mesos, Marathon, Metronome, Cosmos, Admin Router and the lab's own control, over one state.
 
-#![allow(dead_code)] // while Marathon and Metronome are being filled in
-
 pub mod admin_router;
 pub mod agents;
 mod clock;
@@ -16,6 +14,7 @@ mod pose;
 mod scheduler;
 mod state;
 mod ticker;
+mod universe;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -196,6 +195,7 @@ pub async fn serve(dir: &Path, options: Options) -> std::io::Result<()> {
         spawn(port, crate::journal::wrap(router, name, &journal)?).await?;
     }
     spawn(7070, control::router(shared.clone())).await?;
+    spawn(8000, universe::router(dir.join("universe"))).await?;
     tokio::spawn(async move {
         if let Err(error) = crate::dns::serve(zone, (MASTER, 53).into()).await {
             tracing::error!(%error, "DNS ended");

@@ -169,10 +169,6 @@ impl RunSpec {
         };
         number.as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
     }
-
-    pub(crate) fn version(&self) -> &str {
-        self.definition["version"].as_str().unwrap_or_default()
-    }
 }
 
 /// Moves every deployment on; called at each tick, after what executors report has been read.
