@@ -7,10 +7,11 @@ use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContex
 use serde_json::{Map, Value, json};
 
 use crate::digest::sha256_hex;
+use crate::distribution::{self, Published};
 use crate::host_paths::HostRoot;
 use crate::names::Host;
 use crate::options::Options;
-use crate::protocol::{RegistrySettings, SignedOrder};
+use crate::protocol::RegistrySettings;
 
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
@@ -46,10 +47,10 @@ pub struct Facts {
     pub registry_image: String,
     /// Public key that orders are signed with, base64.
     pub order_key: String,
-    /// The order that new nodes start with.
-    pub first_order: SignedOrder,
+    /// The order that new nodes start with, as JSON.
+    pub first_order: Published,
     /// Enrolment key, base64. It authenticates the registry's request; whoever reads Marathon's API can read it on open DC/OS.
-    pub enrolment_key: String,
+    pub enrolment_key: Published,
 }
 
 /// All documents of an installation.
@@ -102,6 +103,7 @@ pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateErr
     engine.set_strict_mode(true);
     engine.register_helper("json", Box::new(json_helper));
     engine.register_helper("start", Box::new(StartHelper));
+    let secrets = [&facts.first_order, &facts.enrolment_key].into_iter().any(|published| published.secret.is_some());
     let values = values(options, facts);
     let document = |name, template, extra: Value| -> Result<Value, TemplateError> {
         let mut values = values.clone();
@@ -109,6 +111,10 @@ pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateErr
         let broken = |reason: String| TemplateError { name, reason };
         let text = engine.render_template(template, &values).map_err(|error| broken(error.to_string()))?;
         let mut document: Value = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+        // Open DC/OS refuses the word itself in some versions.
+        if !secrets && let Some(fields) = document.as_object_mut() {
+            fields.remove("secrets");
+        }
         document["labels"][DIGEST_LABEL] = Value::from(sha256_hex(document.to_string().as_bytes()));
         Ok(document)
     };
@@ -163,8 +169,10 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "binary_uri": format!("{url}/artifact/{}/private-registry", facts.binary_sha256),
         "controller_url": url,
         "order_key": facts.order_key,
-        "first_order": json!(facts.first_order).to_string(),
-        "enrolment_key": facts.enrolment_key,
+        "first_order": facts.first_order.variable,
+        "enrolment_key": facts.enrolment_key.variable,
+        "node_secrets": distribution::secrets([&facts.first_order]),
+        "registry_secrets": distribution::secrets([&facts.enrolment_key]),
         "log_level": options.service.log_level,
         "registry_cpus": options.registry.cpus,
         "registry_mem": options.registry.mem,
@@ -220,10 +228,35 @@ mod tests {
             binary_sha256: "ab".repeat(32),
             registry_image: "registry:2.8.3".into(),
             order_key: "a2V5".into(),
-            first_order: SignedOrder { payload: "cGF5".into(), signature: "c2ln".into() },
-            enrolment_key: "ZW5yb2w=".into(),
+            first_order: in_definition("{\"payload\":\"cGF5\",\"signature\":\"c2ln\"}"),
+            enrolment_key: in_definition("ZW5yb2w="),
         };
         render(&options, &facts).unwrap()
+    }
+
+    fn in_definition(text: &str) -> Published {
+        Published { variable: text.into(), secret: None }
+    }
+
+    #[test]
+    fn a_secret_store_slots_in_and_without_one_no_definition_mentions_secrets() {
+        let open = documents(json!({}));
+        assert!(open.pod.get("secrets").is_none() && open.registry.get("secrets").is_none());
+        let secret =
+            |key: &str| Published { variable: json!({ "secret": key }), secret: Some((key.into(), format!("private-registry/{key}"))) };
+        let facts = Facts {
+            registry_host: "192.168.1.80".parse().unwrap(),
+            home: "192.168.1.80".parse().unwrap(),
+            binary_sha256: "ab".repeat(32),
+            registry_image: "registry:2.8.3".into(),
+            order_key: "a2V5".into(),
+            first_order: secret("bundle"),
+            enrolment_key: secret("enrolment"),
+        };
+        let documents = render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
+        assert_eq!(documents.pod["environment"]["PRIVATE_REGISTRY_FIRST_ORDER"], json!({ "secret": "bundle" }));
+        assert_eq!(documents.pod["secrets"], json!({ "bundle": { "source": "private-registry/bundle" } }));
+        assert_eq!(documents.registry["secrets"], json!({ "enrolment": { "source": "private-registry/enrolment" } }));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod controller;
 pub mod dcos;
 pub mod digest;
+pub mod distribution;
 pub mod documents;
 pub mod host_paths;
 pub mod init;

@@ -364,6 +364,7 @@ fn proof_words(status: &NodeStatus) -> String {
 mod tests {
     use super::*;
     use crate::dcos::marathon::Instance;
+    use crate::distribution::Published;
     use crate::documents::Facts;
     use serde_json::json;
 
@@ -384,8 +385,8 @@ mod tests {
             binary_sha256: "00".into(),
             registry_image: "registry:2.8.3".into(),
             order_key: String::new(),
-            first_order: trust.clone(),
-            enrolment_key: String::new(),
+            first_order: Published { variable: "{}".into(), secret: None },
+            enrolment_key: Published { variable: "".into(), secret: None },
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
         Wanted { documents, trust, now: 0, leaf: None }

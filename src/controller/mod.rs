@@ -21,6 +21,7 @@ use crate::dcos::marathon::Marathon;
 use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::Metronome;
 use crate::dcos::{Api, ApiError, chain};
+use crate::distribution::{Distribution, InDefinitions};
 use crate::documents::{self, Facts, TemplateError};
 use crate::host_paths::HostRoot;
 use crate::names::{Host, HostPort};
@@ -138,9 +139,18 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         return uninstall::run(&setting, &options, &cluster, &shared).await;
     }
     tokio::spawn(watch_agents(cluster.mesos.clone(), shared.clone()));
-    Controller { setting, options, cluster, shared, binary_sha256, state: None, runs: BTreeMap::new(), surplus_since: None }
-        .converge_for_ever()
-        .await
+    let controller = Controller {
+        setting,
+        options,
+        cluster,
+        shared,
+        binary_sha256,
+        distribution: Box::new(InDefinitions),
+        state: None,
+        runs: BTreeMap::new(),
+        surplus_since: None,
+    };
+    controller.converge_for_ever().await
 }
 
 /// An agent that registers is worth a pass at once. The stream is only for speed, so its errors are not reported.
@@ -174,6 +184,7 @@ struct Controller {
     cluster: Cluster,
     shared: Arc<serve::Shared>,
     binary_sha256: String,
+    distribution: Box<dyn Distribution>,
     /// Opened on the first pass that the options and the cluster allow.
     state: Option<State>,
     /// Active runs of the init job: passes of every node at the time the run was first seen. Done when all have made one more.
@@ -236,14 +247,16 @@ impl Controller {
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         note_surplus(&mut self.surplus_since, &mut observed);
 
+        let order_key = state.order_key();
+        let first = first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
         let facts = Facts {
             registry_host,
             home: self.setting.host.clone(),
             binary_sha256: self.binary_sha256.clone(),
             registry_image: self.setting.registry_image.clone(),
-            order_key: state.order_key(),
-            first_order: first_order(&observed, &state.order_key()).unwrap_or_else(|| trust.clone()),
-            enrolment_key: state.enrolment_key().to_base64().expose().clone(),
+            order_key,
+            first_order: self.distribution.publish("first-order", &json!(first).to_string()).await?,
+            enrolment_key: self.distribution.publish("enrolment-key", state.enrolment_key().to_base64().expose()).await?,
         };
         let leaf = state.leaf(&bare).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
         let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf };

@@ -13,22 +13,22 @@ use lab::{ExecOutput, Lab, LabOptions};
 use serde_json::{Value, json};
 
 /// Admin Router, as a user of the cluster knows it.
-pub const ADMIN: &str = "http://192.168.1.69";
+pub(crate) const ADMIN: &str = "http://192.168.1.69";
 /// Where the package repository of the lab is.
 const UNIVERSE: &str = "http://universe.lab:8000/repo.json";
 
 /// What lies on a disk: path to mode and content.
-pub type Picture = BTreeMap<PathBuf, (u32, Vec<u8>)>;
+pub(crate) type Picture = BTreeMap<PathBuf, (u32, Vec<u8>)>;
 
 /// A lab, and an operator in front of it.
-pub struct Cluster {
-    pub lab: Lab,
+pub(crate) struct Cluster {
+    pub(crate) lab: Lab,
     home: tempfile::TempDir,
 }
 
 impl Cluster {
     /// A cluster that knows the package, with a dcos CLI that knows the cluster.
-    pub fn start(agents: u8, public: u8) -> Self {
+    pub(crate) fn start(agents: u8, public: u8) -> Self {
         let images = ["registry.tar", "canary.tar"].map(|name| made(&format!("target/images/{name}"))).to_vec();
         let home = tempfile::tempdir().unwrap();
         let dir = PathBuf::from(format!("/var/tmp/private-registry-test-{}", home.path().file_name().unwrap().to_string_lossy()));
@@ -40,7 +40,7 @@ impl Cluster {
     }
 
     /// Runs the real dcos CLI.
-    pub fn dcos(&self, arguments: &[&str]) -> ExecOutput {
+    pub(crate) fn dcos(&self, arguments: &[&str]) -> ExecOutput {
         let cli = made("target/dcos-cli/bin/dcos");
         let home = self.home.path().to_str().unwrap();
         let (home_var, config) = (format!("HOME={home}"), format!("DCOS_CONFIG={home}/dcos.toml"));
@@ -50,93 +50,93 @@ impl Cluster {
     }
 
     /// Runs the CLI and returns what it printed; a failure of it fails the test.
-    pub fn dcos_ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn dcos_ok(&self, arguments: &[&str]) -> String {
         let output = self.dcos(arguments);
         assert!(output.status.success(), "dcos {}: {}{}", arguments.join(" "), output.stdout, output.stderr);
         output.stdout
     }
 
     /// `dcos package install private-registry --options=…`
-    pub fn install(&self, options: &Value) -> ExecOutput {
+    pub(crate) fn install(&self, options: &Value) -> ExecOutput {
         let path = self.home.path().join("options.json");
         fs::write(&path, options.to_string()).unwrap();
         self.dcos(&["package", "install", "private-registry", &format!("--options={}", path.display()), "--yes"])
     }
 
     /// Installs, and waits until every agent is proven.
-    pub fn install_and_wait(&self, options: &Value) {
+    pub(crate) fn install_and_wait(&self, options: &Value) {
         let output = self.install(options);
         assert!(output.status.success(), "{}{}", output.stdout, output.stderr);
         self.wait_converged();
     }
 
-    pub fn wait_converged(&self) {
+    pub(crate) fn wait_converged(&self) {
         self.wait("every agent to be trusted", 120, || self.status().is_some_and(|status| status["converged"] == true));
     }
 
     /// Uninstalls through Cosmos and waits until nothing is left in Marathon and Metronome.
-    pub fn uninstall(&self) {
+    pub(crate) fn uninstall(&self) {
         self.dcos_ok(&["package", "uninstall", "private-registry", "--yes"]);
         self.wait("the end of the uninstall", 120, || self.ids_at_marathon().is_empty() && self.jobs().is_empty());
     }
 
     /// The controller's report through Admin Router; none while it does not answer.
-    pub fn status(&self) -> Option<Value> {
+    pub(crate) fn status(&self) -> Option<Value> {
         let (code, text) = self.lab.http("GET", &format!("{ADMIN}/service/private-registry/v1/status"), None).ok()?;
         (code == 200).then(|| serde_json::from_str(&text).ok())?
     }
 
     /// How an agent stands.
-    pub fn agent_state(&self, agent: &str) -> Option<(String, String)> {
+    pub(crate) fn agent_state(&self, agent: &str) -> Option<(String, String)> {
         let status = self.status()?;
         let row = status["agents"].as_array()?.iter().find(|row| row["host"] == agent)?;
         Some((row["state"].as_str()?.to_owned(), row["detail"].as_str()?.to_owned()))
     }
 
     /// A read of Marathon or Metronome through Admin Router.
-    pub fn get(&self, path: &str) -> Value {
+    pub(crate) fn get(&self, path: &str) -> Value {
         let (code, text) = self.lab.http("GET", &format!("{ADMIN}/service{path}"), None).unwrap();
         assert_eq!(code, 200, "{path}: {text}");
         serde_json::from_str(&text).unwrap()
     }
 
     /// A write to Marathon.
-    pub fn marathon(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) fn marathon(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let (code, text) = self.lab.http(method, &format!("{ADMIN}/service/marathon/v2{path}"), Some(body)).unwrap();
         (code, serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
     /// Apps and pods.
-    pub fn ids_at_marathon(&self) -> Vec<String> {
+    pub(crate) fn ids_at_marathon(&self) -> Vec<String> {
         let (apps, pods) = (self.get("/marathon/v2/apps"), self.get("/marathon/v2/pods"));
         let all = apps["apps"].as_array().unwrap().iter().chain(pods.as_array().unwrap());
         all.map(|document| document["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    pub fn jobs(&self) -> Vec<String> {
+    pub(crate) fn jobs(&self) -> Vec<String> {
         self.get("/metronome/v1/jobs").as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
     }
 
     /// Addresses of all agents.
-    pub fn agents(&self) -> Vec<String> {
+    pub(crate) fn agents(&self) -> Vec<String> {
         let agents = self.lab.control("GET", "/agents", None).unwrap();
         agents.as_array().unwrap().iter().map(|agent| agent["ip"].as_str().unwrap().to_owned()).collect()
     }
 
     /// Runs a shell line on a machine.
-    pub fn sh(&self, machine: &str, line: &str) -> ExecOutput {
+    pub(crate) fn sh(&self, machine: &str, line: &str) -> ExecOutput {
         self.lab.exec(machine, &["sh", "-c", line]).unwrap()
     }
 
     /// Runs a shell line on a machine and returns what it printed; its failure fails the test.
-    pub fn sh_ok(&self, machine: &str, line: &str) -> String {
+    pub(crate) fn sh_ok(&self, machine: &str, line: &str) -> String {
         let output = self.sh(machine, line);
         assert!(output.status.success(), "{machine}: {line}: {}{}", output.stdout, output.stderr);
         output.stdout.trim().to_owned()
     }
 
     /// Waits; a failure names what was waited for, and shows the controller's last report.
-    pub fn wait(&self, what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
+    pub(crate) fn wait(&self, what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         while !condition() {
             if Instant::now() > deadline {
@@ -148,7 +148,7 @@ impl Cluster {
     }
 
     /// Prints what helps to understand a failure: the report, and the ends of the logs.
-    pub fn explain(&self) {
+    pub(crate) fn explain(&self) {
         eprintln!("report: {:#}", self.status().unwrap_or(Value::Null));
         let tasks = self.lab.control("GET", "/tasks", None).unwrap_or(Value::Null);
         for task in tasks.as_array().into_iter().flatten() {
@@ -161,7 +161,7 @@ impl Cluster {
     }
 
     /// What an agent's disk holds of its own, but for what dockerd and Mesos keep for themselves.
-    pub fn picture(&self, agent: &str) -> Picture {
+    pub(crate) fn picture(&self, agent: &str) -> Picture {
         let root = self.lab.path().join("agents").join(agent).join("root");
         let mut picture = picture(&root);
         let volatile = ["var/lib/docker/", "var/lib/mesos/", "run/", "tmp/", "root/", "var/run", "var/cache", "etc/docker/key.json"];
@@ -170,12 +170,12 @@ impl Cluster {
     }
 
     /// `net.netfilter.nf_conntrack_tcp_be_liberal`.
-    pub fn sysctl(&self, agent: &str) -> String {
+    pub(crate) fn sysctl(&self, agent: &str) -> String {
         self.sh_ok(agent, "cat /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
     }
 
     /// Every exchange of this lab is one that the real servers have, and nothing that was sent would be lost on them.
-    pub fn assert_servers_answered_as_the_real_ones(&self) {
+    pub(crate) fn assert_servers_answered_as_the_real_ones(&self) {
         let recordings = Recordings::load(&made("tests/fixtures")).unwrap();
         let listed: Vec<&str> = UNRECORDED.iter().map(|(call, _)| *call).collect();
         let mut faults: BTreeMap<String, usize> = BTreeMap::new();
@@ -204,7 +204,7 @@ impl Cluster {
 }
 
 /// A file or folder that `ci/test` makes before the tests run.
-pub fn made(path: &str) -> PathBuf {
+pub(crate) fn made(path: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     assert!(path.exists(), "{} is missing: run ci/test, which makes it", path.display());
     path
