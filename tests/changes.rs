@@ -108,7 +108,7 @@ fn an_agent_without_room_is_reported_and_covered_when_it_has_some(cluster: &Clus
     let new = cluster.lab.add_agent(lab::host::AgentRole::Private).unwrap();
     cluster.lab.fill(&new).unwrap();
     // The node may have been quicker.
-    if !cluster.agent_state(&new).is_some_and(|(state, _)| state == "trusted") {
+    if cluster.agent_state(&new).is_none_or(|(state, _)| state != "trusted") {
         cluster.wait("a word about the room", 30, || {
             cluster.agent_state(&new).is_some_and(|(state, detail)| state == "trusted" || detail.contains("no room"))
         });

@@ -146,6 +146,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         shared,
         binary_sha256,
         distribution: Box::new(InDefinitions),
+        reached: false,
         state: None,
         runs: BTreeMap::new(),
         surplus_since: None,
@@ -185,6 +186,8 @@ struct Controller {
     shared: Arc<serve::Shared>,
     binary_sha256: String,
     distribution: Box<dyn Distribution>,
+    /// Whether the controller has been seen under its own VIP.
+    reached: bool,
     /// Opened on the first pass that the options and the cluster allow.
     state: Option<State>,
     /// Active runs of the init job: passes of every node at the time the run was first seen. Done when all have made one more.
@@ -227,7 +230,7 @@ impl Controller {
         let jobs = [documents::init_job_id(&self.options)];
         let mut observed = observe::cluster(&self.cluster, &self.options, &jobs).await?;
         plan::refuse(&self.options, &observed)?;
-        if !self.at_home(&observed).await? {
+        if !self.at_home(&observed).await? || !self.reachable().await {
             return Ok(false);
         }
         let registry_host = plan::registry_host(&observed, &self.options);
@@ -279,6 +282,9 @@ impl Controller {
         if constraints > 0 {
             return Ok(true);
         }
+        if observed.locked.contains(&self.setting.app_id) {
+            return Ok(false);
+        }
         let host = plan::home(observed).unwrap_or_else(|| self.setting.host.clone());
         tracing::info!(%host, "pinning the controller to the host that keeps its keys; Marathon restarts it there");
         let pin = json!({ "constraints": [["hostname", "LIKE", documents::exactly(&host)]] });
@@ -286,6 +292,20 @@ impl Controller {
             Err(error) if !error.is_conflict() => Err(error.into()),
             _ => Ok(false),
         }
+    }
+
+    /// Whether tasks would find the binary. A task that does not is started anew by Marathon only after a delay, which is the
+    /// whole pod's; so nothing is started before this controller answers under its own VIP.
+    async fn reachable(&mut self) -> bool {
+        if !self.reached {
+            let url = format!("{}/health", documents::controller_url(&self.options));
+            let answer = self.cluster.http.get(&url).timeout(Duration::from_secs(2)).send().await;
+            self.reached = answer.is_ok_and(|answer| answer.status().is_success());
+            if !self.reached {
+                self.shared.publish(Report::starting(&self.options, &format!("this controller to be reachable at {url}")));
+            }
+        }
+        self.reached
     }
 
     async fn apply(&mut self, plan: &Plan, wanted: &Wanted, observed: &Observed, names: &[HostPort]) -> Result<(), ControllerError> {

@@ -103,6 +103,15 @@ impl Report {
         }
     }
 
+    pub(super) fn starting(options: &Options, awaited: &str) -> Self {
+        Self {
+            service: options.service.name.clone(),
+            summary: format!("Nothing is done yet; waiting for {awaited}."),
+            next: vec![format!("waiting for {awaited}")],
+            ..Self::default()
+        }
+    }
+
     pub(super) fn refused(faults: &Faults) -> Self {
         Self {
             summary: "The options cannot be used; nothing in the cluster was changed.".into(),
