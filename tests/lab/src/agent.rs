@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{
     Error, Result, cgroups,
-    host::{MASTER, Machine, wait_until},
+    host::{LAB_ON_AGENT, MASTER, Machine, wait_until},
     process::{ProcessId, run, spawn_error, write_atomically},
 };
 
@@ -47,11 +47,13 @@ pub fn run_agent(lab_dir: &Path, ip: Ipv4Addr, kind: MachineKind) -> Result<()> 
     let own = ProcessId::of_self_in_proc_on_stdin().ok_or_else(|| Error::Refused("`lab machine` is started by the lab only".to_owned()))?;
     let dir = machine.agent_dir(ip);
     let mut ready = File::create(dir.join("ready")).map_err(Error::io("creating", &dir))?;
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(lab_dir.join(format!("logs/dockerd-{ip}.log")))
-        .map_err(Error::io("opening", &dir))?;
+    // The logs are out of reach once the machine has its own disk.
+    let open_log = |program: &str| {
+        let path = lab_dir.join(format!("logs/{program}-{ip}.log"));
+        File::options().create(true).append(true).open(&path).map_err(Error::io("opening", &path))
+    };
+    let log = open_log("dockerd")?;
+    let marathon_lb_log = (kind == MachineKind::Public).then(|| open_log("marathon-lb")).transpose()?;
     let images = images(lab_dir);
     let parent = format!("/{}", cgroups::of_machine(lab_dir, ip).display());
     let identity = serde_json::to_vec(&own).map_err(|error| Error::Refused(error.to_string()))?;
@@ -60,6 +62,9 @@ pub fn run_agent(lab_dir: &Path, ip: Ipv4Addr, kind: MachineKind) -> Result<()> 
     Disk { root: machine.root(ip), work: dir.join("overlay-work"), lab_dir }.enter(&images, kind)?;
     let dockerd = start_dockerd(&parent, log)?;
     wait_for_dockerd()?;
+    if let Some(log) = marathon_lb_log {
+        start_marathon_lb(log)?;
+    }
     load_images(images.len())?;
     ready.write_all(b"ready").map_err(Error::io("writing", &dir))?;
     reap_until_told(&dockerd)
@@ -243,6 +248,14 @@ fn start_dockerd(cgroup_parent: &str, log: File) -> Result<Child> {
     dockerd.args(["--cgroup-parent", cgroup_parent, "--shutdown-timeout", "5"]);
     let stderr = log.try_clone().map_err(|source| spawn_error("dockerd", source))?;
     dockerd.stdin(Stdio::null()).stdout(log).stderr(stderr).spawn().map_err(|source| spawn_error("dockerd", source))
+}
+
+/// Nobody waits for it in particular: whatever ends on this machine is reaped, and what still runs at its end is killed.
+fn start_marathon_lb(log: File) -> Result<()> {
+    let mut marathon_lb = Command::new(LAB_ON_AGENT);
+    let stderr = log.try_clone().map_err(|source| spawn_error("marathon-lb", source))?;
+    marathon_lb.arg("marathon-lb").stdin(Stdio::null()).stdout(log).stderr(stderr);
+    marathon_lb.spawn().map(drop).map_err(|source| spawn_error("marathon-lb", source))
 }
 
 const DOCKER_SOCKET: &str = "/run/docker.sock";

@@ -14,6 +14,7 @@ pub mod host;
 pub mod init;
 pub mod journal;
 mod logs;
+pub mod marathon_lb;
 pub mod outer;
 pub mod process;
 pub mod recordings;

@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab::{
-    Error, Result, agent, enter, executor, init,
+    Error, Result, agent, enter, executor, init, marathon_lb,
     outer::{self, UpOptions},
     process::ProcessId,
     server,
@@ -93,6 +93,8 @@ enum Verb {
     },
     #[command(hide = true)]
     Executor { sandbox: PathBuf },
+    #[command(hide = true)]
+    MarathonLb,
     #[command(hide = true)]
     Janitor {
         #[arg(long)]
@@ -178,6 +180,7 @@ fn perform(dir: &Path, verb: Verb) -> Result<()> {
         Verb::Server => serve(dir),
         Verb::Machine { ip, kind } => agent::run_agent(dir, ip, kind.into()),
         Verb::Executor { sandbox } => executor::run(&sandbox),
+        Verb::MarathonLb => marathon_lb::run(),
         Verb::Janitor { pid, start, keep } => outer::janitor(dir, ProcessId { pid, start }, keep),
     }
 }
