@@ -248,7 +248,7 @@ impl State {
                 files.remove(&path, &[digest])?;
             }
         }
-        for dir in [dir, root.service_state(service), root.shared_state()] {
+        for dir in [dir, root.registry_state(service), root.service_state(service), root.shared_state()] {
             files.remove_empty_dir(&dir)?;
         }
         Ok(())

@@ -153,7 +153,14 @@ impl Host {
         }
         // Last: until here a kill makes the next start go on with the restore.
         remove_state(files, &Manifest::path(&self.root, &self.service))?;
-        for dir in [self.root.node_state(&self.service), self.root.service_state(&self.service), self.root.shared_state()] {
+        // Docker has made the registry's directory as a mount point, so the registry itself could not remove it.
+        let dirs = [
+            self.root.node_state(&self.service),
+            self.root.registry_state(&self.service),
+            self.root.service_state(&self.service),
+            self.root.shared_state(),
+        ];
+        for dir in dirs {
             files.remove_empty_dir(&dir)?;
         }
         Ok(())

@@ -47,7 +47,9 @@ pub(crate) fn app_update(body: &[u8], path_id: &str, existing: &Value, around: &
     let new = app(body, Some(path_id), around)?;
     let given: Value = serde_json::from_slice(body).unwrap_or_default();
     for (k, v) in new.definition.as_object().into_iter().flatten() {
-        all[k] = v.clone();
+        if given.get(k).is_some() || k == "version" {
+            all[k] = v.clone();
+        }
     }
     Ok(Stored { definition: all, ..new })
 }
