@@ -91,7 +91,6 @@ fn every_agent_has_exactly_the_right_files(cluster: &Cluster, agents: &[String],
             "etc/docker/certs.d/192.168.1.50:5000/ca.crt",
             "etc/sysctl.d/60-private-registry.conf",
             "var/lib/private-registry/host.json",
-            "var/lib/private-registry/lock",
             "var/lib/private-registry/private-registry/node/manifest.json",
         ]
         .map(str::to_owned)

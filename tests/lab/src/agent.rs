@@ -105,7 +105,7 @@ impl Disk<'_> {
     }
 
     fn make_folders(&self) -> Result<()> {
-        const FOLDERS: [&str; 19] = [
+        const FOLDERS: [&str; 18] = [
             "dev",
             "proc",
             "sys",
@@ -120,7 +120,6 @@ impl Disk<'_> {
             "opt/mesosphere/bin",
             "var/lib/docker",
             "var/lib/dcos",
-            "var/lib/private-registry",
             "var/lib/mesos",
             "var/log",
             "var/cache",

@@ -23,13 +23,31 @@ pub const UNRECORDED: &[(&str, &str)] = &[
 ];
 
 /// Objects whose keys are data: each value is held against all values recorded there.
-const MAPS: [&str; 12] =
-    ["labels", "env", "environment", "attributes", "secrets", "versions", "results", "flags", "uris", "docker", "metrics", "residency"];
+const MAPS: [&str; 17] = [
+    "labels",
+    "env",
+    "environment",
+    "attributes",
+    "secrets",
+    "versions",
+    "results",
+    "flags",
+    "uris",
+    "docker",
+    "metrics",
+    "residency",
+    "used_resources",
+    "offered_resources",
+    "unreserved_resources",
+    "reserved_resources",
+    "reserved_resources_full",
+];
 
 /// What a user or a package wrote: passed through, so there is nothing to compare.
 const OPAQUE: [&str; 7] = ["marathonJson", "config", "options", "resolvedOptions", "userProvidedOptions", "details", "command"];
 
-/// The same document at several places: whatever key was recorded at one of them may appear at the others.
+/// The same document at several places: what was recorded at all of them together says which keys it may have and which it must.
+/// One call alone does not: the definitions that happened to be sent by it had keys that others have not.
 const MODELS: &[(&str, &str, &str)] = &[
     ("marathon /v2/apps", "", "app"),
     ("marathon /v2/apps", "/apps/*", "app"),
@@ -42,9 +60,20 @@ const MODELS: &[(&str, &str, &str)] = &[
     ("marathon /v2/pods", "", "pod"),
     ("marathon /v2/pods", "/*", "pod"),
     ("marathon /v2/pods/{id}", "", "pod"),
-    ("marathon /v2/groups", "/pods/*", "pod"),
     ("marathon /v2/pods/{id}::status", "", "pod status"),
+    ("marathon /v2/pods/{id}::status", "/spec", "pod"),
+    ("marathon /v2/pods/{id}::status", "/instances/*/containers/*/resources", "container resources"),
+    ("marathon /v2/pods/{id}::status", "/spec/containers/*/resources", "container resources"),
     ("marathon /v2/pods/::status", "/*", "pod status"),
+    ("marathon /v2/pods/::status", "/*/spec", "pod"),
+    ("marathon /v2/groups", "/pods/*", "pod status"),
+    ("marathon /v2/groups", "/pods/*/spec", "pod"),
+    ("marathon /v2/apps", "/apps/*/tasks/*", "task"),
+    ("marathon /v2/apps/{id}", "/app/tasks/*", "task"),
+    ("marathon /v2/apps/{id}/tasks", "/tasks/*", "task"),
+    ("marathon /v2/tasks", "/tasks/*", "task"),
+    ("mesos /slaves", "/slaves/*/used_resources_full/*", "resource"),
+    ("mesos /slaves", "/slaves/*/unreserved_resources_full/*", "resource"),
     ("metronome /v1/jobs", "", "job"),
     ("metronome /v1/jobs", "/*", "job"),
     ("metronome /v1/jobs/{id}", "", "job"),
@@ -181,7 +210,7 @@ impl Recordings {
                     .filter(|(at, _, _)| *at == place && (200..300).contains(&exchange.status))
                     .filter_map(|(_, path, model)| Some((*path, self.models.get(model)?)))
                     .collect();
-                Comparison { models }.compare(value, Some(&group.shape), None, "", &mut differences);
+                Comparison { models }.compare(value, &group.shape, "", &mut differences);
             }
             Content::Empty if group.has_body && exchange.method != "HEAD" => differences.push("no body where one was recorded".to_owned()),
             Content::Text(_) if !group.shape.is_empty() => differences.push("a text where JSON was recorded".to_owned()),
@@ -196,43 +225,31 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// `shape` is what this call answered here, and says what must be there; `pool` adds what may be there.
-    fn compare(&self, value: &Value, shape: Option<&Shape>, pool: Option<&Shape>, path: &str, out: &mut Vec<String>) {
-        let pool = self.models.iter().find(|(at, _)| *at == path).map(|(_, model)| *model).or(pool);
-        let shapes: Vec<&Shape> = shape.into_iter().chain(pool).collect();
+    fn compare(&self, value: &Value, shape: &Shape, path: &str, out: &mut Vec<String>) {
+        // The same route answers a document or a list of them: a model is of the document.
+        let shape = self.models.iter().find(|(at, _)| *at == path && value.is_object()).map_or(shape, |(_, model)| *model);
         let last = path.rsplit('/').next().unwrap_or_default();
         // Nothing was recorded here but empty arrays: nothing is known.
-        if OPAQUE.contains(&last) || shapes.iter().all(|shape| shape.is_empty()) {
+        if OPAQUE.contains(&last) || shape.is_empty() {
             return;
         }
         match value {
-            Value::Array(items) => {
-                if shapes.iter().all(|shape| shape.items.is_none()) {
-                    return out.push(format!("{path}: an array, recorded {}", describe(&shapes)));
+            Value::Array(items) => match &shape.items {
+                None => out.push(format!("{path}: an array, recorded {}", describe(shape))),
+                Some(item) => items.iter().for_each(|value| self.compare(value, item, &format!("{path}/*"), out)),
+            },
+            Value::Object(fields) => match &shape.fields {
+                None => out.push(format!("{path}: an object, recorded {}", describe(shape))),
+                Some(known) if MAPS.contains(&last) => {
+                    let any = union(known.values().map(|field| &field.shape));
+                    fields.values().for_each(|value| self.compare(value, &any, &format!("{path}/*"), out));
                 }
-                let (item_shape, item_pool) = (shape.and_then(|shape| shape.items.as_deref()), pool.and_then(|pool| pool.items.as_deref()));
-                for item in items {
-                    self.compare(item, item_shape, item_pool, &format!("{path}/*"), out);
-                }
-            }
-            Value::Object(fields) => {
-                if shapes.iter().all(|shape| shape.fields.is_none()) {
-                    return out.push(format!("{path}: an object, recorded {}", describe(&shapes)));
-                }
-                if MAPS.contains(&last) {
-                    let any = |shape: &Shape| shape.fields.as_ref().map(|fields| union(fields.values().map(|field| &field.shape)));
-                    let (any_shape, any_pool) = (shape.and_then(any), pool.and_then(any));
-                    for value in fields.values() {
-                        self.compare(value, any_shape.as_ref(), any_pool.as_ref(), &format!("{path}/*"), out);
-                    }
-                    return;
-                }
-                self.compare_fields(fields, shape, pool, path, out);
-            }
+                Some(known) => self.compare_fields(fields, known, shape.objects, path, out),
+            },
             scalar => {
                 let kind = scalar_name(scalar);
-                if !shapes.iter().any(|shape| shape.scalars.contains(kind)) {
-                    out.push(format!("{path}: {kind}, recorded {}", describe(&shapes)));
+                if !shape.scalars.contains(kind) {
+                    out.push(format!("{path}: {kind}, recorded {}", describe(shape)));
                 }
             }
         }
@@ -241,24 +258,19 @@ impl Comparison<'_> {
     fn compare_fields(
         &self,
         fields: &serde_json::Map<String, Value>,
-        shape: Option<&Shape>,
-        pool: Option<&Shape>,
+        known: &BTreeMap<String, Field>,
+        objects: usize,
         path: &str,
         out: &mut Vec<String>,
     ) {
-        let field_of =
-            |shape: Option<&Shape>, name: &str| shape.and_then(|shape| shape.fields.as_ref()?.get(name)).map(|field| field.shape.clone());
         for (name, value) in fields {
-            let (known, pooled) = (field_of(shape, name), field_of(pool, name));
-            if known.is_none() && pooled.is_none() {
-                out.push(format!("{path}/{name}: not in any recording"));
-            } else {
-                self.compare(value, known.as_ref(), pooled.as_ref(), &format!("{path}/{name}"), out);
+            match known.get(name) {
+                None => out.push(format!("{path}/{name}: not in any recording")),
+                Some(field) => self.compare(value, &field.shape, &format!("{path}/{name}"), out),
             }
         }
-        let Some(shape) = shape else { return };
-        for (name, field) in shape.fields.iter().flatten() {
-            if field.seen == shape.objects && !fields.contains_key(name) {
+        for (name, field) in known {
+            if field.seen == objects && !fields.contains_key(name) {
                 out.push(format!("{path}/{name}: missing, recorded always"));
             }
         }
@@ -315,12 +327,12 @@ fn union<'a>(shapes: impl Iterator<Item = &'a Shape>) -> Shape {
     })
 }
 
-fn describe(shapes: &[&Shape]) -> String {
-    let mut kinds: Vec<&str> = shapes.iter().flat_map(|shape| shape.scalars.iter().copied()).collect();
-    if shapes.iter().any(|shape| shape.items.is_some()) {
+fn describe(shape: &Shape) -> String {
+    let mut kinds: Vec<&str> = shape.scalars.iter().copied().collect();
+    if shape.items.is_some() {
         kinds.push("an array");
     }
-    if shapes.iter().any(|shape| shape.fields.is_some()) {
+    if shape.fields.is_some() {
         kinds.push("an object");
     }
     kinds.join(" or ")
