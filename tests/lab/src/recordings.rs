@@ -14,6 +14,7 @@ use crate::journal::{Content, Exchange};
 pub const UNRECORDED: &[(&str, &str)] = &[
     ("admin_router GET / 200", "the CLI looks whether anything answers"),
     ("admin_router HEAD / 200", "the CLI looks whether anything answers"),
+    ("admin_router GET /capabilities 200", "the CLI looks whether packages can be managed"),
     ("admin_router GET /metadata 200", "fields from Admin Router's source: PUBLIC_IPV4, CLUSTER_ID"),
     ("admin_router GET /dcos-metadata/dcos-version.json 200", "fields from the file of a DC/OS release"),
     ("admin_router GET /pkgpanda/active.buildinfo.full.json 200", "only its status counts: no login is needed"),
@@ -44,7 +45,8 @@ const MAPS: [&str; 17] = [
 ];
 
 /// What a user or a package wrote: passed through, so there is nothing to compare.
-const OPAQUE: [&str; 7] = ["marathonJson", "config", "options", "resolvedOptions", "userProvidedOptions", "details", "command"];
+const OPAQUE: [&str; 9] =
+    ["resource", "resourceDefinition", "marathonJson", "config", "options", "resolvedOptions", "userProvidedOptions", "details", "command"];
 
 /// The same document at several places: what was recorded at all of them together says which keys it may have and which it must.
 /// One call alone does not: the definitions that happened to be sent by it had keys that others have not.
@@ -72,6 +74,9 @@ const MODELS: &[(&str, &str, &str)] = &[
     ("marathon /v2/apps/{id}", "/app/tasks/*", "task"),
     ("marathon /v2/apps/{id}/tasks", "/tasks/*", "task"),
     ("marathon /v2/tasks", "/tasks/*", "task"),
+    ("mesos /slaves", "/slaves/*/resources", "amounts"),
+    ("mesos /slaves", "/slaves/*/used_resources", "amounts"),
+    ("mesos /slaves", "/slaves/*/unreserved_resources", "amounts"),
     ("mesos /slaves", "/slaves/*/used_resources_full/*", "resource"),
     ("mesos /slaves", "/slaves/*/unreserved_resources_full/*", "resource"),
     ("metronome /v1/jobs", "", "job"),

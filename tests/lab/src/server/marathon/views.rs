@@ -116,6 +116,7 @@ pub(super) fn tasks(state: &State, id: &str) -> Vec<Value> {
 fn app_task(instance: &Instance, task: &Task) -> Value {
     let mut view = json!({
         "appId": instance.spec,
+        "healthCheckResults": [],
         "host": task.agent,
         "id": task.id,
         "ipAddresses": addresses(task),
