@@ -38,6 +38,7 @@ fn from_install_to_uninstall() {
 
     every_agent_has_exactly_the_right_files(&cluster, &agents, &before);
     dockerd_and_curl_of_every_agent_connect(&cluster, &agents);
+    a_node_is_small(&cluster, agents.len());
     images_go_from_agent_to_agent_and_to_the_outside(&cluster);
     no_private_key_is_anywhere_but_where_it_is_used(&cluster, &agents);
     an_agent_that_joins_is_covered_by_itself(&cluster);
@@ -128,6 +129,14 @@ fn dockerd_and_curl_of_every_agent_connect(cluster: &Cluster, agents: &[String])
             assert_eq!(code, "200", "{agent}, {name}");
         }
     }
+}
+
+/// The README promises it: a node runs on every agent, so what it takes counts once for each.
+fn a_node_is_small(cluster: &Cluster, agents: usize) {
+    let measured = cluster.sh_ok("master", "grep -h VmRSS $(pgrep -f '^./private-registry node' | sed 's:.*:/proc/&/status:')");
+    let sizes: Vec<u64> = measured.lines().map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap()).collect();
+    assert_eq!(sizes.len(), agents, "{measured}");
+    assert!(sizes.iter().all(|kib| *kib <= 6 * 1024), "{measured}");
 }
 
 fn images_go_from_agent_to_agent_and_to_the_outside(cluster: &Cluster) {

@@ -45,8 +45,18 @@ const MAPS: [&str; 17] = [
 ];
 
 /// What a user or a package wrote: passed through, so there is nothing to compare.
-const OPAQUE: [&str; 9] =
-    ["resource", "resourceDefinition", "marathonJson", "config", "options", "resolvedOptions", "userProvidedOptions", "details", "command"];
+const OPAQUE: [&str; 10] = [
+    "errors",
+    "resource",
+    "resourceDefinition",
+    "marathonJson",
+    "config",
+    "options",
+    "resolvedOptions",
+    "userProvidedOptions",
+    "details",
+    "command",
+];
 
 /// The same document at several places: what was recorded at all of them together says which keys it may have and which it must.
 /// One call alone does not: the definitions that happened to be sent by it had keys that others have not.
