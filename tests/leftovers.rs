@@ -45,7 +45,9 @@ impl Traces {
 /// Control groups of labs, in every hierarchy.
 fn groups() -> BTreeSet<PathBuf> {
     let mut groups = BTreeSet::new();
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
+    for hierarchy in
+        fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()])
+    {
         let here = fs::read_dir(&hierarchy).into_iter().flatten().flatten().map(|entry| entry.path());
         groups.extend(here.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("lab-")));
     }
@@ -82,7 +84,8 @@ fn leaves_nothing_when(name: &str, end: impl Fn(&str, &str)) {
         .output()
         .unwrap();
     assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
-    let run = Command::new(&program).arg("--dir").arg(&dir).args(["exec", "192.168.1.80", "--", "docker", "run", "-d", "canary:1"]).output();
+    let run =
+        Command::new(&program).arg("--dir").arg(&dir).args(["exec", "192.168.1.80", "--", "docker", "run", "-d", "canary:1"]).output();
     assert!(run.unwrap().status.success());
     assert_ne!(Traces::now(&dir), before, "a running lab must be seen, or this test sees nothing");
     let outer: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("outer.json")).unwrap()).unwrap();

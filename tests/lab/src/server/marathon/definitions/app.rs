@@ -1,546 +1,551 @@
-//! Definitions of apps, in the syntax of Marathon 1.5 and later, and in the older one that it still takes.
+//! Apps.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::app_schema::{APP, Reader};
-use super::{Errors, Stored, Surroundings, canonical_id};
+use super::read::{
+    AMOUNT, COUNT, FULL_TEXT, Field, Kind, PORT, Reading, TEXT, complete, filled, ignored, is_empty, optional, or, required,
+};
+use super::{
+    ARTIFACTS, ENVIRONMENT, Faults, Fields, KILL_SELECTION, LIMITS, LINUX_INFO, NETWORK, PERSISTENT, PULL_CONFIG, SECRETS, SECRETS_OFF,
+    Stored, Surroundings, UNREACHABLE, absolute, are_unique, check_accepted_roles, check_environment, check_networks, constraint_fault,
+    declares, fault, id_fault, invalid_json, list, mode, name_networks, not_valid, parse, role, without_repeats,
+};
 use crate::server::http::Answer;
 
-/// DC/OS's `default_network_name`.
-const DEFAULT_NETWORK: &str = "dcos";
-/// Where Marathon assigns service ports (`local_port_min` and `local_port_max`).
-const SERVICE_PORTS: std::ops::RangeInclusive<u16> = 10000..=20000;
+/// Marathon assigns service ports from this range.
+const SERVICE_PORTS: std::ops::Range<u16> = 10_000..20_000;
 
-/// What a whole definition is stored as. The id of a PUT's path wins over the body's.
-pub(crate) fn app(body: &[u8], path_id: Option<&str>, around: &Surroundings) -> Result<Stored, Answer> {
-    let sent = parse(body)?;
-    let mut whole = sent.clone();
-    if let (Some(id), Some(fields)) = (path_id, whole.as_object_mut()) {
-        fields.insert("id".to_owned(), id.into());
-    }
-    let (mut fields, mut dropped) = read(&whole, false)?;
-    overridden_id(&sent, path_id, &mut dropped);
-    migrate(&mut fields)?;
-    Draft { fields, sent, dropped, before: None, around }.stored()
-}
+const OPERATORS: [&str; 7] = ["UNIQUE", "CLUSTER", "GROUP_BY", "LIKE", "MAX_PER", "UNLIKE", "IS"];
+const PROTOCOL: Kind = Kind::Choice(&["tcp", "udp", "udp,tcp"]);
+const LABELS: Kind = Kind::Table(&TEXT);
+const SHARE: Kind = Kind::Real(0.0, 1.0);
 
-/// What a definition is stored as when some of its fields are replaced.
-pub(crate) fn app_update(body: &[u8], path_id: &str, existing: &Value, around: &Surroundings) -> Result<Stored, Answer> {
-    let sent = parse(body)?;
-    let (mut given, mut dropped) = read(&sent, true)?;
-    if !sent["version"].is_null() {
-        if given.keys().all(|key| key == "id") {
-            return Err(Answer::message(501, "the lab does not bring back earlier versions of an app"));
-        }
-        let mut errors = Errors::default();
-        errors.add("/", "The 'version' field may only be combined with the 'id' field.");
-        errors.refuse("Object is not valid")?;
-    }
-    overridden_id(&sent, Some(path_id), &mut dropped);
-    migrate(&mut given)?;
-    let mut fields = existing.as_object().cloned().unwrap_or_default();
-    fields.extend(given);
-    fields.insert("id".to_owned(), path_id.into());
-    Draft { fields, sent, dropped, before: Some(existing), around }.stored()
-}
+const PORT_MAPPINGS: Kind = Kind::List(
+    &Kind::Record(&[
+        or("containerPort", PORT, || json!(0)),
+        optional("hostPort", PORT),
+        or("labels", LABELS, || json!({})),
+        optional("name", TEXT),
+        or("protocol", PROTOCOL, || json!("tcp")),
+        or("servicePort", PORT, || json!(0)),
+        filled("networkNames", Kind::List(&TEXT, 0)),
+    ]),
+    0,
+);
+const DOCKER: Kind = Kind::Record(&[
+    or("forcePullImage", Kind::Flag, || json!(false)),
+    required("image", FULL_TEXT),
+    or("parameters", Kind::List(&Kind::Record(&[required("key", FULL_TEXT), required("value", TEXT)]), 0), || json!([])),
+    or("privileged", Kind::Flag, || json!(false)),
+    optional("pullConfig", PULL_CONFIG),
+    optional("network", Kind::Choice(&["BRIDGE", "HOST", "USER"])),
+    optional("portMappings", PORT_MAPPINGS),
+]);
+const CONTAINER: Kind = Kind::Record(&[
+    or("type", Kind::Choice(&["MESOS", "DOCKER"]), || json!("MESOS")),
+    optional("docker", DOCKER),
+    or("volumes", Kind::List(&Kind::Own(volume), 0), || json!([])),
+    optional("portMappings", PORT_MAPPINGS),
+    optional("linuxInfo", LINUX_INFO),
+]);
+const HEALTH_CHECK: Kind = Kind::Record(&[
+    optional("command", Kind::Record(&[required("value", TEXT)])),
+    or("gracePeriodSeconds", COUNT, || json!(300)),
+    or("intervalSeconds", COUNT, || json!(60)),
+    or("maxConsecutiveFailures", COUNT, || json!(3)),
+    optional("path", TEXT),
+    optional("port", PORT),
+    optional("portIndex", COUNT),
+    or("protocol", Kind::Choice(&["HTTP", "HTTPS", "TCP", "COMMAND", "MESOS_TCP", "MESOS_HTTP", "MESOS_HTTPS"]), || json!("HTTP")),
+    or("ipProtocol", Kind::Choice(&["IPv4", "IPv6"]), || json!("IPv4")),
+    or("timeoutSeconds", COUNT, || json!(20)),
+    or("delaySeconds", COUNT, || json!(15)),
+    optional("ignoreHttp1xx", Kind::Flag),
+]);
+const READINESS_CHECK: Kind = Kind::Record(&[
+    or("name", TEXT, || json!("readinessCheck")),
+    or("protocol", Kind::Choice(&["HTTP", "HTTPS"]), || json!("HTTP")),
+    or("path", TEXT, || json!("/")),
+    or("portName", TEXT, || json!("http-api")),
+    or("intervalSeconds", COUNT, || json!(30)),
+    or("timeoutSeconds", COUNT, || json!(10)),
+    or("httpStatusCodesForReady", Kind::List(&Kind::Whole(100, 999), 0), || json!([200])),
+    or("preserveLastResponse", Kind::Flag, || json!(false)),
+]);
+const PORT_DEFINITION: Kind = Kind::Record(&[
+    or("port", PORT, || json!(0)),
+    filled("labels", LABELS),
+    optional("name", TEXT),
+    or("protocol", PROTOCOL, || json!("tcp")),
+]);
+const RESIDENCY: &[Field] = &[
+    or("relaunchEscalationTimeoutSeconds", COUNT, || json!(3600)),
+    or("taskLostBehavior", Kind::Choice(&["WAIT_FOREVER", "RELAUNCH_AFTER_TIMEOUT"]), || json!("WAIT_FOREVER")),
+];
 
-fn parse(body: &[u8]) -> Result<Value, Answer> {
-    let refuse = |message: &str, details: &str| Answer::json(400, &json!({ "message": message, "details": details }));
-    if body.trim_ascii().is_empty() {
-        let details = "No content to map due to end-of-input\n at [Source: (byte[])\"\"; line: 1, column: 0]";
-        return Err(refuse("Please specify data in JSON format", details));
-    }
-    serde_json::from_slice(body).map_err(|error: serde_json::Error| {
-        let eof = "Unexpected end-of-input within/between Object entries".to_owned();
-        refuse("Invalid JSON", &if error.is_eof() { eof } else { error.to_string() })
-    })
-}
+const APP: &[Field] = &[
+    required("id", Kind::Text(id_fault)),
+    optional("acceptedResourceRoles", Kind::List(&FULL_TEXT, 0)),
+    filled("args", Kind::List(&TEXT, 0)),
+    or("backoffFactor", Kind::Real(1.0, f64::MAX), || json!(1.15)),
+    or("backoffSeconds", COUNT, || json!(1)),
+    optional("cmd", FULL_TEXT),
+    filled("constraints", Kind::List(&Kind::List(&TEXT, 0), 0)),
+    optional("container", CONTAINER),
+    or("cpus", AMOUNT, || json!(1.0)),
+    filled("dependencies", Kind::List(&Kind::Text(id_fault), 0)),
+    or("disk", AMOUNT, || json!(0.0)),
+    filled("env", ENVIRONMENT),
+    or("executor", TEXT, || json!("")),
+    filled("fetch", ARTIFACTS),
+    filled("healthChecks", Kind::List(&HEALTH_CHECK, 0)),
+    or("instances", COUNT, || json!(1)),
+    optional("ipAddress", Kind::Record(&[optional("networkName", TEXT)])),
+    or("labels", LABELS, || json!({})),
+    optional("maxLaunchDelaySeconds", COUNT),
+    or("mem", AMOUNT, || json!(128.0)),
+    or("gpus", COUNT, || json!(0)),
+    or("networks", Kind::List(&NETWORK, 0), || json!([{ "mode": "host" }])),
+    optional("ports", Kind::List(&PORT, 0)),
+    optional("portDefinitions", Kind::List(&PORT_DEFINITION, 0)),
+    filled("readinessChecks", Kind::List(&READINESS_CHECK, 0)),
+    optional("residency", Kind::Record(RESIDENCY)),
+    or("requirePorts", Kind::Flag, || json!(false)),
+    filled("secrets", SECRETS),
+    optional("taskKillGracePeriodSeconds", COUNT),
+    or(
+        "upgradeStrategy",
+        Kind::Record(&[required("maximumOverCapacity", SHARE), required("minimumHealthCapacity", SHARE)]),
+        || json!({ "maximumOverCapacity": 1.0, "minimumHealthCapacity": 1.0 }),
+    ),
+    optional("uris", Kind::List(&TEXT, 0)),
+    optional("user", TEXT),
+    optional("version", TEXT),
+    ignored("versionInfo"),
+    or("killSelection", KILL_SELECTION, || json!("YOUNGEST_FIRST")),
+    or("unreachableStrategy", UNREACHABLE, || json!({ "inactiveAfterSeconds": 0, "expungeAfterSeconds": 0 })),
+    optional("tty", Kind::Flag),
+    optional("resourceLimits", LIMITS),
+    optional("role", TEXT),
+];
 
-/// The known fields and the paths of all others.
-fn read(sent: &Value, partial: bool) -> Result<(Map<String, Value>, Vec<String>), Answer> {
-    let mut reader = Reader::default();
-    let fields = if sent.is_object() {
-        reader.fields(APP, sent, "", partial)
-    } else {
-        // The id is what Marathon looks for first.
-        reader.errors.add("/id", format!("{sent} is not an object"));
-        Map::new()
+/// The four kinds of volumes are told apart by the key that only they have.
+fn volume(reading: &mut Reading, value: &Value, path: &str) -> Option<Value> {
+    const MODE: Field = required("mode", Kind::Choice(&["RO", "RW"]));
+    const SECRET: Kind = Kind::Record(&[required("containerPath", FULL_TEXT), required("secret", FULL_TEXT)]);
+    const KEPT: Kind = Kind::Record(&[required("containerPath", FULL_TEXT), required("persistent", PERSISTENT), MODE]);
+    const EXTERNAL: Kind = Kind::Record(&[
+        required("containerPath", FULL_TEXT),
+        required(
+            "external",
+            Kind::Record(&[
+                optional("size", COUNT),
+                optional("name", TEXT),
+                optional("provider", TEXT),
+                or("options", LABELS, || json!({})),
+                optional("shared", Kind::Flag),
+            ]),
+        ),
+        MODE,
+    ]);
+    const HOST: Kind = Kind::Record(&[required("containerPath", FULL_TEXT), required("hostPath", FULL_TEXT), MODE]);
+    let kind = match value {
+        _ if value.get("secret").is_some() => SECRET,
+        _ if value.get("persistent").is_some() => KEPT,
+        _ if value.get("external").is_some() => EXTERNAL,
+        _ => HOST,
     };
-    reader.errors.refuse("Invalid JSON")?;
-    Ok((fields, reader.dropped))
+    reading.value(&kind, value, path)
 }
 
-fn overridden_id(sent: &Value, path_id: Option<&str>, dropped: &mut Vec<String>) {
-    if let (Some(path_id), Some(id)) = (path_id, sent["id"].as_str())
-        && canonical_id(id) != canonical_id(path_id)
+/// POST, or PUT of a whole definition. `path_id` is the id in the URL of a PUT and wins over the body's.
+pub(crate) fn app(body: &[u8], path_id: Option<&str>, around: &Surroundings) -> Result<Stored, Answer> {
+    let (given, mut dropped) = given(body, path_id)?;
+    let given = migrate(given)?;
+    let mut app = given.clone();
+    app.shift_remove("version");
+    finish(app, &given, None, around, &mut dropped)
+}
+
+/// PUT or PATCH of an existing app: what is given replaces that of `existing`.
+pub(crate) fn app_update(body: &[u8], path_id: &str, existing: &Value, around: &Surroundings) -> Result<Stored, Answer> {
+    let (given, mut dropped) = given(body, Some(path_id))?;
+    if given.contains_key("version") {
+        if given.keys().any(|key| key != "id" && key != "version") {
+            let text = "The 'version' field may only be combined with the 'id' field.";
+            not_valid(vec![("/".to_owned(), text.to_owned())])?;
+        }
+        return Err(Answer::message(501, "the lab does not go back to former versions of an app"));
+    }
+    let given = migrate(given)?;
+    let known = |name: &str| APP.iter().any(|field| field.name == name) && !matches!(name, "version" | "versionInfo");
+    let kept = existing.as_object().into_iter().flatten().filter(|(name, _)| known(name));
+    let mut app: Fields = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    for (name, value) in &given {
+        app.insert(name.clone(), value.clone());
+    }
+    finish(app, &given, Some(existing), around, &mut dropped)
+}
+
+/// What the body says, and what of it does not count.
+fn given(body: &[u8], path_id: Option<&str>) -> Result<(Fields, Vec<String>), Answer> {
+    let mut value = parse(body)?;
+    let mut reading = Reading::default();
+    if let (Some(id), Some(fields)) = (path_id, value.as_object_mut()) {
+        let other =
+            fields.insert("id".to_owned(), json!(id)).filter(|other| absolute(other.as_str().unwrap_or_default(), "") != absolute(id, ""));
+        reading.dropped.extend(other.map(|_| "/id".to_owned()));
+    }
+    let given = reading.given(APP, &value, "");
+    invalid_json(reading.faults)?;
+    Ok((given, reading.dropped))
+}
+
+/// Turns the syntax of Marathon 1.4 into today's.
+fn migrate(mut given: Fields) -> Result<Fields, Answer> {
+    let says = |name: &str| given.get(name).is_some_and(|value| !is_empty(value));
+    let container = given.get("container").cloned().unwrap_or_default();
+    let mut faults = Faults::new();
+    if says("networks") && container["docker"].get("network").is_some() {
+        fault(&mut faults, "/", "must not specify both container.docker.network and networks");
+    }
+    if says("networks") && given.contains_key("ipAddress") {
+        fault(&mut faults, "/", "must not specify both networks and ipAddress");
+    }
+    if container["type"] == "MESOS" && container["docker"].get("network").is_some() {
+        fault(&mut faults, "/container/docker/network", "must be empty");
+    }
+    if given.contains_key("ipAddress") && (says("ports") || says("portDefinitions")) {
+        fault(&mut faults, "/", "cannot specify both an IP address and port");
+    }
+    if says("uris") && says("fetch") {
+        fault(&mut faults, "/uris", "may not be set in conjunction with fetch");
+    }
+    if given.contains_key("ports") && given.contains_key("portDefinitions") {
+        let defined = list(&given, "portDefinitions").iter().map(|definition| &definition["port"]);
+        if !defined.eq(list(&given, "ports")) {
+            fault(&mut faults, "/", "cannot specify both ports and port definitions");
+        }
+    }
+    if !are_unique(list(&given, "ports").iter().filter(|port| **port != 0)) {
+        fault(&mut faults, "/", "ports must be unique");
+    }
+    not_valid(faults)?;
+
+    if let Some(Value::Array(uris)) = given.shift_remove("uris").filter(|uris| !is_empty(uris)) {
+        let artifact = |uri: &Value| json!({ "uri": uri, "extract": is_archive(uri), "executable": false, "cache": false });
+        given.insert("fetch".to_owned(), uris.iter().map(artifact).collect());
+    }
+    if let Some(Value::Array(ports)) = given.shift_remove("ports").filter(|_| !given.contains_key("portDefinitions")) {
+        let definitions = ports.iter().map(|port| json!({ "port": port, "protocol": "tcp" }));
+        given.insert("portDefinitions".to_owned(), definitions.collect());
+    }
+    let address = given.shift_remove("ipAddress");
+    if address.is_some() && !given.contains_key("container") {
+        given.insert("container".to_owned(), json!({ "type": "MESOS", "volumes": [] }));
+    }
+    let mut docker_network = None;
+    if let Some(container) = given.get_mut("container").and_then(Value::as_object_mut)
+        && let Some(docker) = container.get_mut("docker").and_then(Value::as_object_mut)
     {
-        dropped.push("/id".to_owned());
+        docker_network = docker.shift_remove("network");
+        if let Some(mappings) = docker.shift_remove("portMappings") {
+            let has_none = container.get("portMappings").is_none_or(is_empty);
+            if !has_none && !is_empty(&mappings) {
+                return Err(Answer::message(422, "cannot specify both portMappings and docker.portMappings"));
+            }
+            if has_none {
+                container.insert("portMappings".to_owned(), mappings);
+            }
+        }
     }
-}
-
-/// From the syntax of 1.4 to that of 1.5.
-fn migrate(fields: &mut Map<String, Value>) -> Result<(), Answer> {
-    let docker = fields.get_mut("container").and_then(|container| container.get_mut("docker")?.as_object_mut());
-    let (network, mappings) = docker.map(|docker| (docker.remove("network"), docker.remove("portMappings"))).unwrap_or_default();
-    let (ip_address, ports, uris) = (fields.remove("ipAddress"), fields.remove("ports"), fields.remove("uris"));
-
-    let mut errors = Errors::default();
-    let has_networks = fields.contains_key("networks");
-    if network.is_some() && has_networks {
-        errors.add("/", "must not specify both container.docker.network and networks");
-    }
-    if ip_address.is_some() && has_networks {
-        errors.add("/", "must not specify both networks and ipAddress");
-    }
-    if ports.is_some() && fields.contains_key("portDefinitions") {
-        errors.add("/", "cannot specify both ports and port definitions");
-    }
-    // Marathon 1.4 shows an empty `uris` besides `fetch`.
-    let uris = uris.filter(|uris| !is_empty(uris));
-    if uris.is_some() && fields.get("fetch").is_some_and(|fetch| !is_empty(fetch)) {
-        errors.add("/uris", "may not be set in conjunction with fetch");
-    }
-    errors.refuse("Object is not valid")?;
-
-    let network = match network.as_ref().and_then(Value::as_str) {
+    let network = match docker_network.as_ref().and_then(Value::as_str) {
         Some("BRIDGE") => Some(json!({ "mode": "container/bridge" })),
         Some("HOST") => Some(json!({ "mode": "host" })),
-        Some(_) => Some(json!({ "mode": "container" })),
-        None => ip_address.as_ref().map(|_| json!({ "mode": "container" })),
+        None if address.is_none() => None,
+        _ => match address.as_ref().and_then(|address| address.get("networkName")) {
+            Some(name) => Some(json!({ "name": name, "mode": "container" })),
+            None => Some(json!({ "mode": "container" })),
+        },
     };
-    if let Some(mut network) = network {
-        if let (true, Some(ip_address)) = (network["mode"] == "container", &ip_address) {
-            network["name"] = ip_address["networkName"].clone();
-            network["labels"] = ip_address["labels"].clone();
+    if let Some(network) = network {
+        given.insert("networks".to_owned(), json!([network]));
+    }
+    Ok(given)
+}
+
+/// Whether the fetcher unpacks an old-style URI.
+fn is_archive(uri: &Value) -> bool {
+    let ends = [".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".zip"];
+    uri.as_str().is_some_and(|uri| ends.iter().any(|end| uri.ends_with(end)))
+}
+
+/// Rules and defaults. `sent` is what the client said, as opposed to what is kept of `existing`.
+fn finish(
+    mut app: Fields,
+    sent: &Fields,
+    existing: Option<&Value>,
+    around: &Surroundings,
+    dropped: &mut Vec<String>,
+) -> Result<Stored, Answer> {
+    let id = absolute(app["id"].as_str().unwrap_or_default(), "");
+    app.insert("id".to_owned(), json!(id));
+    if list(&app, "networks").is_empty() {
+        app.shift_remove("networks");
+    }
+    for dependency in app.get_mut("dependencies").and_then(Value::as_array_mut).into_iter().flatten() {
+        *dependency = json!(absolute(dependency.as_str().unwrap_or_default(), &id));
+    }
+    arrange_ports(&mut app, sent, dropped);
+    address_health_checks(&mut app, sent);
+    let keeps = volumes(&app).any(|volume| volume.get("persistent").is_some());
+    if keeps && !app.contains_key("residency") {
+        app.insert("residency".to_owned(), Value::Object(complete(RESIDENCY, Fields::new())));
+    }
+
+    let mut faults = Faults::new();
+    // A role that was accepted once stays good.
+    let kept = app.get("role").and_then(Value::as_str).filter(|_| !sent.contains_key("role")).map(str::to_owned);
+    let role = kept.unwrap_or_else(|| role(&app, &id, around, &mut faults));
+    check(&app, &id, &role, keeps, around, &mut faults);
+    not_valid(faults)?;
+    if list(&app, "healthChecks").iter().any(|check| check["protocol"] == "COMMAND" && check.get("command").is_none()) {
+        return Err(Answer::message(500, "illegal protocol COMMAND for non-command health check"));
+    }
+
+    app.insert("role".to_owned(), json!(role));
+    name_networks(&mut app);
+    if let Some(Value::Array(roles)) = app.get_mut("acceptedResourceRoles") {
+        without_repeats(roles);
+    }
+    if keeps {
+        app.entry("upgradeStrategy").or_insert_with(|| json!({ "maximumOverCapacity": 0.0, "minimumHealthCapacity": 0.5 }));
+        app.entry("unreachableStrategy").or_insert_with(|| json!("disabled"));
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "Marathon's flag is a whole number of seconds")]
+    app.entry("maxLaunchDelaySeconds").or_insert_with(|| json!(around.pose.max_launch_delay_seconds as i64));
+    assign_service_ports(&mut app, existing, around)?;
+    let poison = list(&app, "constraints")
+        .iter()
+        .any(|constraint| constraint[1] == "GROUP_BY" && constraint.get(2).is_none())
+        .then(|| "constraint GROUP_BY without a value: division by zero".to_owned());
+    set_version(&mut app, existing, around);
+    Ok(Stored { definition: Value::Object(complete(APP, app)), dropped: std::mem::take(dropped), poison })
+}
+
+/// Each kind of network has its own list of ports; the other one is dropped.
+fn arrange_ports(app: &mut Fields, sent: &Fields, dropped: &mut Vec<String>) {
+    let is_host = list(app, "networks").iter().all(|network| mode(network) == "host");
+    if is_host {
+        if let Some(container) = app.get_mut("container").and_then(Value::as_object_mut) {
+            let mappings = container.shift_remove("portMappings");
+            if mappings.is_some_and(|mappings| !is_empty(&mappings)) && sent.contains_key("container") {
+                dropped.push("/container/portMappings".to_owned());
+            }
         }
-        fields.insert("networks".to_owned(), json!([network]));
+        app.entry("portDefinitions").or_insert_with(|| json!([{ "port": 0, "name": "default", "protocol": "tcp" }]));
+        return;
     }
-    if let (Some(mappings), Some(container)) = (mappings, fields.get_mut("container"))
-        && container["portMappings"].is_null()
-    {
-        container["portMappings"] = mappings;
+    let is_bridge = list(app, "networks").iter().any(|network| mode(network) == "container/bridge");
+    app.shift_remove("portDefinitions");
+    if !list(sent, "portDefinitions").is_empty() {
+        dropped.push("/portDefinitions".to_owned());
     }
-    if let Some(ports) = ports {
-        let ports: Value = list(&ports).iter().map(|port| json!({ "port": port, "protocol": "tcp" })).collect();
-        fields.insert("portDefinitions".to_owned(), ports);
+    if app.get("requirePorts") == Some(&json!(true)) && sent.contains_key("requirePorts") {
+        dropped.push("/requirePorts".to_owned());
     }
-    if let Some(uris) = uris {
-        let fetch: Value =
-            list(&uris).iter().map(|uri| json!({ "uri": uri, "extract": is_archive(uri), "executable": false, "cache": false })).collect();
-        fields.insert("fetch".to_owned(), fetch);
+    app.shift_remove("requirePorts");
+    let container = app.entry("container").or_insert_with(|| json!({ "type": "MESOS", "volumes": [] }));
+    let Some(container) = container.as_object_mut() else { return };
+    let mapping = || json!({ "containerPort": 0, "labels": {}, "protocol": "tcp", "servicePort": 0 });
+    let mappings = container.entry("portMappings").or_insert_with(|| {
+        let mut default = mapping();
+        default["name"] = json!("default");
+        json!([default])
+    });
+    let Some(mappings) = mappings.as_array_mut() else { return };
+    // Port definitions count, but say nothing else.
+    mappings.resize_with(mappings.len().max(list(sent, "portDefinitions").len()), mapping);
+    for mapping in mappings.iter_mut().filter(|mapping| is_bridge && mapping.get("hostPort").is_none()) {
+        mapping["hostPort"] = json!(0);
+    }
+}
+
+/// Where the app has ports of its own, a health check that names none means the first.
+fn address_health_checks(app: &mut Fields, sent: &Fields) {
+    let mappings = app.get("container").and_then(|container| container.get("portMappings"));
+    if list(sent, "portDefinitions").is_empty() && mappings.is_none_or(is_empty) {
+        return;
+    }
+    for check in app.get_mut("healthChecks").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+        if check["protocol"] != "COMMAND" && !check.contains_key("port") && !check.contains_key("portIndex") {
+            check.insert("portIndex".to_owned(), json!(0));
+        }
+    }
+}
+
+fn volumes(app: &Fields) -> impl Iterator<Item = &Value> {
+    app.get("container").and_then(|container| container["volumes"].as_array()).into_iter().flatten()
+}
+
+/// The app's list of ports, and the field in which its elements keep the service port.
+fn ports(app: &mut Fields) -> (Option<&mut Vec<Value>>, &'static str) {
+    if app.contains_key("portDefinitions") {
+        return (app.get_mut("portDefinitions").and_then(Value::as_array_mut), "port");
+    }
+    (app.get_mut("container").and_then(|container| container.get_mut("portMappings")?.as_array_mut()), "servicePort")
+}
+
+fn check(app: &Fields, id: &str, role: &str, keeps: bool, around: &Surroundings, faults: &mut Faults) {
+    let container = app.get("container");
+    let secrets = app.get("secrets");
+    check_environment(app.get("env"), "/env", secrets, around, faults);
+    if secrets.is_some_and(|secrets| !is_empty(secrets)) && !around.secrets_enabled() {
+        fault(faults, "/secrets", SECRETS_OFF);
+    }
+    for (index, volume) in volumes(app).enumerate().filter(|(_, volume)| volume.get("secret").is_some()) {
+        if !declares(secrets, &volume["secret"]) {
+            fault(faults, format!("/container/volumes({index})"), "volume.secret must refer to an existing secret");
+        }
+    }
+    // With a role that is not allowed, Marathon looks no further at roles.
+    if !faults.iter().any(|(path, _)| path == "/role") {
+        check_accepted_roles(list(app, "acceptedResourceRoles"), role, faults);
+    }
+    if app.get("acceptedResourceRoles").is_some_and(is_empty) {
+        fault(faults, "/acceptedResourceRoles", "must not be empty");
+    }
+    for constraint in list(app, "constraints") {
+        let part = |index: usize| constraint.get(index).and_then(Value::as_str);
+        let text = match (part(0), part(1), constraint.get(3)) {
+            (Some(_), Some(operator), None) if !OPERATORS.contains(&operator) => {
+                Some("operator must be one of the following UNIQUE, CLUSTER, GROUP_BY, LIKE, MAX_PER, UNLIKE or IS")
+            }
+            (Some(field), Some(operator), None) => constraint_fault(field, operator, part(2)),
+            _ => Some("Each constraint must have either 2 or 3 fields"),
+        };
+        if let Some(text) = text {
+            fault(faults, "/constraints", text);
+        }
+    }
+    check_networks(list(app, "networks"), faults);
+    if let Some(container) = container {
+        if container["type"] == "DOCKER" && container.get("docker").is_none() {
+            fault(faults, "/container/docker", "not defined");
+        }
+        if !are_unique(container["portMappings"].as_array().into_iter().flatten().map(|mapping| &mapping["name"])) {
+            fault(faults, "/container/portMappings", "Port names must be unique.");
+        }
+        let pull_config = &container["docker"]["pullConfig"];
+        if pull_config.is_object() && !declares(secrets, &pull_config["secret"]) {
+            fault(faults, "/container/docker/pullConfig", "pullConfig.secret must refer to an existing secret");
+        }
+    }
+    let definitions = list(app, "portDefinitions");
+    if !are_unique(definitions.iter().map(|definition| &definition["name"])) {
+        fault(faults, "/portDefinitions", "Port names must be unique.");
+    }
+    if !are_unique(definitions.iter().map(|definition| &definition["port"]).filter(|port| **port != 0)) {
+        fault(faults, "/portDefinitions", "Ports must be unique.");
+    }
+    check_health_checks(app, faults);
+    if id == "/" {
+        fault(faults, "/id", "Path must contain at least one path element");
+        fault(faults, "/", "must not be root");
+    }
+    let (cmd, args) = (app.contains_key("cmd"), !list(app, "args").is_empty());
+    let has_image = container.is_some_and(|container| container.get("docker").is_some());
+    // Without its `docker` that container is already refused.
+    let is_odd = container.is_some_and(|container| container["type"] == "DOCKER") && !has_image;
+    if (cmd && args) || !(cmd || args || has_image || is_odd) {
+        fault(faults, "/", "AppDefinition must either contain one of 'cmd' or 'args', and/or a 'container'.");
+    }
+    let is_single = app.get("labels").is_some_and(|labels| labels["MARATHON_SINGLE_INSTANCE_APP"] == "true");
+    if is_single && app.get("instances").and_then(Value::as_i64).unwrap_or(1) > 1 {
+        fault(faults, "/", "Single instance app may only have one instance");
+    }
+    // Given capacities only: Marathon's defaults pass.
+    for (field, is_bound) in [("minimumHealthCapacity", is_single), ("maximumOverCapacity", is_single || keeps)] {
+        let capacity = app.get("upgradeStrategy").and_then(|strategy| strategy[field].as_f64()).filter(|capacity| *capacity > 0.0);
+        if let Some(capacity) = capacity.filter(|_| is_bound) {
+            fault(faults, format!("/upgradeStrategy/{field}"), format!("got {capacity:?}, expected 0.0"));
+        }
+    }
+    if app.contains_key("residency") != keeps {
+        fault(faults, "/", "App must contain persistent volumes and define residency");
+    }
+    if keeps && app.get("unreachableStrategy").is_some_and(|strategy| strategy != "disabled") {
+        fault(faults, "/", "unreachableStrategy must be disabled for resident tasks");
+    }
+}
+
+fn check_health_checks(app: &Fields, faults: &mut Faults) {
+    let mappings = app.get("container").and_then(|container| container["portMappings"].as_array());
+    let ports = mappings.map_or(list(app, "portDefinitions"), Vec::as_slice).len();
+    let checks = list(app, "healthChecks");
+    for (index, check) in checks.iter().enumerate() {
+        let is_marathons = matches!(check["protocol"].as_str(), Some("HTTP" | "HTTPS" | "TCP")) && check.get("command").is_none();
+        let is_addressed = match check["portIndex"].as_u64() {
+            Some(port_index) => usize::try_from(port_index).is_ok_and(|port_index| port_index < ports),
+            None => check.get("port").is_some() || ports == 1,
+        };
+        if is_marathons && !is_addressed {
+            let text = "Health check port indices must address an element of the ports array or container port mappings.";
+            fault(faults, format!("/healthChecks({index})"), text);
+        }
+    }
+    let of_mesos = |check: &&Value| matches!(check["protocol"].as_str(), Some("COMMAND" | "MESOS_TCP" | "MESOS_HTTP" | "MESOS_HTTPS"));
+    if checks.iter().filter(of_mesos).filter(|check| check.get("command").is_none()).count() > 1 {
+        fault(faults, "/", "AppDefinition can contain at most one Mesos health check");
+    }
+}
+
+/// Service ports that are 0 get a number: one that this app had before, or the lowest that no app has.
+fn assign_service_ports(app: &mut Fields, existing: Option<&Value>, around: &Surroundings) -> Result<(), Answer> {
+    let numbers = |app: &mut Fields| -> Vec<u16> {
+        let (ports, field) = ports(app);
+        ports.into_iter().flatten().filter_map(|port| u16::try_from(port[field].as_u64()?).ok()).filter(|port| *port != 0).collect()
+    };
+    let former = existing.and_then(Value::as_object).cloned().map(|mut former| numbers(&mut former)).unwrap_or_default();
+    let mut taken: BTreeSet<u16> = numbers(app).into_iter().collect();
+    let (ports, field) = ports(app);
+    for port in ports.into_iter().flatten().filter(|port| port[field] == 0) {
+        let own = former.iter().copied().filter(|port| SERVICE_PORTS.contains(port));
+        let free = SERVICE_PORTS.filter(|port| !around.service_ports.contains(port));
+        let Some(number) = own.chain(free).find(|number| !taken.contains(number)) else {
+            let (first, end) = (SERVICE_PORTS.start, SERVICE_PORTS.end);
+            return Err(Answer::message(500, format!("All ports in the range [{first}-{end}) are already in use")));
+        };
+        taken.insert(number);
+        port[field] = json!(number);
     }
     Ok(())
 }
 
-/// The old syntax extracts by file name.
-fn is_archive(uri: &Value) -> bool {
-    let archives = [".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz", ".zip"];
-    uri.as_str().is_some_and(|uri| archives.iter().any(|archive| uri.ends_with(archive)))
-}
-
-/// A definition on its way into the store: of known types, in the new syntax.
-struct Draft<'a> {
-    fields: Map<String, Value>,
-    sent: Value,
-    dropped: Vec<String>,
-    before: Option<&'a Value>,
-    around: &'a Surroundings<'a>,
-}
-
-impl Draft<'_> {
-    fn stored(mut self) -> Result<Stored, Answer> {
-        self.set_default("role", json!(self.around.role));
-        self.set_default("maxLaunchDelaySeconds", json!(self.around.pose.max_launch_delay_seconds as i64));
-        self.volume_defaults();
-        self.networks();
-        self.container();
-        self.health_checks();
-        for set in ["acceptedResourceRoles", "constraints"] {
-            self.unique(set);
-        }
-        self.validate().refuse("Object is not valid")?;
-        // Past validation Marathon still meets this one, and has no answer for it.
-        if self.list("healthChecks").iter().any(|check| check["protocol"] == "COMMAND" && check["command"].is_null()) {
-            return Err(Answer::message(500, "illegal protocol COMMAND for non-command health check"));
-        }
-        self.service_ports();
-        let poison = self.poison();
-        Ok(Stored { poison, definition: self.definition(), dropped: self.dropped })
-    }
-
-    fn get(&self, name: &str) -> &Value {
-        self.fields.get(name).unwrap_or(&Value::Null)
-    }
-
-    fn list(&self, name: &str) -> &[Value] {
-        list(self.get(name))
-    }
-
-    fn set(&mut self, name: &str, value: Value) {
-        self.fields.insert(name.to_owned(), value);
-    }
-
-    fn set_default(&mut self, name: &str, value: Value) {
-        self.fields.entry(name).or_insert(value);
-    }
-
-    /// Notes that something is not in force which was sent at one of these places.
-    fn drop_sent(&mut self, places: &[&str]) {
-        for place in places {
-            let sent = self.sent.pointer(place);
-            if sent.is_some_and(|sent| !sent.is_null() && !is_empty(sent)) {
-                self.dropped.push((*place).to_owned());
-            }
-        }
-    }
-
-    /// An app with a persistent volume stays where it is, whatever becomes of the agent.
-    fn volume_defaults(&mut self) {
-        let resident =
-            self.fields.contains_key("residency") || list(&self.get("container")["volumes"]).iter().any(|v| v["persistent"].is_object());
-        if resident {
-            self.set_default("residency", json!({ "relaunchEscalationTimeoutSeconds": 3600, "taskLostBehavior": "WAIT_FOREVER" }));
-            self.set_default("unreachableStrategy", json!("disabled"));
-            self.set_default("upgradeStrategy", json!({ "maximumOverCapacity": 0.0, "minimumHealthCapacity": 0.5 }));
-        } else {
-            self.set_default("unreachableStrategy", json!({ "inactiveAfterSeconds": 0, "expungeAfterSeconds": 0 }));
-            self.set_default("upgradeStrategy", json!({ "maximumOverCapacity": 1.0, "minimumHealthCapacity": 1.0 }));
-        }
-    }
-
-    fn networks(&mut self) {
-        if self.list("networks").is_empty() {
-            self.set("networks", json!([{ "mode": "host" }]));
-        }
-        let completed = |network: &Value| {
-            let mut complete = Map::new();
-            let is_container = network["mode"] == "container";
-            match network.get("name").filter(|name| !name.is_null()) {
-                Some(name) => drop(complete.insert("name".to_owned(), name.clone())),
-                None if is_container => drop(complete.insert("name".to_owned(), json!(DEFAULT_NETWORK))),
-                None => {}
-            }
-            complete.insert("mode".to_owned(), network["mode"].clone());
-            if let Some(labels) = network.get("labels").filter(|labels| !labels.is_null() && !is_empty(labels)) {
-                complete.insert("labels".to_owned(), labels.clone());
-            }
-            Value::Object(complete)
-        };
-        let networks = self.list("networks").iter().map(completed).collect();
-        self.set("networks", networks);
-        if self.is_on_host() { self.host_ports() } else { self.port_mappings() }
-    }
-
-    fn is_on_host(&self) -> bool {
-        self.list("networks").iter().any(|network| network["mode"] == "host")
-    }
-
-    fn host_ports(&mut self) {
-        if let Some(container) = self.fields.get_mut("container").and_then(Value::as_object_mut) {
-            container.remove("portMappings");
-        }
-        self.drop_sent(&["/container/portMappings", "/container/docker/portMappings"]);
-        self.set_default("portDefinitions", json!([{ "port": 0, "name": "default", "protocol": "tcp" }]));
-        for definition in items(self.fields.get_mut("portDefinitions")) {
-            without_empty(definition, "labels");
-        }
-    }
-
-    fn port_mappings(&mut self) {
-        self.fields.remove("portDefinitions");
-        self.drop_sent(&["/portDefinitions", "/ports"]);
-        if self.sent.pointer("/container/portMappings").is_some() {
-            self.drop_sent(&["/container/docker/portMappings"]);
-        }
-        let is_bridge = self.list("networks").iter().any(|network| network["mode"] == "container/bridge");
-        self.set_default("container", json!({ "type": "MESOS", "volumes": [] }));
-        let Some(container) = self.fields.get_mut("container") else { return };
-        if container["portMappings"].is_null() {
-            container["portMappings"] =
-                json!([{ "containerPort": 0, "labels": {}, "name": "default", "protocol": "tcp", "servicePort": 0 }]);
-        }
-        for mapping in items(container.get_mut("portMappings")) {
-            if is_bridge && mapping["hostPort"].is_null() {
-                mapping["hostPort"] = json!(0);
-            }
-            without_empty(mapping, "networkNames");
-        }
-    }
-
-    /// The Mesos containerizer knows neither privileges nor parameters of Docker.
-    fn container(&mut self) {
-        let Some(container) = self.fields.get_mut("container") else { return };
-        if container["type"] == "MESOS" && container["docker"].is_object() {
-            for (name, nothing) in [("privileged", json!(false)), ("parameters", json!([]))] {
-                if container["docker"][name] != nothing {
-                    container["docker"][name] = nothing;
-                    self.dropped.push(format!("/container/docker/{name}"));
-                }
-            }
-        }
-    }
-
-    /// Each kind of check has its own fields; the first port is checked if none is named.
-    fn health_checks(&mut self) {
-        let mut dropped = Vec::new();
-        for (index, check) in items(self.fields.get_mut("healthChecks")).enumerate() {
-            let protocol = check["protocol"].as_str().unwrap_or_default().to_owned();
-            let Some(fields) = check.as_object_mut() else { continue };
-            let foreign: &[&str] = match protocol.as_str() {
-                "COMMAND" => &["path", "port", "portIndex", "ignoreHttp1xx"],
-                "TCP" | "MESOS_TCP" => &["command", "path", "ignoreHttp1xx"],
-                "MESOS_HTTP" | "MESOS_HTTPS" => &["command", "ignoreHttp1xx"],
-                _ => &["command"],
-            };
-            for name in foreign.iter().filter(|name| fields.remove(**name).is_some()) {
-                dropped.push(format!("/healthChecks({index})/{name}"));
-            }
-            if protocol.starts_with("HTTP") {
-                fields.entry("ignoreHttp1xx").or_insert(json!(false));
-            }
-            if protocol != "COMMAND" && !fields.contains_key("port") {
-                fields.entry("portIndex").or_insert(json!(0));
-            }
-        }
-        // What the stored definition lost earlier is no news.
-        if self.sent["healthChecks"].is_array() {
-            self.dropped.extend(dropped);
-        }
-    }
-
-    fn unique(&mut self, set: &str) {
-        let mut seen = Vec::new();
-        for item in self.list(set) {
-            if !seen.contains(item) {
-                seen.push(item.clone());
-            }
-        }
-        if self.fields.contains_key(set) {
-            self.set(set, seen.into());
-        }
-    }
-
-    fn validate(&self) -> Errors {
-        let mut errors = Errors::default();
-        let id = self.get("id").as_str().unwrap_or_default();
-        if canonical_id(id) == "/" {
-            errors.add("/id", "Path must contain at least one path element");
-            errors.add("/", "must not be root");
-        }
-        self.validate_command(&mut errors);
-        self.validate_networks(&mut errors);
-        self.validate_roles(&mut errors);
-        self.validate_secrets(&mut errors);
-        for constraint in self.list("constraints") {
-            if let Some(error) = constraint_error(constraint) {
-                errors.add("/constraints", error);
-            }
-        }
-        let ports = self.ports().len() as u64;
-        let checks = self.list("healthChecks");
-        for (index, check) in checks.iter().enumerate() {
-            if check["portIndex"].as_u64().is_some_and(|port| port >= ports) {
-                let error = "Health check port indices must address an element of the ports array or container port mappings.";
-                errors.add(format!("/healthChecks({index})"), error);
-            }
-        }
-        let by_mesos = |check: &&Value| check["protocol"].as_str().is_some_and(|p| p.starts_with("MESOS_") || p == "COMMAND");
-        if checks.iter().filter(by_mesos).count() > 1 {
-            errors.add("/", "AppDefinition can contain at most one Mesos health check");
-        }
-        let single = self.get("labels")["MARATHON_SINGLE_INSTANCE_APP"] == "true";
-        if single && self.get("instances").as_u64().is_some_and(|instances| instances > 1) {
-            errors.add("/", "Single instance app may only have one instance");
-        }
-        errors
-    }
-
-    fn validate_command(&self, errors: &mut Errors) {
-        let container = self.get("container");
-        if container["type"] == "DOCKER" && container["docker"].is_null() {
-            errors.add("/container/docker", "not defined");
-        }
-        let has = (self.get("cmd").is_string(), !self.list("args").is_empty(), container["docker"].is_object());
-        if matches!(has, (true, true, _) | (false, false, false)) {
-            errors.add("/", "AppDefinition must either contain one of 'cmd' or 'args', and/or a 'container'.");
-        }
-    }
-
-    fn validate_networks(&self, errors: &mut Errors) {
-        let networks = self.list("networks");
-        if networks.len() > 1 && networks.iter().any(|network| network["mode"] != "container") {
-            let error = "May specify a single host network, single bridge network, or else 1-to-n container networks";
-            errors.add("/networks", error);
-        }
-        for network in networks {
-            let (named, labelled) = (network["name"].is_string(), network["labels"].is_object());
-            match network["mode"].as_str() {
-                Some("host") if named || labelled => errors.add("/networks", "Host networks may not have names or labels"),
-                Some("container/bridge") if named => errors.add("/networks", "Bridge networks may not have names"),
-                _ => {}
-            }
-        }
-        let (path, ports) = if self.is_on_host() { ("/portDefinitions", self.ports()) } else { ("/container/portMappings", self.ports()) };
-        let names: Vec<&str> = ports.iter().filter_map(|port| port["name"].as_str()).collect();
-        if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
-            errors.add(path, "Port names must be unique.");
-        }
-    }
-
-    fn validate_roles(&self, errors: &mut Errors) {
-        let role = self.get("role").as_str().unwrap_or_default();
-        let id = canonical_id(self.get("id").as_str().unwrap_or_default());
-        let mut allowed = vec![self.around.role];
-        if let (false, Some((group, _))) = (self.around.enforced_role, id.trim_start_matches('/').split_once('/')) {
-            allowed.push(group);
-        }
-        // A service keeps the role that it has.
-        let kept = self.before.is_some_and(|before| before["role"] == role);
-        if !kept && !allowed.contains(&role) {
-            errors.add("/role", format!("got {role}, expected one of: [{}]", allowed.join(", ")));
-        }
-        let Some(accepted) = self.get("acceptedResourceRoles").as_array() else { return };
-        if accepted.is_empty() {
-            errors.add("/acceptedResourceRoles", "must not be empty");
-        }
-        if accepted.iter().any(|accepted| accepted != "*" && accepted != role) {
-            errors.add("/acceptedResourceRoles", format!("acceptedResourceRoles can only contain * and {role}"));
-        }
-    }
-
-    fn validate_secrets(&self, errors: &mut Errors) {
-        let enabled = self.around.pose.features.iter().any(|feature| feature == "secrets");
-        let environment = || self.get("env").as_object().into_iter().flatten().filter(|(_, value)| value.is_object());
-        if !enabled && environment().next().is_some() {
-            errors.add("/env", "use of secret-references in the environment requires the secrets feature to be enabled");
-        }
-        let in_environment = environment().map(|(name, value)| (format!("/env/{name}/secret"), &value["secret"]));
-        let volumes = list(&self.get("container")["volumes"]).iter().enumerate();
-        let in_volumes = volumes.map(|(index, volume)| (format!("/container/volumes({index})/secret"), &volume["secret"]));
-        for (path, secret) in in_environment.chain(in_volumes) {
-            if secret.as_str().is_some_and(|secret| self.get("secrets")[secret].is_null()) {
-                errors.add(path, "references an undefined secret");
-            }
-        }
-        if !enabled && self.get("secrets").as_object().is_some_and(|secrets| !secrets.is_empty()) {
-            errors.add("/secrets", "Feature secrets is not enabled. Enable with --enable_features secrets)");
-        }
-    }
-
-    /// Port definitions or mappings, whichever the network has.
-    fn ports(&self) -> &[Value] {
-        if self.is_on_host() { self.list("portDefinitions") } else { list(&self.get("container")["portMappings"]) }
-    }
-
-    /// Gives a service port to each port without one: one that the app had, or else the lowest that no app has.
-    fn service_ports(&mut self) {
-        let name = if self.is_on_host() { "port" } else { "servicePort" };
-        let own: Vec<u16> = self.ports().iter().filter_map(|port| number(&port[name])).filter(|port| *port > 0).collect();
-        let had = self.before.into_iter().flat_map(crate::server::marathon::launch::port_list);
-        let had = had.filter_map(|port| number(&port["servicePort"]).or_else(|| number(&port["port"])));
-        let mut again: VecDeque<u16> = had.filter(|port| SERVICE_PORTS.contains(port) && !own.contains(port)).collect();
-        let mut taken = self.around.service_ports.clone();
-        taken.extend(&own);
-        taken.extend(&again);
-        let place = if self.is_on_host() {
-            self.fields.get_mut("portDefinitions")
-        } else {
-            self.fields.get_mut("container").and_then(|container| container.get_mut("portMappings"))
-        };
-        for port in items(place).filter(|port| port[name] == 0) {
-            let free = again.pop_front().or_else(|| SERVICE_PORTS.clone().find(|port| !taken.contains(port)));
-            taken.extend(free);
-            port[name] = json!(free.unwrap_or(0));
-        }
-    }
-
-    /// Seen on 1.11 only: a division by zero, and nothing is launched any more.
-    fn poison(&self) -> Option<String> {
-        let divides = |constraint: &&Value| constraint[1] == "GROUP_BY" && constraint[2].is_null();
-        let constraint = self.list("constraints").iter().find(divides)?;
-        let is_affected = self.around.pose.marathon.starts_with("1.11.");
-        is_affected.then(|| format!("constraint {constraint}: GROUP_BY without a value is a division by zero in Marathon 1.11"))
-    }
-
-    /// In the order of the fields in which Marathon shows them, and without what it does not show.
-    fn definition(&self) -> Value {
-        let version = self.around.version;
-        let mut definition = Map::new();
-        for field in APP {
-            if field.name == "killSelection" {
-                definition.insert("version".to_owned(), json!(version));
-                definition.insert("versionInfo".to_owned(), json!({ "lastScalingAt": version, "lastConfigChangeAt": version }));
-            }
-            let always = ["labels", "portDefinitions"].contains(&field.name);
-            if let Some(value) = self.fields.get(field.name).filter(|value| always || !is_empty(value)) {
-                definition.insert(field.name.to_owned(), value.clone());
-            }
-        }
-        definition.insert("id".to_owned(), json!(canonical_id(self.get("id").as_str().unwrap_or_default())));
-        if let Some(Value::Array(mappings)) = definition.get_mut("container").and_then(|container| container.get_mut("portMappings")) {
-            mappings.iter_mut().for_each(|mapping| *mapping = ordered(mapping));
-        }
-        definition.into()
-    }
-}
-
-fn constraint_error(constraint: &Value) -> Option<&'static str> {
-    let parts: Vec<&str> = list(constraint).iter().filter_map(Value::as_str).collect();
-    let (field, operator, value) = match parts.as_slice() {
-        [field, operator] => (*field, *operator, None),
-        [field, operator, value] => (*field, *operator, Some(*value)),
-        _ => return Some("Each constraint must have either 2 or 3 fields"),
+/// A definition that does not change keeps its version; one that only scales keeps the time of its last change.
+fn set_version(app: &mut Fields, existing: Option<&Value>, around: &Surroundings) {
+    let bare = |definition: &Value| {
+        let mut fields = definition.as_object().cloned().unwrap_or_default();
+        fields.retain(|name, _| APP.iter().any(|field| field.name == name) && !matches!(name.as_str(), "version" | "versionInfo"));
+        fields
     };
-    let is_whole = value.map(|value| value.parse::<i32>().is_ok());
-    match operator {
-        "UNIQUE" | "CLUSTER" | "GROUP_BY" | "LIKE" | "MAX_PER" | "UNLIKE" | "IS" if field.is_empty() => {
-            Some("illegal constraint specification")
-        }
-        "UNIQUE" => value.map(|_| "UNIQUE does not accept a value"),
-        "GROUP_BY" => (is_whole == Some(false)).then_some("GROUP BY must define an integer value or else no value at all"),
-        "MAX_PER" => (is_whole != Some(true)).then_some("MAX_PER requires an integer value"),
-        "LIKE" | "UNLIKE" => match value {
-            None | Some("") => Some("LIKE and UNLIKE require a non-empty, regular expression value"),
-            Some(pattern) => regex_lite::Regex::new(pattern).is_err().then_some("is not a valid regular expression"),
-        },
-        "CLUSTER" | "IS" => None,
-        _ => Some("operator must be one of the following UNIQUE, CLUSTER, GROUP_BY, LIKE, MAX_PER, UNLIKE or IS"),
-    }
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
-fn items(value: Option<&mut Value>) -> impl Iterator<Item = &mut Value> {
-    value.and_then(Value::as_array_mut).into_iter().flatten()
-}
-
-fn is_empty(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty)
-}
-
-fn without_empty(object: &mut Value, name: &str) {
-    if is_empty(&object[name]) {
-        remove(object, name);
-    }
-}
-
-fn remove(object: &mut Value, name: &str) {
-    if let Some(fields) = object.as_object_mut() {
-        fields.remove(name);
-    }
-}
-
-fn number(value: &Value) -> Option<u16> {
-    value.as_u64().and_then(|number| u16::try_from(number).ok())
-}
-
-/// By name, as Marathon happens to write port mappings.
-fn ordered(object: &Value) -> Value {
-    let mut fields: Vec<(String, Value)> = object.as_object().cloned().unwrap_or_default().into_iter().collect();
-    fields.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Value::Object(fields.into_iter().collect())
+    let mut new = complete(APP, app.clone());
+    let mut old = existing.map(bare).unwrap_or_default();
+    let is_same = new == old;
+    let is_scaled = {
+        new.shift_remove("instances");
+        old.shift_remove("instances");
+        new == old
+    };
+    let now = json!(around.version);
+    let former = existing.map_or(&Value::Null, |existing| &existing["versionInfo"]);
+    let (version, scaled, changed) = match existing {
+        Some(existing) if is_same => (&existing["version"], &former["lastScalingAt"], &former["lastConfigChangeAt"]),
+        Some(_) if is_scaled => (&now, &now, &former["lastConfigChangeAt"]),
+        _ => (&now, &now, &now),
+    };
+    app.insert("versionInfo".to_owned(), json!({ "lastScalingAt": scaled, "lastConfigChangeAt": changed }));
+    app.insert("version".to_owned(), version.clone());
 }
