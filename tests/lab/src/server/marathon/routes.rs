@@ -338,10 +338,22 @@ fn kill_instance(state: &mut State, instance_id: &str) -> Answer {
     )
 }
 
+/// What Marathon adds to an app when it shows one. Cosmos sends it all back when it begins an uninstall; nothing is lost by it.
+const ADDED_BY_MARATHON: [&str; 8] = [
+    "/tasks",
+    "/tasksStaged",
+    "/tasksRunning",
+    "/tasksHealthy",
+    "/tasksUnhealthy",
+    "/deployments",
+    "/lastTaskFailure",
+    "/readinessCheckResults",
+];
+
 /// Puts a definition in force and begins its deployment, whose id is returned.
 fn store(state: &mut State, kind: Kind, stored: Stored, change: Option<Change>) -> String {
     let id = id_of(&stored);
-    for path in &stored.dropped {
+    for path in stored.dropped.iter().filter(|path| !ADDED_BY_MARATHON.contains(&path.as_str())) {
         state.violate("marathon", &id, format!("{path} is dropped without a word by Marathon {}", state.pose.marathon.clone()));
     }
     if let Some(poison) = &stored.poison {
