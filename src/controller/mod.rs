@@ -248,6 +248,7 @@ impl Controller {
         };
         let trust = state.trust_order(bundle)?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
+        state.note_covered(observed.nodes.keys())?;
         note_surplus(&mut self.surplus_since, &mut observed);
 
         let order_key = state.order_key();
@@ -313,9 +314,7 @@ impl Controller {
         for action in &plan.actions {
             tracing::info!("{action}");
             let done = match action {
-                Action::PutPod { pod, .. } => {
-                    self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(|stored| warn_if_changed(pod, &stored))
-                }
+                Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
                 Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
                 Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
                 Action::StartRun { id } => self.cluster.metronome.start_run(id).await,
@@ -382,18 +381,4 @@ fn first_order(observed: &Observed, order_key: &str) -> Option<crate::protocol::
         return None;
     }
     serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok()
-}
-
-/// Marathon drops what it does not know without a word.
-fn warn_if_changed(sent: &serde_json::Value, stored: &serde_json::Value) {
-    for pointer in ["/user", "/networks", "/containers/0/exec", "/containers/0/artifacts", "/containers/0/endpoints", "/scaling/instances"]
-    {
-        if sent.pointer(pointer) != stored.pointer(pointer) && stored.pointer(pointer).is_none() {
-            tracing::error!(pointer, "Marathon has not stored this part of the node pod; this version of Marathon does not know it");
-        }
-    }
-    let roles = |v: &serde_json::Value| v.pointer("/scheduling/placement/acceptedResourceRoles").and_then(|r| r.as_array()).map(Vec::len);
-    if roles(sent) != roles(stored) {
-        tracing::error!("Marathon has reduced acceptedResourceRoles of the node pod: public agents will not be covered");
-    }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::state::State;
+use crate::documents;
 use crate::options::{Faults, Options};
 use crate::plan::{self, Observed, Plan, RowState, Wanted};
 use crate::protocol::{RegistryPhase, SysctlState};
@@ -98,7 +99,12 @@ impl Report {
                 .map(ToString::to_string)
                 .chain(plan.waiting.iter().map(|what| format!("waiting for {what}")))
                 .collect(),
-            problems: observed.registry_status.iter().flat_map(|status| status.errors.clone()).collect(),
+            problems: observed
+                .registry_status
+                .iter()
+                .flat_map(|status| status.errors.clone())
+                .chain(not_stored(wanted, observed))
+                .collect(),
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
         }
     }
@@ -134,6 +140,28 @@ impl Report {
         };
         rows.iter().map(line).collect()
     }
+}
+
+/// What Marathon keeps otherwise than we sent it.
+fn not_stored(wanted: &Wanted, observed: &Observed) -> Vec<String> {
+    let documents = &wanted.documents;
+    let pod = observed.pod.as_ref().map(|pod| {
+        // Its number of instances is the planner's affair.
+        let sent = documents::scaled(&documents.pod, pod.scale());
+        (&documents.pod_id, sent, &pod.spec)
+    });
+    let registry = observed.registry.as_ref().map(|app| (&documents.registry_id, documents.registry.clone(), &app.spec));
+    let stored_as_ours = |(_, sent, stored): &(&String, serde_json::Value, &serde_json::Value)| documents::same(stored, sent);
+    let problem = |id: &String, path: String| {
+        format!(
+            "Marathon has not kept {path} of {id} as it was sent to it; this version of Marathon does not know it or somebody has changed it"
+        )
+    };
+    pod.into_iter()
+        .chain(registry)
+        .filter(stored_as_ours)
+        .flat_map(|(id, sent, stored)| documents::not_stored(&sent, stored).into_iter().map(move |path| problem(id, path)))
+        .collect()
 }
 
 impl AgentReport {

@@ -3,6 +3,7 @@
 //! Keys lie in files of their own (0600); `state.json` holds nothing secret. Every change is on the disk before an order that
 //! depends on it leaves the controller, so a kill at any point never makes a version number come twice.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use crate::certificates::{
     Authority, AuthorityError, Certificate, CertificateError, EnrolmentKey, EnrolmentKeyError, OrderSigner, SigningKeyError,
 };
 use crate::host_paths::HostRoot;
-use crate::names::HostPort;
+use crate::names::{Host, HostPort};
 use crate::node::files::{FileError, Found, HostFiles, Item};
 use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle};
 use crate::secret::Secret;
@@ -63,6 +64,9 @@ struct Record {
     trust: Option<(TrustBundle, SignedOrder)>,
     /// The registry's certificate in force.
     leaf: Option<LeafRecord>,
+    /// Agents that a node has run on: they have files of ours.
+    #[serde(default)]
+    covered: BTreeSet<Host>,
 }
 
 /// The certificate that was signed last.
@@ -152,6 +156,21 @@ impl State {
         let state = Self { files, dir, service: service.to_string(), signer, enrolment, authority, record };
         state.save()?;
         Ok(state)
+    }
+
+    /// Remembers agents that have files of ours, so that an uninstall can name those that are away by then.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn note_covered<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) -> Result<(), StateError> {
+        let before = self.record.covered.len();
+        self.record.covered.extend(hosts.into_iter().cloned());
+        if self.record.covered.len() == before { Ok(()) } else { self.save() }
+    }
+
+    /// See [`State::note_covered`].
+    pub fn covered(&self) -> &BTreeSet<Host> {
+        &self.record.covered
     }
 
     /// The public key that tasks verify orders with, base64.

@@ -14,7 +14,7 @@ use crate::host_paths::HostRoot;
 use crate::names::Host;
 use crate::options::Options;
 use crate::plan::Observed;
-use crate::protocol::{NodePhase, OrderKind, RegistryPhase, SignedOrder};
+use crate::protocol::{NodePhase, NodeStatus, OrderKind, RegistryPhase, SignedOrder};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -47,10 +47,13 @@ pub(super) async fn run(setting: &Setting, options: &Options, cluster: &Cluster,
     std::future::pending().await
 }
 
-/// The orders of the removal, signed once per start.
+/// The orders of the removal, signed once per start, and whom they concern.
 struct Orders {
     restore: SignedOrder,
     retire: SignedOrder,
+    /// Agents that have files of ours.
+    covered: BTreeSet<Host>,
+    restored: BTreeSet<Host>,
 }
 
 async fn step(
@@ -76,7 +79,7 @@ async fn step(
         return registry(options, cluster, shared, &observed, &orders.retire, late).await;
     }
     if observed.pod.is_some() {
-        return hosts(options, cluster, shared, &observed, &orders.restore, late).await;
+        return hosts(options, cluster, shared, &observed, orders, late).await;
     }
     let pod_id = documents::pod_id(options);
     if observed.locked.contains(&pod_id) || observed.locked.contains(&documents::registry_id(options)) {
@@ -96,7 +99,7 @@ fn sign(setting: &Setting, options: &Options) -> Result<Orders, ControllerError>
     let mut state = State::open(&HostRoot::default(), &options.service.name, &names, options.trust.ca_days, unix_now())?;
     let retire = state.order(OrderKind::Retire { delete_data: options.uninstall.delete_data })?;
     let restore = state.order(OrderKind::Restore)?;
-    Ok(Orders { restore, retire })
+    Ok(Orders { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new() })
 }
 
 async fn registry(
@@ -131,16 +134,18 @@ async fn hosts(
     cluster: &Cluster,
     shared: &Shared,
     observed: &Observed,
-    restore: &SignedOrder,
+    orders: &mut Orders,
     late: bool,
 ) -> Result<bool, ControllerError> {
-    let restored: BTreeSet<&Host> =
-        observed.nodes.iter().filter(|(_, status)| status.phase == NodePhase::Restored).map(|(host, _)| host).collect();
+    let is_restored = |(_, status): &(&Host, &NodeStatus)| status.phase == NodePhase::Restored;
+    orders.restored.extend(observed.nodes.iter().filter(is_restored).map(|(host, _)| host.clone()));
     let instances = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref());
-    let remaining: Vec<&Host> = instances.filter(|host| !restored.contains(host)).collect();
+    let remaining: Vec<&Host> = instances.filter(|host| !orders.restored.contains(host)).collect();
     if remaining.is_empty() || late {
-        for host in &remaining {
-            tracing::error!(%host, "this agent did not answer and keeps our files; when it is back run there: private-registry restore --service {}", options.service.name);
+        // Agents that Mesos does not know any more are not waited for: they may be gone for good.
+        let absent = orders.covered.iter().chain(remaining.iter().copied()).filter(|host| !orders.restored.contains(host));
+        for host in absent.collect::<BTreeSet<_>>() {
+            tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --service {}", options.service.name);
         }
         let id = documents::pod_id(options);
         shared.acted(format!("delete the pod {id}"));
@@ -149,7 +154,7 @@ async fn hosts(
     }
     for (host, status) in &observed.nodes {
         if status.phase != NodePhase::Restored {
-            observe::send_to_node(cluster, observed, host, restore).await;
+            observe::send_to_node(cluster, observed, host, &orders.restore).await;
         }
     }
     let names: Vec<String> = remaining.iter().map(ToString::to_string).collect();
