@@ -48,6 +48,7 @@ fn answer(shared: &SharedState, request: &Request) -> Answer {
             }
             Err(error) => Answer::message(400, error.to_string()),
         },
+        ("GET", ["faults"]) => Answer::json(200, &shared.read(|s| json!(s.faults))),
         ("POST", ["faults"]) => match serde_json::from_slice::<Faults>(&request.body) {
             Ok(faults) => {
                 shared.change(|state| {
