@@ -274,6 +274,10 @@ mod tests {
     use super::*;
 
     fn documents(given: Value) -> Documents {
+        documents_with(given, in_definition("{\"payload\":\"cGF5\",\"signature\":\"c2ln\"}"), in_definition("ZW5yb2w="))
+    }
+
+    fn documents_with(given: Value, first_order: Published, enrolment_key: Published) -> Documents {
         let options = Options::from_json(&given).unwrap();
         let facts = Facts {
             registry_host: "192.168.1.80".parse().unwrap(),
@@ -281,8 +285,8 @@ mod tests {
             binary_sha256: "ab".repeat(32),
             registry_image: "registry:2.8.3".into(),
             order_key: "a2V5".into(),
-            first_order: in_definition("{\"payload\":\"cGF5\",\"signature\":\"c2ln\"}"),
-            enrolment_key: in_definition("ZW5yb2w="),
+            first_order,
+            enrolment_key,
         };
         render(&options, &facts).unwrap()
     }
@@ -297,16 +301,7 @@ mod tests {
         assert!(open.pod.get("secrets").is_none() && open.registry.get("secrets").is_none());
         let secret =
             |key: &str| Published { variable: json!({ "secret": key }), secret: Some((key.into(), format!("private-registry/{key}"))) };
-        let facts = Facts {
-            registry_host: "192.168.1.80".parse().unwrap(),
-            home: "192.168.1.80".parse().unwrap(),
-            binary_sha256: "ab".repeat(32),
-            registry_image: "registry:2.8.3".into(),
-            order_key: "a2V5".into(),
-            first_order: secret("bundle"),
-            enrolment_key: secret("enrolment"),
-        };
-        let documents = render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
+        let documents = documents_with(json!({}), secret("bundle"), secret("enrolment"));
         assert_eq!(documents.pod["environment"]["PRIVATE_REGISTRY_FIRST_ORDER"], json!({ "secret": "bundle" }));
         assert_eq!(documents.pod["secrets"], json!({ "bundle": { "source": "private-registry/bundle" } }));
         assert_eq!(documents.registry["secrets"], json!({ "enrolment": { "source": "private-registry/enrolment" } }));

@@ -4,25 +4,15 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::State as Extracted;
-use axum::http::{HeaderMap, Method, Response, Uri};
 use serde_json::{Value, json};
 
-use super::http::{Answer, Request};
+use super::http::{Answer, Request, serve};
 use super::state::{Faults, Task};
 use super::{Role, SharedState, agents};
 
 /// Routes.
 pub fn router(state: SharedState) -> Router {
-    Router::new().fallback(handle).with_state(state)
-}
-
-async fn handle(Extracted(shared): Extracted<SharedState>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    let request = Request::new(method, &uri, headers, body);
-    // Verbs about machines take their time.
-    let answer = tokio::task::spawn_blocking(move || answer(&shared, &request)).await;
-    answer.unwrap_or_else(|error| Answer::message(500, error.to_string())).into_response()
+    serve(state, answer)
 }
 
 fn answer(shared: &SharedState, request: &Request) -> Answer {

@@ -1,8 +1,12 @@
 //! What the hand-written routes share.
 
+use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::State as Extracted;
 use axum::http::{HeaderMap, Method, Response, StatusCode, Uri, header};
 use serde_json::Value;
+
+use super::SharedState;
 
 /// A request, read whole.
 pub(crate) struct Request {
@@ -132,6 +136,16 @@ impl Answer {
         }
         response
     }
+}
+
+/// A server whose answers may take their time: machines are started, files written.
+pub(crate) fn serve(state: SharedState, answer: fn(&SharedState, &Request) -> Answer) -> Router {
+    let handle = move |Extracted(shared): Extracted<SharedState>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes| async move {
+        let request = Request::new(method, &uri, headers, body);
+        let answer = tokio::task::spawn_blocking(move || answer(&shared, &request)).await;
+        answer.unwrap_or_else(|error| Answer::message(500, error.to_string())).into_response()
+    };
+    Router::new().fallback(handle).with_state(state)
 }
 
 /// What the lab does not know. The journal finds it by its status.

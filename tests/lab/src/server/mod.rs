@@ -11,6 +11,8 @@ pub mod marathon;
 pub mod mesos;
 pub mod metronome;
 mod pose;
+#[cfg(test)]
+mod pretence;
 mod scheduler;
 mod state;
 mod ticker;

@@ -1,7 +1,6 @@
 //! Deployments and instances, with tasks that only exist on paper.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
@@ -10,37 +9,10 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
+use crate::server::pretence::Pretence;
 use crate::server::state::Options;
-use crate::server::{Network, Role, Shared, SharedState, agents};
-use crate::task::{TaskState, TaskStatus};
-
-/// Machines on which nothing happens by itself.
-struct Paper(PathBuf);
-
-impl Host for Paper {
-    fn add_agent(&self, _: Role) -> Result<Ipv4Addr, String> {
-        Err("no machines here".to_owned())
-    }
-    fn stop_agent(&self, _: Ipv4Addr) -> Result<(), String> {
-        Ok(())
-    }
-    fn kill_agent(&self, _: Ipv4Addr) -> Result<(), String> {
-        Ok(())
-    }
-    fn revive_agent(&self, _: Ipv4Addr, _: bool) -> Result<(), String> {
-        Ok(())
-    }
-    fn sandbox_root(&self, agent: Ipv4Addr) -> PathBuf {
-        self.0.join(agent.to_string())
-    }
-    fn launch(&self, _: Ipv4Addr, _: &Path) -> Result<(), String> {
-        Ok(())
-    }
-    fn executor_alive(&self, _: &TaskStatus) -> bool {
-        true
-    }
-    fn publish(&self, _: &Network, _: &[Ipv4Addr]) {}
-}
+use crate::server::{Role, Shared, SharedState, agents};
+use crate::task::TaskState;
 
 struct Cluster {
     shared: SharedState,
@@ -49,7 +21,8 @@ struct Cluster {
 
 fn cluster(private: u8) -> Cluster {
     let dir = tempfile::tempdir().unwrap();
-    let shared = Shared::open(dir.path(), Arc::new(Paper(dir.path().join("agents"))), Options::default()).unwrap();
+    let shared =
+        Shared::open(dir.path(), Arc::new(Pretence { dir: dir.path().join("agents"), ..Pretence::default() }), Options::default()).unwrap();
     shared.change(|state| {
         for n in 0..private {
             agents::register(state, ip(n), Role::Private);
@@ -77,7 +50,7 @@ impl Cluster {
     }
 
     fn advance(&self) {
-        self.shared.change(|state| advance(state, &Paper(self.dir.path().join("agents"))));
+        self.shared.change(|state| advance(state, &Pretence { dir: self.dir.path().join("agents"), ..Pretence::default() }));
     }
 
     /// Every task that was told to end ends, every other one runs and is healthy.
@@ -253,7 +226,7 @@ fn everything_survives_a_restart_of_the_server() {
     cluster.call("POST", "/v2/pods", &pod(2, "a"));
     cluster.settle();
     let before = cluster.call("GET", "/v2/pods/node", &Value::Null);
-    let host = Arc::new(Paper(cluster.dir.path().join("agents")));
+    let host = Arc::new(Pretence { dir: cluster.dir.path().join("agents"), ..Pretence::default() });
     let again = Cluster { shared: Shared::open(cluster.dir.path(), host, Options::default()).unwrap(), dir: cluster.dir };
     assert_eq!(again.call("GET", "/v2/pods/node", &Value::Null), before);
     assert_eq!(again.hosts("/node").len(), 2);

@@ -10,15 +10,13 @@ mod tests;
 use std::collections::BTreeMap;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::State as Extracted;
-use axum::http::{HeaderMap, Method, Response, Uri, header};
+use axum::http::header;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::SharedState;
 use super::clock::now;
-use super::http::{Answer, Request, unknown_route};
+use super::http::{Answer, Request, serve, unknown_route};
 use super::state::State;
 use crate::host::MASTER;
 use runs::{History, Run};
@@ -104,14 +102,7 @@ impl Metronome {
 
 /// Routes.
 pub fn router(state: SharedState) -> Router {
-    Router::new().fallback(handle).with_state(state)
-}
-
-async fn handle(Extracted(shared): Extracted<SharedState>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    let request = Request::new(method, &uri, headers, body);
-    // A change writes files.
-    let answer = tokio::task::spawn_blocking(move || answer(&shared, &request)).await;
-    answer.unwrap_or_else(|error| Answer::message(500, error.to_string())).into_response()
+    serve(state, answer)
 }
 
 fn answer(shared: &SharedState, request: &Request) -> Answer {

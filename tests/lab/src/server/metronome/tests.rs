@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::runs::advance_at;
 use super::*;
+use crate::server::pretence::Pretence;
 use crate::server::state::{Framework, Options};
-use crate::server::{Host, Network, Role, Shared, agents, tick};
+use crate::server::{Role, Shared, agents, tick};
 use crate::task::{Command, KillOrder, TaskSpec, TaskState, TaskStatus};
 
 /// Recordings that are not replayed, by the beginning of their names.
@@ -22,38 +23,6 @@ const SKIPPED: &[(&str, &str)] = &[
     ("145-no-such-route", "as before"),
     ("147-method-not-allowed", "as before"),
 ];
-
-/// Machines that only note what they are to launch.
-struct Pretence {
-    dir: PathBuf,
-    launched: Mutex<Vec<PathBuf>>,
-}
-
-impl Host for Pretence {
-    fn add_agent(&self, _: Role) -> Result<Ipv4Addr, String> {
-        Err("no machines here".to_owned())
-    }
-    fn stop_agent(&self, _: Ipv4Addr) -> Result<(), String> {
-        Ok(())
-    }
-    fn kill_agent(&self, _: Ipv4Addr) -> Result<(), String> {
-        Ok(())
-    }
-    fn revive_agent(&self, _: Ipv4Addr, _: bool) -> Result<(), String> {
-        Ok(())
-    }
-    fn sandbox_root(&self, agent: Ipv4Addr) -> PathBuf {
-        self.dir.join(agent.to_string())
-    }
-    fn launch(&self, _: Ipv4Addr, sandbox: &Path) -> Result<(), String> {
-        self.launched.lock().unwrap().push(sandbox.to_owned());
-        Ok(())
-    }
-    fn executor_alive(&self, _: &TaskStatus) -> bool {
-        true
-    }
-    fn publish(&self, _: &Network, _: &[Ipv4Addr]) {}
-}
 
 struct Cluster {
     dir: PathBuf,
@@ -86,9 +55,12 @@ impl Cluster {
     }
 
     async fn send(&self, method: &str, target: &str, headers: &[(&'static str, &str)], body: &str) -> (u16, String, String) {
-        let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        let (method, uri, body) = (method.parse().unwrap(), target.parse().unwrap(), Bytes::from(body.to_owned()));
-        let response = handle(Extracted(self.shared.clone()), method, uri, headers, body).await;
+        let mut request = axum::http::Request::builder().method(method).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(axum::body::Body::from(body.to_owned())).unwrap();
+        let response = tower::ServiceExt::oneshot(router(self.shared.clone()), request).await.unwrap();
         let media_type = response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
         let status = response.status().as_u16();
         let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
