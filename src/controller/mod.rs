@@ -268,7 +268,8 @@ impl Controller {
         self.apply(&plan, &wanted, &observed, &bare).await?;
         self.follow_runs(&observed, &wanted).await;
         let report = self.report(&wanted, &observed, &plan)?;
-        let done = report.converged;
+        // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
+        let done = report.converged && report.orders.iter().all(|order| order.fresh);
         self.shared.publish(report);
         Ok(done)
     }
