@@ -138,9 +138,11 @@ async fn hosts(
     late: bool,
 ) -> Result<bool, ControllerError> {
     let is_restored = |(_, status): &(&Host, &NodeStatus)| status.phase == NodePhase::Restored;
-    orders.restored.extend(observed.nodes.iter().filter(is_restored).map(|(host, _)| host.clone()));
+    let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
+    orders.restored.extend(restored.iter().copied().cloned());
     let instances = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref());
-    let remaining: Vec<&Host> = instances.filter(|host| !orders.restored.contains(host)).collect();
+    // What a node says now counts, not what it has said: one that was started anew meanwhile has begun with the order to trust.
+    let remaining: Vec<&Host> = instances.filter(|host| !restored.contains(host)).collect();
     if remaining.is_empty() || late {
         // Agents that Mesos does not know any more are not waited for: they may be gone for good.
         let absent = orders.covered.iter().chain(remaining.iter().copied()).filter(|host| !orders.restored.contains(host));
