@@ -16,6 +16,7 @@ pub mod host_paths;
 pub mod init;
 pub mod names;
 pub mod node;
+pub mod operator;
 pub mod options;
 pub mod plan;
 pub mod protocol;

@@ -142,7 +142,7 @@ fn an_agent_that_is_away_during_the_uninstall_is_named_and_can_be_restored_by_ha
     let named: Vec<&str> = logs.lines().filter(|line| line.contains("keeps our files")).collect();
     // The one that is dead, and the one that has left the cluster.
     assert_eq!(named.len(), 2, "{named:?}");
-    assert!(named.iter().all(|line| line.contains("private-registry restore --service private-registry")), "{named:?}");
+    assert!(named.iter().all(|line| line.contains("private-registry restore --name private-registry")), "{named:?}");
     assert!(named.iter().any(|line| line.ends_with(THIRD)), "{named:?}");
 
     cluster.lab.revive(THIRD, false).unwrap();

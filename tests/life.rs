@@ -43,6 +43,7 @@ fn from_install_to_uninstall() {
     no_private_key_is_anywhere_but_where_it_is_used(&cluster, &agents);
     an_agent_that_joins_is_covered_by_itself(&cluster);
     the_job_runs_again_and_prints_the_table(&cluster);
+    the_plugin_of_the_cli_answers(&cluster);
     assert_eq!(undisturbed(), pids, "a dockerd or a container was restarted");
 
     cluster.uninstall();
@@ -245,4 +246,23 @@ fn the_job_runs_again_and_prints_the_table(cluster: &Cluster) {
         let row = log.lines().find(|line| line.starts_with(&format!("{agent} "))).unwrap_or_else(|| panic!("no row of {agent}: {log}"));
         assert!(row.contains("trusted") && row.contains("set"), "{row}");
     }
+}
+
+fn the_plugin_of_the_cli_answers(cluster: &Cluster) {
+    let said = cluster.dcos_ok(&["private-registry", "status"]);
+    for agent in cluster.agents() {
+        assert!(said.lines().any(|line| line.starts_with(&format!("{agent} ")) && line.contains("trusted")), "{said}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&cluster.dcos_ok(&["private-registry", "status", "--json"])).unwrap();
+    assert_eq!(json["converged"], true);
+    let (_, ca) = cluster.lab.http("GET", &format!("{ADMIN}/service/private-registry/v1/ca"), None).unwrap();
+    assert_eq!(cluster.dcos_ok(&["private-registry", "ca"]), ca);
+    assert!(cluster.dcos_ok(&["private-registry", "ca", "--for", "docker"]).contains("/etc/docker/certs.d/192.168.1.50:5000/ca.crt"));
+    let runs = || cluster.get("/metronome/v1/jobs/private-registry.init?embed=history")["history"]["successCount"].as_u64().unwrap();
+    let before = runs();
+    cluster.dcos_ok(&["private-registry", "converge"]);
+    cluster.wait("the run to end", 30, || runs() == before + 1);
+    let wrong = cluster.dcos(&["private-registry", "status", "--name", "no-such"]);
+    assert_eq!(wrong.status.code(), Some(69), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("no-such does not answer") && wrong.stderr.contains("--name"), "{}", wrong.stderr);
 }

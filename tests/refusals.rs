@@ -60,7 +60,7 @@ fn unusable_options_are_refused_with_field_and_remedy_and_leave_nothing_behind()
         assert_eq!(ids, ["/other", CONTROLLER], "{options}");
         assert_eq!(cluster.jobs(), Vec::<String>::new(), "{options}");
         cluster.dcos_ok(&["package", "uninstall", "private-registry", "--yes"]);
-        cluster.wait("the end of the uninstall", 60, || cluster.ids_at_marathon() == ["/other"]);
+        cluster.wait("the end of the uninstall", 60, || cluster.ids_at_marathon() == ["/other"] && cluster.is_calm());
         for (agent, before) in agents.iter().zip(&before) {
             let after = cluster.picture(agent);
             let changed: Vec<_> = after.iter().filter(|(path, found)| before.get(*path) != Some(*found)).map(|(path, _)| path).collect();

@@ -147,7 +147,7 @@ async fn hosts(
         // Agents that Mesos does not know any more are not waited for: they may be gone for good.
         let absent = orders.covered.iter().chain(remaining.iter().copied()).filter(|host| !orders.restored.contains(host));
         for host in absent.collect::<BTreeSet<_>>() {
-            tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --service {}", options.service.name);
+            tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --name {}", options.service.name);
         }
         let id = documents::pod_id(options);
         shared.acted(format!("delete the pod {id}"));

@@ -81,7 +81,12 @@ impl Api {
     /// # Errors
     /// When the TLS set-up fails.
     pub fn client() -> Result<reqwest::Client, reqwest::Error> {
-        reqwest::Client::builder().no_proxy().timeout(TIMEOUT).connect_timeout(Duration::from_secs(5)).hickory_dns(true).build()
+        Self::builder().build()
+    }
+
+    /// The same, to be added to.
+    pub fn builder() -> reqwest::ClientBuilder {
+        reqwest::Client::builder().no_proxy().timeout(TIMEOUT).connect_timeout(Duration::from_secs(5)).hickory_dns(true)
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {

@@ -44,7 +44,9 @@ impl Cluster {
         let cli = made("target/dcos-cli/bin/dcos");
         let home = self.home.path().to_str().unwrap();
         let (home_var, config) = (format!("HOME={home}"), format!("DCOS_CONFIG={home}/dcos.toml"));
-        let mut argv = vec!["env", &home_var, &config, "LC_ALL=C.UTF-8", "LANG=C.UTF-8", cli.to_str().unwrap()];
+        // The plugin asks the CLI, which it finds on the path.
+        let path = format!("PATH={}:/usr/bin:/bin", cli.parent().unwrap().display());
+        let mut argv = vec!["env", &home_var, &config, &path, "LC_ALL=C.UTF-8", "LANG=C.UTF-8", cli.to_str().unwrap()];
         argv.extend(arguments);
         self.lab.exec("master", &argv).unwrap()
     }
@@ -77,7 +79,12 @@ impl Cluster {
     /// Uninstalls through Cosmos and waits until nothing is left in Marathon and Metronome.
     pub(crate) fn uninstall(&self) {
         self.dcos_ok(&["package", "uninstall", "private-registry", "--yes"]);
-        self.wait("the end of the uninstall", 120, || self.ids_at_marathon().is_empty() && self.jobs().is_empty());
+        self.wait("the end of the uninstall", 120, || self.ids_at_marathon().is_empty() && self.jobs().is_empty() && self.is_calm());
+    }
+
+    /// Whether no deployment is under way: as long as one is, Marathon answers 409 to whoever wants its ids.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.get("/marathon/v2/deployments") == json!([])
     }
 
     /// The controller's report through Admin Router; none while it does not answer.

@@ -1,0 +1,267 @@
+//! What an operator asks from a terminal: `dcos private-registry <verb>`, or this program with `DCOS_URL` set.
+//!
+//! The dcos CLI starts a plugin with its own address and token in the environment. Everything is read from the controller's
+//! `/v1/status`; the one order, `converge`, is a run of the Metronome job, so that the platform's permissions decide.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::controller::Report;
+use crate::dcos::{Api, ApiError};
+use crate::names::HostPort;
+use crate::options::{Faults, Options};
+
+/// Between two looks while something is followed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// As long as the job itself waits, and a little.
+const DEADLINE: Duration = Duration::from_secs(960);
+
+/// Where the cluster is and how to enter it, as the dcos CLI tells its plugins.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// `DCOS_URL`, without a trailing slash.
+    url: String,
+    /// `DCOS_ACS_TOKEN`.
+    token: Option<String>,
+    /// `DCOS_TLS_CA_PATH`: CA certificates to trust.
+    ca: Option<PathBuf>,
+    /// `DCOS_TLS_INSECURE`: no verification at all.
+    insecure: bool,
+}
+
+/// Why a question could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// Started without the dcos CLI.
+    #[error("DCOS_URL is not set: run this as `dcos private-registry`, or give the cluster's URL in DCOS_URL")]
+    NoCluster,
+    /// The CA certificates.
+    #[error("{path}: {reason}")]
+    Ca {
+        /// `DCOS_TLS_CA_PATH`.
+        path: PathBuf,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client cannot be made")]
+    Client(#[from] reqwest::Error),
+    /// The controller or Metronome.
+    #[error("{service} does not answer; is it installed under this name (--name), and does `dcos service` show it?")]
+    Unreachable {
+        /// Name of the service.
+        service: String,
+        /// What happened.
+        #[source]
+        source: ApiError,
+    },
+    /// Time is over.
+    #[error("the run has not ended after {} s; see the table for what is missing", DEADLINE.as_secs())]
+    Deadline,
+    /// The options file.
+    #[error("{path}: {reason}")]
+    OptionsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be read.
+        reason: String,
+    },
+}
+
+impl Access {
+    /// What the dcos CLI has put into the environment. The CLI of DC/OS 1.11 and before puts nothing there: it is asked.
+    ///
+    /// # Errors
+    /// Without a cluster's URL.
+    pub fn from_env() -> Result<Self, OperatorError> {
+        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let url = var("DCOS_URL").or_else(|| configured("core.dcos_url")).ok_or(OperatorError::NoCluster)?;
+        let token = if var("DCOS_URL").is_some() { var("DCOS_ACS_TOKEN") } else { configured("core.dcos_acs_token") };
+        Ok(Self {
+            url: url.trim_end_matches('/').to_string(),
+            token,
+            ca: var("DCOS_TLS_CA_PATH").map(PathBuf::from),
+            insecure: var("DCOS_TLS_INSECURE").is_some(),
+        })
+    }
+
+    fn client(&self) -> Result<reqwest::Client, OperatorError> {
+        let mut headers = reqwest::header::HeaderMap::new();
+        let token = self.token.as_ref().and_then(|token| format!("token={token}").parse().ok());
+        if let Some(mut token) = token {
+            reqwest::header::HeaderValue::set_sensitive(&mut token, true);
+            headers.insert(reqwest::header::AUTHORIZATION, token);
+        }
+        let mut builder = Api::builder().default_headers(headers).danger_accept_invalid_certs(self.insecure);
+        let system = PathBuf::from("/etc/ssl/certs/ca-certificates.crt");
+        if self.url.starts_with("https:") && !self.insecure {
+            let path = self.ca.clone().unwrap_or(system);
+            let broken = |reason: String| OperatorError::Ca { path: path.clone(), reason };
+            let pem = std::fs::read(&path).map_err(|error| broken(error.to_string()))?;
+            for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| broken(error.to_string()))? {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        Ok(builder.build()?)
+    }
+}
+
+/// A setting of the dcos CLI, if there is a CLI and it has one.
+fn configured(key: &str) -> Option<String> {
+    let output = std::process::Command::new("dcos").args(["config", "show", key]).output().ok()?;
+    let value = String::from_utf8(output.stdout).ok()?.trim().to_string();
+    (output.status.success() && !value.is_empty()).then_some(value)
+}
+
+/// One installation of the package in one cluster.
+pub struct Service {
+    name: String,
+    controller: Api,
+    metronome: Api,
+}
+
+impl Service {
+    /// The service of this name in the cluster.
+    ///
+    /// # Errors
+    /// When its certificates cannot be used.
+    pub fn new(access: &Access, name: &str) -> Result<Self, OperatorError> {
+        let client = access.client()?;
+        let name = name.trim_matches('/').to_string();
+        let controller = Api::new(client.clone(), &format!("{}/service/{name}", access.url));
+        let metronome = Api::new(client, &format!("{}/service/metronome", access.url));
+        Ok(Self { name, controller, metronome })
+    }
+
+    /// How things stand.
+    ///
+    /// # Errors
+    /// When the controller does not answer.
+    pub async fn report(&self) -> Result<Report, OperatorError> {
+        self.controller.get("/v1/status").await.map_err(|source| self.unreachable(source))
+    }
+
+    /// Runs the job that proves every agent anew, tells `progress` every new state, and returns the last one.
+    ///
+    /// # Errors
+    /// When somebody does not answer, or the run does not end.
+    pub async fn converge(&self, mut progress: impl FnMut(&Report)) -> Result<Report, OperatorError> {
+        let path = format!("/v1/jobs/{}.init/runs", self.name.replace('/', "."));
+        let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
+        let id = run["id"].as_str().unwrap_or_default().to_string();
+        let started = Instant::now();
+        let mut shown = String::new();
+        loop {
+            let report = self.report().await?;
+            if report.summary != shown {
+                progress(&report);
+                shown.clone_from(&report.summary);
+            }
+            let fresh = report.orders.iter().any(|order| order.run == id && order.fresh);
+            if (report.converged && fresh) || report.refused {
+                return Ok(report);
+            }
+            if started.elapsed() > DEADLINE {
+                progress(&report);
+                return Err(OperatorError::Deadline);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn unreachable(&self, source: ApiError) -> OperatorError {
+        OperatorError::Unreachable { service: self.name.clone(), source }
+    }
+}
+
+/// Every fault of an options file.
+///
+/// # Errors
+/// A file that cannot be read or is not JSON.
+pub fn check(path: PathBuf) -> Result<Result<Options, Faults>, OperatorError> {
+    let broken = |reason: String| OperatorError::OptionsFile { path: path.clone(), reason };
+    let bytes = std::fs::read(&path).map_err(|error| broken(error.to_string()))?;
+    let json: Value = serde_json::from_slice(&bytes).map_err(|error| broken(format!("it is not JSON: {error}")))?;
+    Ok(Options::from_json(&json))
+}
+
+/// Who can be told to trust the CA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)]
+pub enum Client {
+    Docker,
+    Podman,
+    Skopeo,
+    Containerd,
+    Curl,
+    Macos,
+    Windows,
+}
+
+/// What to do on a machine outside the cluster so that a client there trusts the registry. `ca.pem` is what `ca` prints.
+pub fn instructions(client: Client, report: &Report) -> String {
+    let mut text = format!("# Save the CA first: dcos {0} ca >ca.pem\n", report.service);
+    // Docker and its kin look for the name as it stands in the image's: with and without 443.
+    let parsed = report.names.iter().filter_map(|name| name.parse::<HostPort>().ok());
+    for name in parsed.flat_map(|name| name.spellings()) {
+        let line = match client {
+            Client::Docker => format!("mkdir -p /etc/docker/certs.d/{name} && cp ca.pem /etc/docker/certs.d/{name}/ca.crt"),
+            Client::Podman | Client::Skopeo => {
+                format!("mkdir -p /etc/containers/certs.d/{name} && cp ca.pem /etc/containers/certs.d/{name}/ca.crt")
+            }
+            Client::Containerd => format!(
+                "mkdir -p /etc/containerd/certs.d/{name} && cp ca.pem /etc/containerd/certs.d/{name}/ca.crt && \
+                 printf '[host.\"https://{name}\"]\\n  ca = \"ca.crt\"\\n' >/etc/containerd/certs.d/{name}/hosts.toml"
+            ),
+            Client::Curl => format!("curl --cacert ca.pem https://{name}/v2/_catalog"),
+            Client::Macos | Client::Windows => continue,
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{line}");
+    }
+    text += match client {
+        Client::Macos => {
+            "security add-trusted-cert -d -r trustRoot -k /Library/Keychains/System.keychain ca.pem\n# Then restart Docker Desktop.\n"
+        }
+        Client::Windows => "certutil -addstore -f Root ca.pem\n# Then restart Docker Desktop.\n",
+        Client::Containerd => {
+            "# config.toml needs: [plugins.\"io.containerd.grpc.v1.cri\".registry] config_path = \"/etc/containerd/certs.d\"\n"
+        }
+        _ => "# Nothing has to be restarted.\n",
+    };
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_name_every_name_and_no_restart_where_none_is_needed() {
+        let report = Report {
+            service: "private-registry".into(),
+            names: vec!["192.168.0.1:443".into(), "192.168.1.50:5000".into()],
+            ..Report::default()
+        };
+        let docker = instructions(Client::Docker, &report);
+        assert_eq!(docker.matches("cp ca.pem").count(), 3, "{docker}");
+        assert!(docker.contains("/etc/docker/certs.d/192.168.0.1/ca.crt"), "{docker}");
+        assert!(docker.contains("/etc/docker/certs.d/192.168.1.50:5000/ca.crt") && docker.contains("Nothing has to be restarted"));
+        assert!(instructions(Client::Containerd, &report).contains("hosts.toml"));
+        assert!(instructions(Client::Windows, &report).contains("certutil"));
+    }
+
+    #[test]
+    fn a_file_of_options_is_read_whole_or_refused_with_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("options.json");
+        assert!(check(file.clone()).unwrap_err().to_string().starts_with(&file.display().to_string()));
+        std::fs::write(&file, "{").unwrap();
+        assert!(check(file.clone()).unwrap_err().to_string().contains("it is not JSON"));
+        std::fs::write(&file, r#"{"names": {"vip": "x"}}"#).unwrap();
+        assert_eq!(check(file).unwrap().unwrap_err().0[0].field, "names.vip");
+    }
+}
