@@ -1,0 +1,120 @@
+//! The package over its life: other options, a lost controller, a second instance beside it.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use support::{ADMIN, Cluster};
+
+const HOST: &str = "192.168.1.80";
+const OTHER: &str = "192.168.1.81";
+
+/// Ids of the node pod's instances and of the registry's task: they change when something is replaced.
+fn running(cluster: &Cluster) -> (Vec<String>, String) {
+    let status = cluster.get("/marathon/v2/pods/private-registry-node::status");
+    let mut nodes: Vec<String> = status["instances"].as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap().to_owned()).collect();
+    nodes.sort();
+    let registry = cluster.get("/marathon/v2/apps/registry")["app"]["tasks"][0]["id"].as_str().unwrap().to_owned();
+    (nodes, registry)
+}
+
+fn ca(cluster: &Cluster) -> Value {
+    cluster.status().unwrap()["ca_fingerprint"].clone()
+}
+
+/// `POST /cosmos/service/update`, as the UI sends it when options are edited.
+fn update(cluster: &Cluster, options: &Value) {
+    let body = json!({ "appId": "/private-registry", "options": options, "replace": false }).to_string();
+    let media = |kind: &str| format!("application/vnd.dcos.service.update-{kind}+json;charset=utf-8;version=v1");
+    let (sent, wanted) = (format!("Content-Type: {}", media("request")), format!("Accept: {}", media("response")));
+    let url = format!("{ADMIN}/cosmos/service/update");
+    let argv = ["curl", "-s", "-o", "/dev/stderr", "-w", "%{http_code}", "-H", &sent, "-H", &wanted, "--data-binary", &body, &url];
+    let output = cluster.lab.exec("master", &argv).unwrap();
+    assert_eq!(output.stdout, "200", "{}", output.stderr);
+}
+
+#[test]
+fn updates_a_lost_controller_and_a_second_instance_disturb_nothing() {
+    let cluster = Cluster::start(2, 1);
+    let before: BTreeMap<String, _> = cluster.agents().into_iter().map(|agent| (agent.clone(), cluster.picture(&agent))).collect();
+    let options = json!({ "registry": { "host": HOST }, "names": { "external_host": "192.168.1.50" } });
+    cluster.install_and_wait(&options);
+    cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
+
+    a_further_name_is_spread_without_replacing_anything(&cluster);
+    a_controller_that_was_deleted_is_adopted_by_a_reinstallation(&cluster, &options);
+    a_second_instance_lives_beside_and_leaves_the_first_one_alone(&cluster);
+
+    cluster.uninstall();
+    for (agent, before) in &before {
+        let mut after = cluster.picture(agent);
+        after.retain(|path, _| !path.starts_with("data"));
+        let mut before = before.clone();
+        before.retain(|path, _| !path.starts_with("data"));
+        let changed: Vec<_> = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
+        assert!(changed.is_empty(), "{agent}: {changed:?}");
+        assert_eq!(cluster.sysctl(agent), "0", "{agent}");
+    }
+    cluster.assert_servers_answered_as_the_real_ones();
+}
+
+fn a_further_name_is_spread_without_replacing_anything(cluster: &Cluster) {
+    let (nodes, registry) = running(cluster);
+    update(cluster, &json!({ "names": { "extra": "registry.example.com:8443" } }));
+    let spread = |agent: &String| cluster.sh(agent, "cat /etc/docker/certs.d/registry.example.com:8443/ca.crt").status.success();
+    cluster.wait("the new name on every agent", 60, || cluster.agents().iter().all(spread));
+    cluster.wait_converged();
+    assert_eq!(running(cluster), (nodes, registry), "an update of a name must not replace a node or the registry");
+    let served = "openssl s_client -connect 192.168.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -ext subjectAltName";
+    cluster.wait("the name in the certificate", 30, || cluster.sh(OTHER, served).stdout.contains("registry.example.com"));
+    cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
+}
+
+fn a_controller_that_was_deleted_is_adopted_by_a_reinstallation(cluster: &Cluster, options: &Value) {
+    let (kept, trusted) = (running(cluster), ca(cluster));
+    assert_eq!(cluster.marathon("DELETE", "/apps/private-registry", &Value::Null).0, 200);
+    cluster.wait("its end", 30, || cluster.status().is_none() && cluster.is_calm());
+    cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
+    let mut options = options.clone();
+    options["names"]["extra"] = json!("registry.example.com:8443");
+    cluster.install_and_wait(&options);
+    assert_eq!((running(cluster), ca(cluster)), (kept, trusted));
+}
+
+fn a_second_instance_lives_beside_and_leaves_the_first_one_alone(cluster: &Cluster) {
+    let first = running(cluster);
+    let options = json!({
+        "service": { "name": "images", "host": OTHER },
+        "registry": { "name": "image-store", "host": OTHER, "storage_path": "/data/images" },
+        "names": { "vip": "192.168.0.2:443", "named_vip": "images:5000" },
+        "exposure": { "marathon_lb": false },
+    });
+    assert!(cluster.install(&options).status.success());
+    let state = |name: &str| cluster.dcos(&["private-registry", "status", "--name", name]).status.success();
+    cluster.wait("the second instance", 90, || state("images"));
+    assert_eq!(running(cluster), first);
+    for agent in cluster.agents() {
+        for vip in ["192.168.0.1", "192.168.0.2"] {
+            cluster.sh_ok(&agent, &format!("/opt/mesosphere/bin/curl -sf -o /dev/null https://{vip}/v2/"));
+        }
+    }
+    cluster.sh_ok(HOST, "docker tag canary:1 192.168.0.2/other/thing:1 && docker push -q 192.168.0.2/other/thing:1");
+    let catalog = |vip: &str| cluster.sh_ok(HOST, &format!("/opt/mesosphere/bin/curl -s https://{vip}/v2/_catalog"));
+    assert_eq!((catalog("192.168.0.1").contains("other"), catalog("192.168.0.2").contains("other")), (false, true));
+
+    cluster.dcos_ok(&["package", "uninstall", "private-registry", "--app-id=/images", "--yes"]);
+    cluster.wait("the end of the second instance", 90, || {
+        cluster.ids_at_marathon().iter().all(|id| !id.contains("image"))
+            && !cluster.jobs().contains(&"images.init".to_owned())
+            && cluster.is_calm()
+    });
+    for agent in cluster.agents() {
+        assert!(!cluster.sh(&agent, "ls -d /etc/docker/certs.d/192.168.0.2* /var/lib/private-registry/images").status.success(), "{agent}");
+        assert_eq!(cluster.sysctl(&agent), "1", "{agent}: the first instance still wants it");
+    }
+    cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
+    assert_eq!(running(cluster), first);
+}
