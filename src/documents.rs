@@ -68,9 +68,14 @@ pub struct Documents {
     pub jobs: Vec<(String, Value)>,
 }
 
-/// Id of the node pod. It lies directly below the root: a group of its own could not reach public agents (Marathon 1.9 and later).
+/// Id of the node pod. It lies directly below the root: in a group it could not reach public agents (Marathon 1.9 and later).
 pub fn pod_id(options: &Options) -> String {
-    format!("/{}-node", options.service.name)
+    format!("/{}-node", dotted(options))
+}
+
+/// A service in a group as one word. Names have no dots, so two services never get the same.
+fn dotted(options: &Options) -> String {
+    options.service.name.replace('/', ".")
 }
 
 /// Id of the registry app.
@@ -80,12 +85,12 @@ pub fn registry_id(options: &Options) -> String {
 
 /// Id of the job that orders convergence.
 pub fn init_job_id(options: &Options) -> String {
-    format!("{}.init", options.service.name)
+    format!("{}.init", dotted(options))
 }
 
-/// Base URL under which tasks reach the controller.
+/// Base URL under which tasks reach the controller: its named VIP, of which dcos-net drops the slashes.
 pub fn controller_url(options: &Options) -> String {
-    format!("http://{}.marathon.l4lb.thisdcos.directory:80", options.service.name)
+    format!("http://{}.marathon.l4lb.thisdcos.directory:80", options.service.name.replace('/', ""))
 }
 
 /// The regular expression that matches one host.
@@ -316,6 +321,16 @@ mod tests {
         assert_eq!(registry["labels"]["HAPROXY_GROUP"], "external");
         assert_eq!(registry["constraints"], json!([["hostname", "LIKE", "^192\\.168\\.1\\.80$"]]));
         assert_eq!(registry["healthChecks"][0]["protocol"], "MESOS_TCP");
+    }
+
+    #[test]
+    fn a_service_in_a_group_has_its_pod_below_the_root_and_names_that_no_other_has() {
+        let documents = documents(json!({"service": {"name": "infra/images"}}));
+        assert_eq!(documents.pod_id, "/infra.images-node");
+        assert_eq!(documents.jobs[0].0, "infra.images.init");
+        let env = &documents.pod["environment"];
+        assert_eq!(env["PRIVATE_REGISTRY_SERVICE"], "infra/images");
+        assert!(env["PRIVATE_REGISTRY_URI"].as_str().unwrap().starts_with("http://infraimages.marathon.l4lb.thisdcos.directory:80/"));
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn updates_a_lost_controller_and_a_second_instance_disturb_nothing() {
 
     a_further_name_is_spread_without_replacing_anything(&cluster);
     a_controller_that_was_deleted_is_adopted_by_a_reinstallation(&cluster, &options);
-    a_second_instance_lives_beside_and_leaves_the_first_one_alone(&cluster);
+    a_second_instance_in_a_group_lives_beside_and_leaves_the_first_one_alone(&cluster);
 
     cluster.uninstall();
     for (agent, before) in &before {
@@ -84,17 +84,17 @@ fn a_controller_that_was_deleted_is_adopted_by_a_reinstallation(cluster: &Cluste
     assert_eq!((running(cluster), ca(cluster)), (kept, trusted));
 }
 
-fn a_second_instance_lives_beside_and_leaves_the_first_one_alone(cluster: &Cluster) {
+fn a_second_instance_in_a_group_lives_beside_and_leaves_the_first_one_alone(cluster: &Cluster) {
     let first = running(cluster);
     let options = json!({
-        "service": { "name": "images", "host": OTHER },
+        "service": { "name": "infra/images", "host": OTHER },
         "registry": { "name": "image-store", "host": OTHER, "storage_path": "/data/images" },
         "names": { "vip": "192.168.0.2:443", "named_vip": "images:5000" },
         "exposure": { "marathon_lb": false },
     });
     assert!(cluster.install(&options).status.success());
     let state = |name: &str| cluster.dcos(&["private-registry", "status", "--name", name]).status.success();
-    cluster.wait("the second instance", 90, || state("images"));
+    cluster.wait("the second instance", 90, || state("infra/images"));
     assert_eq!(running(cluster), first);
     for agent in cluster.agents() {
         for vip in ["192.168.0.1", "192.168.0.2"] {
@@ -105,14 +105,17 @@ fn a_second_instance_lives_beside_and_leaves_the_first_one_alone(cluster: &Clust
     let catalog = |vip: &str| cluster.sh_ok(HOST, &format!("/opt/mesosphere/bin/curl -s https://{vip}/v2/_catalog"));
     assert_eq!((catalog("192.168.0.1").contains("other"), catalog("192.168.0.2").contains("other")), (false, true));
 
-    cluster.dcos_ok(&["package", "uninstall", "private-registry", "--app-id=/images", "--yes"]);
+    cluster.dcos_ok(&["package", "uninstall", "private-registry", "--app-id=/infra/images", "--yes"]);
     cluster.wait("the end of the second instance", 90, || {
         cluster.ids_at_marathon().iter().all(|id| !id.contains("image"))
-            && !cluster.jobs().contains(&"images.init".to_owned())
+            && !cluster.jobs().contains(&"infra.images.init".to_owned())
             && cluster.is_calm()
     });
     for agent in cluster.agents() {
-        assert!(!cluster.sh(&agent, "ls -d /etc/docker/certs.d/192.168.0.2* /var/lib/private-registry/images").status.success(), "{agent}");
+        assert!(
+            !cluster.sh(&agent, "ls -d /etc/docker/certs.d/192.168.0.2* /var/lib/private-registry/infra.images").status.success(),
+            "{agent}"
+        );
         assert_eq!(cluster.sysctl(&agent), "1", "{agent}: the first instance still wants it");
     }
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");

@@ -69,7 +69,8 @@ fn entry(label: &str, protocol: String, backends: Vec<(Ipv4Addr, u16)>) -> Optio
     let (host, port) = label.rsplit_once(':')?;
     let port = port.parse().ok()?;
     let address = host.parse::<Ipv4Addr>().ok();
-    let name = address.is_none().then(|| host.trim_start_matches('/').replace('/', "."));
+    // dcos-net drops what cannot stand in a host name.
+    let name = address.is_none().then(|| host.replace('/', ""));
     Some(VipEntry { address, name, port, protocol, backends })
 }
 
