@@ -6,6 +6,7 @@
 use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContext, RenderErrorReason};
 use serde_json::{Map, Value, json};
 
+use crate::dcos::versions;
 use crate::digest::sha256_hex;
 use crate::distribution::{self, Published};
 use crate::host_paths::HostRoot;
@@ -192,10 +193,14 @@ fn compare(sent: &Value, stored: &Value, document: &Value, path: &str, paths: &m
     }
 }
 
-/// The pod with its number of instances.
-pub fn scaled(pod: &Value, instances: u64) -> Value {
+/// The pod with its number of instances. Where scaling alone does not keep to UNIQUE, the number stands in the environment, too, so that
+/// a change of it replaces all instances.
+pub fn scaled(pod: &Value, instances: u64, marathon: versions::Marathon) -> Value {
     let mut pod = pod.clone();
     pod["scaling"]["instances"] = Value::from(instances);
+    if !marathon.keeps_unique_when_scaled() {
+        pod["environment"]["PRIVATE_REGISTRY_SCALE"] = Value::from(instances.to_string());
+    }
     pod
 }
 
@@ -382,7 +387,7 @@ mod tests {
     #[test]
     fn a_document_is_recognised_after_marathon_has_normalised_it_and_scaling_does_not_change_it() {
         let ours = documents(json!({}));
-        let mut stored = scaled(&ours.pod, 3);
+        let mut stored = scaled(&ours.pod, 3, versions::Marathon::default());
         stored["scheduling"]["placement"]["constraints"] = json!([]);
         assert!(same(&stored, &ours.pod));
         assert!(!same(&stored, &documents(json!({"service": {"log_level": "debug"}})).pod));

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::dcos::marathon::{App, AppClaims, Pod};
 use crate::dcos::mesos::{Agent, Resources};
 use crate::dcos::metronome::Job;
+use crate::dcos::versions;
 use crate::digest::sha256_hex;
 use crate::documents::{self, Documents};
 use crate::names::Host;
@@ -28,6 +29,8 @@ pub const SHRINK_AFTER: Duration = Duration::from_secs(3600);
 /// What the cluster looks like.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
+    /// Which Marathon this is.
+    pub marathon: versions::Marathon,
     /// Registered agents.
     pub agents: Vec<Agent>,
     /// The node pod.
@@ -173,6 +176,10 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
     let mut fault = |field: &str, value: String, reason: String, remedy: &str| {
         faults.push(Fault { field: field.into(), value, reason, remedy: remedy.into() })
     };
+    if !observed.marathon.has_pods() {
+        let reason = format!("this Marathon is {}, which has no pods", observed.marathon.version);
+        fault("dcos.marathon_url", options.dcos.marathon_url.clone(), reason, "The package needs DC/OS 1.9 or later.");
+    }
     let own = documents::registry_id(options);
     for other in observed.claims.iter().filter(|claim| claim.id != own) {
         if options.exposure.marathon_lb && other.service_ports.contains(&options.exposure.service_port) {
@@ -257,7 +264,7 @@ fn plan_pod(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.pod_id));
         return;
     }
-    plan.actions.push(Action::PutPod { pod: documents::scaled(&documents.pod, instances), instances, reason });
+    plan.actions.push(Action::PutPod { pod: documents::scaled(&documents.pod, instances, observed.marathon), instances, reason });
 }
 
 fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
@@ -394,7 +401,10 @@ mod tests {
 
     fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
         let instance = |host: &&str| Instance { id: format!("p.instance-{host}"), host: host.parse().ok(), port: None };
-        Some(Pod { spec: documents::scaled(&wanted.documents.pod, instances), instances: hosts.iter().map(instance).collect() })
+        Some(Pod {
+            spec: documents::scaled(&wanted.documents.pod, instances, Default::default()),
+            instances: hosts.iter().map(instance).collect(),
+        })
     }
 
     fn pod_scale(plan: &Plan) -> Option<u64> {
@@ -461,6 +471,29 @@ mod tests {
             ..Observed::default()
         };
         assert_eq!(converge(&wanted, &observed), Plan::default());
+    }
+
+    #[test]
+    fn where_scaling_forgets_unique_the_definition_changes_with_the_number() {
+        let wanted = wanted();
+        let scale_of = |version| {
+            let marathon = versions::Marathon { version };
+            let observed = Observed { marathon, agents: vec![agent("10.0.0.1"), agent("10.0.0.2")], ..Observed::default() };
+            match converge(&wanted, &observed).actions.into_iter().next() {
+                Some(Action::PutPod { pod, .. }) => pod["environment"]["PRIVATE_REGISTRY_SCALE"].clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(scale_of(versions::Version(1, 4, 2)), "2");
+        assert_eq!(scale_of(versions::Version(1, 11, 24)), Value::Null);
+    }
+
+    #[test]
+    fn a_marathon_without_pods_is_refused_with_a_reason() {
+        let marathon = versions::Marathon { version: versions::Version(1, 3, 10) };
+        let observed = Observed { marathon, ..Observed::default() };
+        let faults = refuse(&Options::from_json(&json!({})).unwrap(), &observed).unwrap_err();
+        assert!(faults.to_string().contains("this Marathon is 1.3.10, which has no pods. The package needs DC/OS 1.9"), "{faults}");
     }
 
     #[test]

@@ -23,7 +23,8 @@ pub(super) async fn cluster(cluster: &Cluster, options: &Options, jobs: &[String
     let pod_id = documents::pod_id(options);
     let registry_id = documents::registry_id(options);
     let own_id = format!("/{}", options.service.name);
-    let (agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
+    let (marathon, agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
+        cluster.marathon.version(),
         cluster.mesos.agents(),
         cluster.marathon.pod(&pod_id),
         cluster.marathon.app(&registry_id),
@@ -31,7 +32,8 @@ pub(super) async fn cluster(cluster: &Cluster, options: &Options, jobs: &[String
         cluster.marathon.locked(),
         cluster.marathon.claims(),
     )?;
-    let mut observed = Observed { agents, pod, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() };
+    let mut observed =
+        Observed { marathon, agents, pod, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() };
     for id in jobs {
         if let Some(job) = cluster.metronome.job(id).await? {
             observed.jobs.insert(id.clone(), job);

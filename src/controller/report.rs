@@ -147,7 +147,7 @@ fn not_stored(wanted: &Wanted, observed: &Observed) -> Vec<String> {
     let documents = &wanted.documents;
     let pod = observed.pod.as_ref().map(|pod| {
         // Its number of instances is the planner's affair.
-        let sent = documents::scaled(&documents.pod, pod.scale());
+        let sent = documents::scaled(&documents.pod, pod.scale(), observed.marathon);
         (&documents.pod_id, sent, &pod.spec)
     });
     let registry = observed.registry.as_ref().map(|app| (&documents.registry_id, documents.registry.clone(), &app.spec));

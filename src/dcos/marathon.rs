@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Api, ApiError};
+use super::{Api, ApiError, versions};
 use crate::names::Host;
 use crate::protocol::NODE_ENDPOINT;
 
@@ -87,6 +87,16 @@ impl Marathon {
             let tasks = answer.app["tasks"].as_array().map(|tasks| tasks.iter().filter_map(app_task).collect()).unwrap_or_default();
             App { spec: answer.app, tasks }
         }))
+    }
+
+    /// Which Marathon this is. A version that cannot be read counts as a recent one.
+    ///
+    /// # Errors
+    /// When Marathon does not answer.
+    pub async fn version(&self) -> Result<versions::Marathon, ApiError> {
+        let info: Value = self.0.get("/v2/info").await?;
+        let version = info["version"].as_str().and_then(|text| text.parse().ok()).unwrap_or(versions::NEWEST_SEEN);
+        Ok(versions::Marathon { version })
     }
 
     /// What every app claims: service ports and VIPs.

@@ -3,6 +3,7 @@
 pub mod marathon;
 pub mod mesos;
 pub mod metronome;
+pub mod versions;
 
 use std::time::Duration;
 

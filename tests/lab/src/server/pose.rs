@@ -22,6 +22,14 @@ pub struct Pose {
 }
 
 impl Pose {
+    /// Every PUT of a pod makes UNIQUE forget the instances that are there (Marathon before 1.4.10 and 1.5.3; seen on a real 1.4.2).
+    pub(crate) fn pods_forget_unique_when_scaled(&self) -> bool {
+        ["1.4.", "1.5."].iter().zip([10, 3]).any(|(line, mended)| {
+            let patch = self.marathon.strip_prefix(line).and_then(|patch| patch.split(['.', '-']).next()?.parse::<u32>().ok());
+            patch.is_some_and(|patch| patch < mended)
+        })
+    }
+
     /// Open DC/OS 2.2: no secrets, roles enforced in new groups.
     pub fn open_2_2() -> Self {
         Self {

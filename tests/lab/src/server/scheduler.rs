@@ -24,6 +24,8 @@ pub(crate) struct Demand {
     /// Roles of the resources that it may take: `*`, `slave_public`.
     pub(crate) roles: Vec<String>,
     pub(crate) constraints: Vec<Constraint>,
+    /// Take the fullest agent that fits instead of the emptiest: the worst that real offers, which come in any order, can do.
+    pub(crate) pack: bool,
 }
 
 /// A constraint, in the words of Marathon and Metronome.
@@ -70,7 +72,8 @@ pub(crate) fn place(state: &State, demand: &Demand, occupied: &[Ipv4Addr]) -> Re
         }
     }
     // The emptiest, so that tasks spread.
-    let best = fitting.into_iter().min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    fitting.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let best = if demand.pack { fitting.pop() } else { (!fitting.is_empty()).then(|| fitting.swap_remove(0)) };
     best.map(|(_, agent, ports, role)| Placement { agent, ports, role }).ok_or(rejects)
 }
 

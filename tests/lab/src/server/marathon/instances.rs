@@ -343,6 +343,8 @@ fn step(state: &State, id: &str, spec: &RunSpec) -> Step {
 
 /// Hosts that a constraint counts for a new instance: those of instances of the same configuration, dying ones included.
 pub(crate) fn occupied(state: &State, instance: &Instance) -> Vec<Ipv4Addr> {
-    let others = state.marathon.instances_of(&instance.spec).filter(|i| i.id != instance.id && i.config_version == instance.config_version);
+    let since = state.marathon.specs.get(&instance.spec).map_or("", |spec| spec.unique_since.as_str());
+    let counted = |i: &&Instance| i.id != instance.id && i.config_version == instance.config_version && i.version() >= since;
+    let others = state.marathon.instances_of(&instance.spec).filter(counted);
     others.filter(|i| !i.tasks.is_empty() && i.condition != "Unreachable").filter_map(|i| i.agent.as_ref().map(|(ip, _)| *ip)).collect()
 }

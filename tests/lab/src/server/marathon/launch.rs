@@ -30,7 +30,7 @@ pub(crate) fn launch_scheduled(state: &mut State, host: &dyn Host) {
             }
             continue;
         }
-        if let Ok(placement) = scheduler::place(state, &demand(&instance), &occupied(state, &instance)) {
+        if let Ok(placement) = scheduler::place(state, &demand(state, &instance), &occupied(state, &instance)) {
             launch(state, host, &instance, &placement);
         }
     }
@@ -38,7 +38,7 @@ pub(crate) fn launch_scheduled(state: &mut State, host: &dyn Host) {
 
 /// Why no agent does for a scheduled instance, agent by agent.
 pub(crate) fn rejects(state: &State, instance: &Instance) -> Vec<Reject> {
-    scheduler::place(state, &demand(instance), &occupied(state, instance)).err().unwrap_or_default()
+    scheduler::place(state, &demand(state, instance), &occupied(state, instance)).err().unwrap_or_default()
 }
 
 fn launch(state: &mut State, host: &dyn Host, scheduled: &Instance, placement: &Placement) {
@@ -106,7 +106,7 @@ fn cannot_run(instance: &Instance) -> Option<String> {
     }
 }
 
-fn demand(instance: &Instance) -> Demand {
+fn demand(state: &State, instance: &Instance) -> Demand {
     let definition = &instance.definition;
     let amount = |of: &Value, name: &str| of[name].as_f64().unwrap_or(0.0);
     let (roles, constraints, resources, ports) = match instance.kind {
@@ -135,6 +135,7 @@ fn demand(instance: &Instance) -> Demand {
         // Without a word about roles: unreserved resources only.
         roles: if roles.is_empty() { vec!["*".to_owned()] } else { roles },
         constraints,
+        pack: instance.kind == Kind::Pod && state.pose.pods_forget_unique_when_scaled(),
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) struct RunSpec {
     pub(crate) definition: Value,
     /// Version of the last change that is more than scaling: instances of an older one are replaced.
     pub(crate) config_version: String,
+    /// Version from which on instances count for UNIQUE.
+    pub(crate) unique_since: String,
     /// All versions so far, newest last.
     pub(crate) versions: Vec<Value>,
     pub(crate) backoff: Backoff,

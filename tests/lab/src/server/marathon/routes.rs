@@ -370,6 +370,9 @@ fn store(state: &mut State, kind: Kind, stored: Stored, change: Option<Change>) 
     let mut definition = stored.definition;
     let spec = match before.clone() {
         Some(mut spec) => {
+            if is_new_config || (kind == Kind::Pod && state.pose.pods_forget_unique_when_scaled()) {
+                spec.unique_since.clone_from(&version);
+            }
             if is_new_config {
                 spec.config_version.clone_from(&version);
                 spec.backoff = Backoff::default();
@@ -386,6 +389,7 @@ fn store(state: &mut State, kind: Kind, stored: Stored, change: Option<Change>) 
             versions: vec![definition.clone()],
             definition,
             config_version: version.clone(),
+            unique_since: version.clone(),
             backoff: Backoff::default(),
             failures: Vec::new(),
             refused: None,

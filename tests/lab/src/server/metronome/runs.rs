@@ -316,6 +316,7 @@ fn launch_task(state: &mut State, host: &dyn Host, id: &str, at: f64) {
         ports: Vec::new(),
         roles: vec!["*".to_owned()],
         constraints: run.placement.constraints.iter().filter_map(constraint).collect(),
+        pack: false,
     };
     let Ok(placement) = place(state, &demand, &[]) else { return };
     if first {
