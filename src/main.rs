@@ -41,6 +41,10 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
+    /// Print a row per agent
+    Agents,
+    /// Say what is being done or waited for, and why
+    Plan,
     /// Have every agent proven anew, and follow it
     Converge {
         /// Print the last report as JSON instead of a table
@@ -90,6 +94,17 @@ fn main() -> ExitCode {
     let Cli { name, role } = Cli::parse_from(arguments);
     match role {
         Role::Status { json } => ask(&name, async move |service: Service| Ok(show(&service.report().await?, json))),
+        Role::Agents => ask(&name, async move |service: Service| {
+            print!("{}", service.report().await?.table());
+            Ok(ExitCode::SUCCESS)
+        }),
+        Role::Plan => ask(&name, async move |service: Service| {
+            let report = service.report().await?;
+            let nothing = if report.next.is_empty() { "nothing is to be done\n" } else { "" };
+            print!("{nothing}");
+            report.next.iter().for_each(|line| println!("{line}"));
+            Ok(ExitCode::SUCCESS)
+        }),
         Role::Converge { json } => ask(&name, async move |service: Service| {
             let report = service.converge(|report| eprintln!("{}", report.summary)).await?;
             Ok(show(&report, json))

@@ -253,6 +253,8 @@ fn the_plugin_of_the_cli_answers(cluster: &Cluster) {
     for agent in cluster.agents() {
         assert!(said.lines().any(|line| line.starts_with(&format!("{agent} ")) && line.contains("trusted")), "{said}");
     }
+    assert_eq!(cluster.dcos_ok(&["private-registry", "agents"]).lines().count(), 1 + cluster.agents().len());
+    assert_eq!(cluster.dcos_ok(&["private-registry", "plan"]), "nothing is to be done\n");
     let json: serde_json::Value = serde_json::from_str(&cluster.dcos_ok(&["private-registry", "status", "--json"])).unwrap();
     assert_eq!(json["converged"], true);
     let (_, ca) = cluster.lab.http("GET", &format!("{ADMIN}/service/private-registry/v1/ca"), None).unwrap();
