@@ -58,6 +58,7 @@ fn updates_a_lost_controller_and_a_second_instance_disturb_nothing() {
         assert!(changed.is_empty(), "{agent}: {changed:?}");
         assert_eq!(cluster.sysctl(agent), "0", "{agent}");
     }
+    a_reinstallation_finds_the_images_and_can_be_told_to_take_them_along_in_the_end(&cluster, &options);
     cluster.assert_servers_answered_as_the_real_ones();
 }
 
@@ -120,4 +121,14 @@ fn a_second_instance_in_a_group_lives_beside_and_leaves_the_first_one_alone(clus
     }
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
     assert_eq!(running(cluster), first);
+}
+
+/// On open DC/OS a new version comes by uninstalling and installing again.
+fn a_reinstallation_finds_the_images_and_can_be_told_to_take_them_along_in_the_end(cluster: &Cluster, options: &Value) {
+    let mut options = options.clone();
+    options["uninstall"] = json!({ "delete_data": true });
+    cluster.install_and_wait(&options);
+    cluster.sh_ok(OTHER, "docker rmi -f 192.168.0.1/base/hello:1 && docker pull -q 192.168.0.1/base/hello:1");
+    cluster.uninstall();
+    assert_eq!(cluster.sh_ok(HOST, "find /data/docker-registry -type f"), "");
 }
