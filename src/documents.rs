@@ -281,6 +281,9 @@ impl handlebars::HelperDef for StartHelper {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use super::*;
 
     fn documents(given: Value) -> Documents {
@@ -382,6 +385,64 @@ mod tests {
         assert_eq!(not_stored(&sent, &stored), Vec::<String>::new());
         stored["scheduling"]["placement"] = roles(json!(["*"]))["placement"].clone();
         assert_eq!(not_stored(&sent, &stored), ["/scheduling/placement/acceptedResourceRoles/1"]);
+    }
+
+    /// Keys that stand in what a real Marathon of this version has shown of apps or pods.
+    fn keys_stored_by(version: &str) -> BTreeSet<String> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stored").join(version);
+        let mut keys = BTreeSet::new();
+        for file in std::fs::read_dir(dir).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            let text = String::from_utf8_lossy(&bytes);
+            let body = text.split_once("\r\n\r\n").or_else(|| text.split_once("\n\n")).map_or("", |(_, body)| body);
+            let Ok(answer) = serde_json::from_str::<Value>(body) else { continue };
+            collect_keys(answer.get("app").unwrap_or(&answer), "", &mut keys);
+        }
+        assert!(keys.len() > 100, "only {} keys of {version}", keys.len());
+        keys
+    }
+
+    fn collect_keys(value: &Value, path: &str, keys: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    let path = format!("{path}/{key}");
+                    // Below these the keys are ours.
+                    if !["labels", "env", "environment"].contains(&key.as_str()) {
+                        collect_keys(value, &path, keys);
+                    }
+                    keys.insert(path);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| collect_keys(item, &format!("{path}/*"), keys)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn no_marathon_from_dcos_1_9_on_drops_a_field_of_ours() {
+        // Known to that version, but in none of its recordings.
+        let unrecorded = [
+            ("1.4.2", "/container/docker/portMappings/*/name"),
+            ("1.7.202", "/taskKillGracePeriodSeconds"),
+            ("1.7.202", "/container/portMappings/*/name"),
+        ];
+        let ours = documents(json!({}));
+        for version in ["1.4.2", "1.7.202"] {
+            let known = keys_stored_by(version);
+            for document in [&ours.pod, &ours.registry] {
+                let mut keys = BTreeSet::new();
+                collect_keys(document, "", &mut keys);
+                let is_kept = |key: &String| {
+                    let moved = |(from, to): &(&str, &str)| key.strip_prefix(from).map(|rest| format!("{to}{rest}"));
+                    let elsewhere = MOVED.iter().find_map(moved);
+                    let is_known = |key: &String| known.contains(key) || unrecorded.contains(&(version, key.as_str()));
+                    is_known(key) || elsewhere.is_some_and(|key| is_known(&key))
+                };
+                let dropped: Vec<&String> = keys.iter().filter(|key| !is_kept(key)).collect();
+                assert!(dropped.is_empty(), "Marathon {version}: {dropped:?}");
+            }
+        }
     }
 
     #[test]
