@@ -20,6 +20,9 @@ const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
 /// Label of the registry app that tells a controller which Cosmos started elsewhere where its state lies.
 pub const HOME_LABEL: &str = "PRIVATE_REGISTRY_HOME";
 
+/// Label of everything that a service makes at Marathon and Metronome: its name. What lacks it is somebody else's.
+const SERVICE_LABEL: &str = "PRIVATE_REGISTRY_SERVICE";
+
 /// Starts a role, however often the download has to be repeated: a task that ends puts the whole pod into back-off.
 const START: &str = "until echo \"$PRIVATE_REGISTRY_SHA256  private-registry\" | sha256sum -c - >/dev/null; do echo 'the downloaded private-registry does not have \
 the promised SHA-256; fetching it again' >&2; sleep 5; curl -fsSL -o private-registry \"$PRIVATE_REGISTRY_URI\"; done; chmod 0755 private-registry && exec ./private-registry ";
@@ -134,6 +137,11 @@ pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateErr
     })
 }
 
+/// Whether a stored document was made by this service, now or by an earlier controller of it.
+pub fn is_made_by(stored: &Value, options: &Options) -> bool {
+    stored["labels"][SERVICE_LABEL] == *options.service.name
+}
+
 /// Whether a stored document is the one that we rendered.
 pub fn same(stored: &Value, ours: &Value) -> bool {
     let digest = &ours["labels"][DIGEST_LABEL];
@@ -211,7 +219,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
     if let Some((name, port)) = &options.named_vip {
         vips["VIP_1"] = Value::from(format!("/{name}:{port}"));
     }
-    let mut labels = json!({ "MARATHON_SINGLE_INSTANCE_APP": "true", HOME_LABEL: facts.home });
+    let mut labels = json!({ "MARATHON_SINGLE_INSTANCE_APP": "true", HOME_LABEL: facts.home, SERVICE_LABEL: service });
     if options.exposure.marathon_lb {
         labels["HAPROXY_GROUP"] = Value::from("external");
         labels["HAPROXY_0_MODE"] = Value::from("tcp");

@@ -181,6 +181,17 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         fault("dcos.marathon_url", options.dcos.marathon_url.clone(), reason, "The package needs DC/OS 1.9 or later.");
     }
     let own = documents::registry_id(options);
+    let found = [
+        ("registry.name", own.clone(), observed.registry.as_ref().map(|app| &app.spec)),
+        ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec)),
+        ("service.name", documents::init_job_id(options), observed.jobs.get(&documents::init_job_id(options)).map(|job| &job.spec)),
+    ];
+    for (field, id, spec) in found {
+        if spec.is_some_and(|spec| !documents::is_made_by(spec, options)) {
+            let reason = format!("there is something called {id} already, which this service has not made");
+            fault(field, id, reason, "Choose another name, or remove what has this one if nobody needs it.");
+        }
+    }
     for other in observed.claims.iter().filter(|claim| claim.id != own) {
         if options.exposure.marathon_lb && other.service_ports.contains(&options.exposure.service_port) {
             let reason = format!("the app {} has this service port", other.id);
@@ -494,6 +505,18 @@ mod tests {
         let observed = Observed { marathon, ..Observed::default() };
         let faults = refuse(&Options::from_json(&json!({})).unwrap(), &observed).unwrap_err();
         assert!(faults.to_string().contains("this Marathon is 1.3.10, which has no pods. The package needs DC/OS 1.9"), "{faults}");
+    }
+
+    #[test]
+    fn what_somebody_else_has_made_under_a_name_of_ours_is_not_taken_over() {
+        let wanted = wanted();
+        let options = Options::from_json(&json!({})).unwrap();
+        let with = |spec: Value| Observed { registry: Some(App { spec, tasks: vec![] }), ..Observed::default() };
+        assert!(refuse(&options, &with(wanted.documents.registry.clone())).is_ok());
+        let foreign = with(json!({ "id": "/registry", "labels": { "HAPROXY_GROUP": "external" } }));
+        assert_eq!(refuse(&options, &foreign).unwrap_err().0[0].field, "registry.name");
+        let second = Options::from_json(&json!({ "service": { "name": "second" } })).unwrap();
+        assert_eq!(refuse(&second, &with(wanted.documents.registry)).unwrap_err().0[0].field, "registry.name");
     }
 
     #[test]

@@ -67,7 +67,23 @@ fn unusable_options_are_refused_with_field_and_remedy_and_leave_nothing_behind()
             assert!(changed.is_empty() && before.len() == after.len(), "{options}: {agent}: {changed:?}");
         }
     }
+    a_registry_that_was_made_by_hand_is_neither_taken_over_nor_removed(&cluster);
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// The tutorial calls its registry as we call ours.
+fn a_registry_that_was_made_by_hand_is_neither_taken_over_nor_removed(cluster: &Cluster) {
+    let theirs = json!({ "id": "/registry", "cpus": 0.1, "mem": 32, "cmd": "sleep 100000" });
+    assert_eq!(cluster.marathon("POST", "/apps", &theirs).0, 201);
+    cluster.wait("the registry made by hand", 30, || cluster.is_calm());
+    let version = cluster.get("/marathon/v2/apps/registry")["app"]["version"].clone();
+    assert!(cluster.install(&json!({})).status.success());
+    cluster.wait("the refusal", 30, || cluster.status().is_some_and(|status| status["refused"] == true));
+    let problems = cluster.status().unwrap()["problems"].to_string();
+    assert!(problems.contains("registry.name = /registry") && problems.contains("Choose another name"), "{problems}");
+    cluster.dcos_ok(&["package", "uninstall", "private-registry", "--yes"]);
+    cluster.wait("the end of the uninstall", 60, || !cluster.ids_at_marathon().contains(&CONTROLLER.to_owned()) && cluster.is_calm());
+    assert_eq!(cluster.get("/marathon/v2/apps/registry")["app"]["version"], version);
 }
 
 #[test]

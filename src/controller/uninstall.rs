@@ -66,6 +66,7 @@ async fn step(
 ) -> Result<bool, ControllerError> {
     let job = documents::init_job_id(options);
     let mut observed = observe::cluster(cluster, options, std::slice::from_ref(&job)).await?;
+    leave_alone_what_is_not_ours(options, &mut observed);
     observe::tasks(cluster, options, &mut observed).await;
     if observed.own_app.as_ref().is_some_and(|own| !own.tasks.is_empty() && !own.tasks.iter().any(|task| task.id == setting.task_id)) {
         return Err(ControllerError::NotCurrent(setting.app_id.clone()));
@@ -91,6 +92,13 @@ async fn step(
         return Ok(false);
     }
     Ok(true)
+}
+
+/// A service that was refused because a name was taken must not take that with it when it goes.
+fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
+    observed.registry.take_if(|app| !documents::is_made_by(&app.spec, options));
+    observed.pod.take_if(|pod| !documents::is_made_by(&pod.spec, options));
+    observed.jobs.retain(|_, job| documents::is_made_by(&job.spec, options));
 }
 
 fn sign(setting: &Setting, options: &Options) -> Result<Orders, ControllerError> {
