@@ -13,6 +13,7 @@ use crate::controller::Report;
 use crate::dcos::{Api, ApiError};
 use crate::names::HostPort;
 use crate::options::{Faults, Options};
+use crate::secret::Secret;
 
 /// Between two looks while something is followed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -25,7 +26,7 @@ pub struct Access {
     /// `DCOS_URL`, without a trailing slash.
     url: String,
     /// `DCOS_ACS_TOKEN`.
-    token: Option<String>,
+    token: Option<Secret<String>>,
     /// `DCOS_TLS_CA_PATH`: CA certificates to trust.
     ca: Option<PathBuf>,
     /// `DCOS_TLS_INSECURE`: no verification at all.
@@ -82,7 +83,7 @@ impl Access {
         let token = if var("DCOS_URL").is_some() { var("DCOS_ACS_TOKEN") } else { configured("core.dcos_acs_token") };
         Ok(Self {
             url: url.trim_end_matches('/').to_string(),
-            token,
+            token: token.map(Secret::new),
             ca: var("DCOS_TLS_CA_PATH").map(PathBuf::from),
             insecure: var("DCOS_TLS_INSECURE").is_some(),
         })
@@ -90,7 +91,7 @@ impl Access {
 
     fn client(&self) -> Result<reqwest::Client, OperatorError> {
         let mut headers = reqwest::header::HeaderMap::new();
-        let token = self.token.as_ref().and_then(|token| format!("token={token}").parse().ok());
+        let token = self.token.as_ref().and_then(|token| format!("token={}", token.expose()).parse().ok());
         if let Some(mut token) = token {
             reqwest::header::HeaderValue::set_sensitive(&mut token, true);
             headers.insert(reqwest::header::AUTHORIZATION, token);

@@ -16,9 +16,12 @@ const SERVED: &str = "openssl s_client -connect 192.168.0.1:443 </dev/null 2>/de
 #[test]
 fn restarts_and_lost_agents_change_nothing_that_matters() {
     let cluster = Cluster::start(3, 0);
-    cluster.install_and_wait(&json!({ "service": { "host": OTHER }, "registry": { "host": HOST }, "exposure": { "marathon_lb": false } }));
+    cluster.install_and_wait(
+        &json!({ "service": { "host": OTHER }, "registry": { "host": HOST }, "exposure": { "marathon_lb": false, "host_port": 5500 } }),
+    );
     cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
 
+    a_fixed_host_port_is_the_other_way_in(&cluster);
     a_restarted_registry_keeps_key_certificate_and_images(&cluster);
     a_restarted_controller_keeps_the_ca_and_replaces_nothing(&cluster);
     restarted_servers_of_the_cluster_are_no_event(&cluster);
@@ -28,6 +31,14 @@ fn restarts_and_lost_agents_change_nothing_that_matters() {
     marathon_that_fails_for_a_while_is_waited_for(&cluster);
     an_agent_that_is_away_during_the_uninstall_is_named_and_can_be_restored_by_hand(&cluster);
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// The tutorial's second way: without Marathon-LB, by the agent's address or the name that Mesos-DNS gives it.
+fn a_fixed_host_port_is_the_other_way_in(cluster: &Cluster) {
+    for name in ["registry.marathon.mesos:5500", "192.168.1.80:5500"] {
+        cluster.sh_ok(THIRD, &format!("/opt/mesosphere/bin/curl -sf -o /dev/null https://{name}/v2/"));
+        cluster.sh_ok(THIRD, &format!("docker pull -q {name}/base/hello:1"));
+    }
 }
 
 fn task_id(cluster: &Cluster, app: &str) -> Option<String> {
@@ -148,8 +159,8 @@ fn an_agent_that_is_away_during_the_uninstall_is_named_and_can_be_restored_by_ha
     cluster.lab.revive(THIRD, false).unwrap();
     let ours = "find /etc/docker/certs.d /etc/sysctl.d /var/lib/dcos /var/lib/private-registry -mindepth 1 2>/dev/null; true";
     assert_ne!(cluster.sh_ok(THIRD, ours), "");
-    let disk = cluster.lab.path().join("agents").join(THIRD).join("root/root/private-registry");
+    let disk = cluster.lab.path().join("agents").join(THIRD).join("root/tmp/private-registry");
     std::fs::copy(support::made("target/package/private-registry"), disk).unwrap();
-    assert_eq!(cluster.sh_ok(THIRD, "/root/private-registry restore"), "this host is as it was before private-registry");
+    assert_eq!(cluster.sh_ok(THIRD, "/tmp/private-registry restore"), "this host is as it was before private-registry");
     assert_eq!(cluster.sh_ok(THIRD, ours), "");
 }

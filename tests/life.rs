@@ -38,6 +38,7 @@ fn from_install_to_uninstall() {
 
     every_agent_has_exactly_the_right_files(&cluster, &agents, &before);
     dockerd_and_curl_of_every_agent_connect(&cluster, &agents);
+    the_node_runs_without_an_image(&cluster, &agents);
     a_node_is_small(&cluster, agents.len());
     images_go_from_agent_to_agent_and_to_the_outside(&cluster);
     no_private_key_is_anywhere_but_where_it_is_used(&cluster, &agents);
@@ -129,6 +130,16 @@ fn dockerd_and_curl_of_every_agent_connect(cluster: &Cluster, agents: &[String])
             let code = cluster.sh_ok(agent, &format!("/opt/mesosphere/bin/curl -s -o /dev/null -w '%{{http_code}}' https://{name}/v2/"));
             assert_eq!(code, "200", "{agent}, {name}");
         }
+    }
+}
+
+/// Neither in its definition nor among the containers of any agent.
+fn the_node_runs_without_an_image(cluster: &Cluster, agents: &[String]) {
+    let pod = cluster.get("/marathon/v2/pods/private-registry-node");
+    assert!(pod["containers"][0]["exec"].is_object() && pod["containers"][0].get("image").is_none(), "{pod}");
+    for agent in agents {
+        let images = cluster.sh_ok(agent, "docker ps --format '{{.Image}}' | sort -u");
+        assert!(images.lines().all(|image| ["canary:1", "registry:2.8.3"].contains(&image)), "{agent}: {images}");
     }
 }
 
