@@ -196,12 +196,14 @@ impl Options {
         Self::from_json(&Value::Object(given))
     }
 
-    /// As [`Options::from_env`], but with the default in place of what cannot be used.
+    /// As [`Options::from_env`], but with the default in place of what cannot be used. The service's name is never guessed, lest
+    /// another service be removed: it is that of the controller's app.
     ///
     /// # Errors
     /// When there is a fault even so.
-    pub fn for_removal(vars: &BTreeMap<String, String>) -> Result<Self, Faults> {
+    pub fn for_removal(vars: &BTreeMap<String, String>, app_id: &str) -> Result<Self, Faults> {
         let mut vars = vars.clone();
+        vars.insert(variable("service", "name"), app_id.trim_start_matches('/').to_string());
         loop {
             let faults = match Self::from_env(&vars) {
                 Ok(options) => return Ok(options),
@@ -497,8 +499,10 @@ mod tests {
             ("OPTION_NAMES_VIP".to_string(), "registry".to_string()),
             ("OPTION_REGISTRY_HOST".to_string(), "no_such_host".to_string()),
             ("OPTION_REGISTRY_NAME".to_string(), "images".to_string()),
+            ("OPTION_SERVICE_NAME".to_string(), "Not A Name".to_string()),
         ]);
-        let options = Options::for_removal(&vars).unwrap();
+        let options = Options::for_removal(&vars, "/infra/images").unwrap();
+        assert_eq!(options.service.name, "infra/images", "the default would be another service");
         assert_eq!(
             (options.vip.to_string(), options.registry.host, options.registry.name.as_str()),
             ("192.168.0.1:443".into(), None, "images")

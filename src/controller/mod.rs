@@ -125,7 +125,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
     let options = match Options::from_env(&setting.vars) {
         Ok(options) => options,
         // What was installed before the options became unusable must still be removable.
-        Err(_) if setting.uninstall => Options::for_removal(&setting.vars)?,
+        Err(_) if setting.uninstall => Options::for_removal(&setting.vars, &setting.app_id)?,
         Err(faults) => return refuse_for_ever(&shared, faults).await,
     };
     let client = Api::client()?;
