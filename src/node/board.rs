@@ -17,7 +17,7 @@ pub(crate) struct Board {
     inner: Mutex<Inner>,
     /// A newer order is in force.
     pub(crate) order_changed: Notify,
-    /// Somebody asks for a fresh pass.
+    /// The order in force was given once more: the controller asks for a fresh proof.
     pub(crate) check_asked: Notify,
 }
 

@@ -1,6 +1,6 @@
 //! What a node answers: to Mesos' health check on loopback, to the controller on the agent's own address.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
-use axum::{Extension, Json, Router};
+use axum::routing::{get, put};
+use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -48,13 +48,12 @@ pub(crate) async fn answer(board: Arc<Board>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         // Out of descriptors, or a peer that went away: the next one may do better.
-        let Ok((stream, peer)) = listener.accept().await else {
+        let Ok((stream, _)) = listener.accept().await else {
             sleep(Duration::from_millis(100)).await;
             continue;
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
-        let own = stream.local_addr().map_or(peer.ip(), |own| own.ip());
-        let router = router.clone().layer(Extension(Caller { from: peer.ip(), own }));
+        let router = router.clone();
         tokio::spawn(async move {
             // An error is the caller's affair: it hung up or sent no HTTP.
             let _ = timeout(LONGEST_CONNECTION, connection(stream, router)).await;
@@ -73,26 +72,8 @@ async fn connection(stream: TcpStream, router: Router) -> hyper::Result<()> {
         .await
 }
 
-/// Who asks.
-#[derive(Debug, Clone, Copy)]
-struct Caller {
-    from: IpAddr,
-    own: IpAddr,
-}
-
-impl Caller {
-    fn is_on_this_host(self) -> bool {
-        self.from.is_loopback() || self.from == self.own
-    }
-}
-
 fn router(board: Arc<Board>) -> Router {
-    Router::new()
-        .route("/status", get(status))
-        .route("/health", get(|| async { "ok\n" }))
-        .route("/order", put(order))
-        .route("/check", post(check))
-        .with_state(board)
+    Router::new().route("/status", get(status)).route("/health", get(|| async { "ok\n" })).route("/order", put(order)).with_state(board)
 }
 
 async fn status(State(board): State<Arc<Board>>) -> Response {
@@ -120,14 +101,6 @@ fn code(refusal: &Refusal) -> StatusCode {
         Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
         Refusal::Conflict(_) => StatusCode::CONFLICT,
     }
-}
-
-async fn check(State(board): State<Arc<Board>>, Extension(caller): Extension<Caller>) -> Response {
-    if !caller.is_on_this_host() {
-        return refuse(StatusCode::FORBIDDEN, "a check can be asked for from this host only".into());
-    }
-    board.check_asked.notify_one();
-    (StatusCode::ACCEPTED, Json(board.status())).into_response()
 }
 
 fn refuse(code: StatusCode, why: String) -> Response {

@@ -167,14 +167,14 @@ async fn a_node_trusts_proves_and_says_so() {
 async fn nobody_there_is_pending_and_a_refused_certificate_is_failed() {
     let host = TestNode::new().await;
     let docker = Docker::start(&host, NO_ROUTE);
-    let _node = host.start(host.trust(1, 1));
+    let order = host.trust(1, 1);
+    let _node = host.start(order.clone());
     let status = host.until(|status| status.passes > 0).await;
     assert_eq!((status.phase, status.errors), (NodePhase::Pending, vec![]));
     assert!(host.ca_file().exists(), "the files do not wait for the registry");
 
     *docker.says.lock().unwrap() = UNKNOWN_AUTHORITY;
-    let asked = reqwest::Client::new().post(host.url("/check")).send().await.unwrap();
-    assert_eq!(asked.status(), 202);
+    assert_eq!(host.put(&order).await.0, 200, "the same order again asks for a fresh proof");
     let status = host.until(|status| status.phase == NodePhase::Failed).await;
     assert!(status.errors[0].contains("docker does not trust 192.168.0.1"), "{:?}", status.errors);
     assert!(status.errors[0].contains("unknown authority"), "{:?}", status.errors);
@@ -242,14 +242,15 @@ async fn a_restore_puts_the_host_back_and_the_node_keeps_answering() {
     let _docker = Docker::start(&host, SUCCEEDED);
     let _node = host.start(host.trust(1, 1));
     host.until(|status| status.phase == NodePhase::Trusted).await;
-    assert_eq!(host.put(&host.order(2, OrderKind::Restore)).await.0, 200);
+    let restore = host.order(2, OrderKind::Restore);
+    assert_eq!(host.put(&restore).await.0, 200);
     let status = host.until(|status| status.phase == NodePhase::Restored).await;
     assert_eq!((status.files, status.errors, status.order_version), (vec![], vec![], 2));
     assert!(!host.dir.path().join("etc/docker/certs.d").exists());
     assert!(!host.dir.path().join("var/lib/dcos").exists());
     assert!(!host.dir.path().join("var/lib/private-registry").exists());
     assert_eq!(host.put(&host.trust(1, 1)).await.0, 409, "the order before does not come back");
-    reqwest::Client::new().post(host.url("/check")).send().await.unwrap();
+    assert_eq!(host.put(&restore).await.0, 200);
     let passes = status.passes;
     host.until(|status| status.passes > passes && status.phase == NodePhase::Restored).await;
     assert!(!host.ca_file().exists());
