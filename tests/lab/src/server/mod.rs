@@ -5,6 +5,7 @@ pub mod agents;
 mod clock;
 pub mod control;
 pub mod cosmos;
+pub mod enterprise;
 mod http;
 mod machines;
 pub mod marathon;

@@ -2,11 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::enterprise::Security;
+
 /// The posed cluster. Everything that differs between versions of DC/OS is a field here.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pose {
     /// DC/OS version, for `dcos-metadata`.
     pub dcos: String,
+    /// Open, or an Enterprise mode.
+    #[serde(default)]
+    pub security: Security,
     /// Marathon version.
     pub marathon: String,
     /// Mesos version.
@@ -34,6 +39,7 @@ impl Pose {
     pub fn open_2_2() -> Self {
         Self {
             dcos: "2.2.1".to_owned(),
+            security: Security::Open,
             marathon: "1.11.24".to_owned(),
             mesos: "1.11.0".to_owned(),
             metronome: "0.6.70".to_owned(),

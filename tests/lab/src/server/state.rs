@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::clock::{iso, now};
+use super::enterprise::Enterprise;
 use super::marathon::Marathon;
 use super::metronome::Metronome;
 use super::{Pose, Role};
@@ -274,6 +275,9 @@ pub struct State {
     pub completed: Vec<Task>,
     /// See [`Violation`].
     pub violations: Vec<Violation>,
+    /// Accounts, permissions and secrets.
+    #[serde(default)]
+    pub enterprise: Enterprise,
     pub(crate) cluster_id: String,
     pub(crate) agents_ever: u32,
     pub(crate) last_version: f64,
@@ -300,6 +304,7 @@ impl State {
             tasks: BTreeMap::new(),
             completed: Vec::new(),
             violations: Vec::new(),
+            enterprise: Enterprise::default(),
             cluster_id: uuid::Uuid::new_v4().to_string(),
             agents_ever: 0,
             last_version: 0.0,
