@@ -12,6 +12,7 @@ use crate::{
     host::AgentRole,
     journal::Exchange,
     process::{run, spawn_error},
+    server::{NEWEST, Security},
 };
 
 /// What kind of lab a test wants.
@@ -27,13 +28,26 @@ pub struct LabOptions {
     pub images: Vec<PathBuf>,
     /// Folder made by `ci/package`.
     pub package: Option<PathBuf>,
+    /// Version of DC/OS; `Pose::of` knows which there are.
+    pub dcos: String,
+    /// Open or Enterprise.
+    pub security: Security,
     /// Keep logs, journal and disks at the end.
     pub keep: bool,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { dir: None, agents: 3, public: 1, images: Vec::new(), package: None, keep: false }
+        Self {
+            dir: None,
+            agents: 3,
+            public: 1,
+            images: Vec::new(),
+            package: None,
+            dcos: NEWEST.to_owned(),
+            security: Security::Open,
+            keep: false,
+        }
     }
 }
 
@@ -76,6 +90,7 @@ impl Lab {
         if let Some(package) = &options.package {
             up.arg("--package").arg(package);
         }
+        up.args(["--dcos", &options.dcos, "--security", options.security.word()]);
         if options.keep {
             up.arg("--keep");
         }

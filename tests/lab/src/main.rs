@@ -40,6 +40,12 @@ enum Verb {
         /// Folder made by ci/package; its repository is http://universe.lab:8000/repo.json
         #[arg(long, value_name = "DIR")]
         package: Option<PathBuf>,
+        /// Version of DC/OS to pretend to be
+        #[arg(long, default_value = server::NEWEST)]
+        dcos: String,
+        /// Open DC/OS, or Enterprise in a security mode
+        #[arg(long, value_enum, default_value_t = server::Security::Open)]
+        security: server::Security,
         /// End the lab when this process ends
         #[arg(long, value_name = "PID")]
         owner_pid: Option<u32>,
@@ -163,8 +169,12 @@ fn main() -> ExitCode {
 
 fn perform(dir: &Path, verb: Verb) -> Result<()> {
     match verb {
-        Verb::Up { size, images, package, owner_pid, detach, keep } => {
-            let options = UpOptions { dir: dir.to_owned(), agents: size.agents, public: size.public, images, package, owner_pid, keep };
+        Verb::Up { size, images, package, dcos, security, owner_pid, detach, keep } => {
+            let pose = server::Pose::of(&dcos, security).ok_or_else(|| {
+                Error::Refused(format!("there is no pose of DC/OS {dcos}; there are {}", server::Pose::versions().join(", ")))
+            })?;
+            let options =
+                UpOptions { dir: dir.to_owned(), agents: size.agents, public: size.public, images, package, pose, owner_pid, keep };
             if detach { outer::up_detached(&options) } else { outer::up(&options) }
         }
         Verb::Down => outer::down(dir),

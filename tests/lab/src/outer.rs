@@ -22,6 +22,7 @@ use crate::{
     Error, Result, cgroups,
     host::{outer_proc, wait_until},
     process::{ProcessId, spawn_error, write_atomically},
+    server::{self, Pose},
 };
 
 /// What kind of lab to start.
@@ -37,6 +38,8 @@ pub struct UpOptions {
     pub images: Vec<PathBuf>,
     /// Folder with a package repository, served at `http://universe.lab:8000/`.
     pub package: Option<PathBuf>,
+    /// What kind of cluster it pretends to be.
+    pub pose: Pose,
     /// The lab ends when this process does.
     pub owner_pid: Option<u32>,
     /// Keep logs, journal and disks (not dockers' data) at the end.
@@ -78,6 +81,7 @@ pub fn up_detached(options: &UpOptions) -> Result<()> {
     if let Some(package) = &options.package {
         outer.arg("--package").arg(package);
     }
+    outer.args(["--dcos", &options.pose.dcos, "--security", options.pose.security.word()]);
     if let Some(owner) = options.owner_pid {
         outer.args(["--owner-pid", &owner.to_string()]);
     }
@@ -175,6 +179,8 @@ fn prepare(options: &UpOptions) -> Result<PathBuf> {
         let folder = dir.join(folder);
         fs::create_dir_all(&folder).map_err(Error::io("creating", &folder))?;
     }
+    let pose = serde_json::to_vec(&options.pose).map_err(|error| Error::Refused(error.to_string()))?;
+    write_atomically(&server::pose_file(&dir), &pose)?;
     Ok(dir)
 }
 

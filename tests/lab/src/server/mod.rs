@@ -28,9 +28,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::broadcast;
 
+pub use enterprise::Security;
 pub use machines::Machines;
-pub use pose::Pose;
-pub use state::{Agent, Faults, Options, State, Task, Violation};
+pub use pose::{NEWEST, Pose};
+pub use state::{Agent, Faults, Options, State, Task, Violation, pose_file};
 pub use ticker::{tick, tick_forever};
 
 use crate::host::MASTER;

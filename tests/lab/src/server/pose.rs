@@ -26,7 +26,25 @@ pub struct Pose {
     pub max_launch_delay_seconds: f64,
 }
 
+/// The newest DC/OS that there is a pose of.
+pub const NEWEST: &str = "2.2.1";
+
 impl Pose {
+    /// Versions of DC/OS that there is a pose of.
+    pub fn versions() -> Vec<&'static str> {
+        vec![NEWEST]
+    }
+
+    /// That version of DC/OS in that security mode; none if there is no pose of it.
+    pub fn of(dcos: &str, security: Security) -> Option<Self> {
+        let mut pose = (dcos == NEWEST).then(Self::open_2_2)?;
+        if security != Security::Open {
+            pose.security = security;
+            pose.features.push("secrets".to_owned());
+        }
+        Some(pose)
+    }
+
     /// Every PUT of a pod makes UNIQUE forget the instances that are there (Marathon before 1.4.10 and 1.5.3; seen on a real 1.4.2).
     pub(crate) fn pods_forget_unique_when_scaled(&self) -> bool {
         ["1.4.", "1.5."].iter().zip([10, 3]).any(|(line, mended)| {
@@ -38,7 +56,7 @@ impl Pose {
     /// Open DC/OS 2.2: no secrets, roles enforced in new groups.
     pub fn open_2_2() -> Self {
         Self {
-            dcos: "2.2.1".to_owned(),
+            dcos: NEWEST.to_owned(),
             security: Security::Open,
             marathon: "1.11.24".to_owned(),
             mesos: "1.11.0".to_owned(),

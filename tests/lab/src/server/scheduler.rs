@@ -237,7 +237,7 @@ mod tests {
     use crate::server::{Role, agents};
 
     fn cluster() -> State {
-        let mut state = State::new(Options::default());
+        let mut state = State::new(Options::default(), super::super::Pose::open_2_2());
         agents::register(&mut state, Ipv4Addr::new(192, 168, 1, 80), Role::Private);
         agents::register(&mut state, Ipv4Addr::new(192, 168, 1, 50), Role::Public);
         state

@@ -295,9 +295,9 @@ pub struct State {
 
 impl State {
     /// An empty cluster.
-    pub fn new(options: Options) -> Self {
+    pub fn new(options: Options, pose: Pose) -> Self {
         Self {
-            pose: Pose::open_2_2(),
+            pose,
             options,
             faults: Faults::default(),
             agents: BTreeMap::new(),
@@ -320,7 +320,7 @@ impl State {
     pub(crate) fn load(dir: &Path, options: Options) -> io::Result<Self> {
         match std::fs::read(file(dir)) {
             Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::new(options)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::new(options, chosen_pose(dir)?)),
             Err(error) => Err(error),
         }
     }
@@ -410,6 +410,19 @@ impl State {
             }
             self.touch();
         }
+    }
+}
+
+/// Where `up` writes the [`Pose`] that the servers begin with.
+pub fn pose_file(dir: &Path) -> PathBuf {
+    dir.join("state").join("pose.json")
+}
+
+fn chosen_pose(dir: &Path) -> io::Result<Pose> {
+    match std::fs::read(pose_file(dir)) {
+        Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Pose::open_2_2()),
+        Err(error) => Err(error),
     }
 }
 

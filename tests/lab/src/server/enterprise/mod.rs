@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 /// The security mode of a cluster.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Security {
     /// Open DC/OS: no accounts, no secret store.
@@ -17,6 +17,17 @@ pub enum Security {
     Permissive,
     /// Enterprise: a token for everything, TLS only, and tasks run as `nobody` unless their framework may use another user.
     Strict,
+}
+
+impl Security {
+    /// As the command line says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+        }
+    }
 }
 
 /// A permission to do anything.
