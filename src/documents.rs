@@ -6,7 +6,7 @@
 use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContext, RenderErrorReason};
 use serde_json::{Map, Value, json};
 
-use crate::dcos::versions;
+use crate::dcos::{secrets, versions};
 use crate::digest::sha256_hex;
 use crate::distribution::{self, Published};
 use crate::host_paths::HostRoot;
@@ -90,6 +90,21 @@ pub fn registry_id(options: &Options) -> String {
 /// Id of the job that orders convergence.
 pub fn init_job_id(options: &Options) -> String {
     format!("{}.init", dotted(options))
+}
+
+/// Ids of all jobs of a service.
+pub fn job_ids(options: &Options) -> Vec<String> {
+    vec![init_job_id(options)]
+}
+
+/// What the first order is called where it is published.
+pub const FIRST_ORDER: &str = "first-order";
+/// What the enrolment key is called where it is published.
+pub const ENROLMENT_KEY: &str = "enrolment-key";
+
+/// Paths of what tasks read in the secret store.
+pub fn published_paths(options: &Options) -> Vec<String> {
+    vec![secrets::path_for(&pod_id(options), FIRST_ORDER), secrets::path_for(&registry_id(options), ENROLMENT_KEY)]
 }
 
 /// Base URL under which tasks reach the controller: its named VIP, of which dcos-net drops the slashes.

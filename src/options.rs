@@ -9,6 +9,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::dcos::secrets;
 use crate::names::{Host, HostPort};
 use crate::protocol::TrustedName;
 
@@ -67,7 +68,7 @@ pub struct Options {
     /// Section `uninstall`.
     pub uninstall: Uninstall,
     /// Section `dcos`.
-    pub dcos: Endpoints,
+    pub dcos: Dcos,
 }
 
 /// See `service` in config.json.
@@ -81,6 +82,8 @@ pub struct Service {
     pub cpus: f64,
     pub mem: u32,
     pub log_level: String,
+    pub service_account: String,
+    pub service_account_secret: String,
 }
 
 /// See `exposure` in config.json.
@@ -132,10 +135,26 @@ pub struct Uninstall {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
-pub struct Endpoints {
+pub struct Dcos {
     pub mesos_url: String,
     pub marathon_url: String,
     pub metronome_url: String,
+    pub admin_router_url: String,
+    pub secrets_url: String,
+    pub login_url: String,
+    pub ca_file: String,
+}
+
+/// Where the cluster's services are, after all options have been put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Endpoints {
+    pub mesos: String,
+    pub marathon: String,
+    pub metronome: String,
+    pub secrets: String,
+    /// None: the one in the service account's credential.
+    pub login: Option<String>,
 }
 
 /// The sections as they stand in the JSON, before names are put together.
@@ -148,7 +167,7 @@ struct Raw {
     registry: Registry,
     trust: Trust,
     uninstall: Uninstall,
-    dcos: Endpoints,
+    dcos: Dcos,
 }
 
 #[derive(Deserialize)]
@@ -253,6 +272,23 @@ impl Options {
                 "Choose another one, best from 10000 to 10100.",
             );
         }
+        let (account, secret) = (&raw.service.service_account, &raw.service.service_account_secret);
+        if secret.is_empty() && !account.is_empty() {
+            faults.add(
+                "service.service_account",
+                account,
+                "there is no service.service_account_secret, so nobody can log in as this account",
+                "Give the name of the secret that `dcos security secrets create-sa-secret` made, or leave both empty.",
+            );
+        }
+        if !secrets::may_see(&raw.service.name, secret) {
+            faults.add(
+                "service.service_account_secret",
+                secret,
+                "the secret store shows this secret only to services in its folder",
+                &format!("Store it as {}/<name>, or as a name without a folder.", raw.service.name),
+            );
+        }
         let path = &raw.registry.storage_path;
         if path.split('/').any(|part| part == ".." || part == ".") {
             faults.add("registry.storage_path", path, "it contains '.' or '..'", "Give the plain absolute path of the directory.");
@@ -271,6 +307,30 @@ impl Options {
                 dcos: raw.dcos,
             }),
             _ => Err(faults),
+        }
+    }
+
+    /// Whether there is a service account, and with it the secret store.
+    pub fn has_account(&self) -> bool {
+        !self.service.service_account_secret.is_empty()
+    }
+
+    /// Where the cluster's services are: where the options say, else directly, or with a service account through Admin Router, which
+    /// is the one way that every mode of DC/OS Enterprise has.
+    pub fn endpoints(&self) -> Endpoints {
+        let dcos = &self.dcos;
+        let router = dcos.admin_router_url.trim_end_matches('/');
+        let choose = |given: &str, direct: &str, behind: &str| match (given, self.has_account()) {
+            ("", false) => direct.to_string(),
+            ("", true) => format!("{router}{behind}"),
+            (given, _) => given.to_string(),
+        };
+        Endpoints {
+            mesos: choose(&dcos.mesos_url, "http://leader.mesos:5050", "/mesos"),
+            marathon: choose(&dcos.marathon_url, "http://marathon.mesos:8080", "/service/marathon"),
+            metronome: choose(&dcos.metronome_url, "http://metronome.mesos:9000", "/service/metronome"),
+            secrets: if dcos.secrets_url.is_empty() { format!("{router}/secrets/v1") } else { dcos.secrets_url.clone() },
+            login: (!dcos.login_url.is_empty()).then(|| dcos.login_url.clone()),
         }
     }
 
@@ -453,6 +513,9 @@ mod tests {
             (json!({"exposure": {"service_port": 443}}), "exposure.service_port"),
             (json!({"exposure": {"service_port": 0}}), "exposure.service_port"),
             (json!({"service": {"host": "no_such_host"}}), "service.host or registry.host"),
+            (json!({"service": {"service_account": "registry"}}), "service.service_account"),
+            (json!({"service": {"service_account_secret": "infra/registry"}}), "service.service_account_secret"),
+            (json!({"dcos": {"secrets_url": "master.mesos"}}), "dcos.secrets_url"),
         ] {
             let found = faults(given.clone());
             assert!(found.iter().any(|f| f.field == field), "{given}: {found:?}");
@@ -507,6 +570,23 @@ mod tests {
             (options.vip.to_string(), options.registry.host, options.registry.name.as_str()),
             ("192.168.0.1:443".into(), None, "images")
         );
+    }
+
+    #[test]
+    fn a_service_account_leads_through_admin_router_unless_an_url_is_given() {
+        let open = Options::from_json(&json!({})).unwrap().endpoints();
+        assert_eq!((open.mesos.as_str(), open.marathon.as_str()), ("http://leader.mesos:5050", "http://marathon.mesos:8080"));
+        let given = json!({
+            "service": { "service_account_secret": "private-registry/account" },
+            "dcos": { "mesos_url": "https://leader.mesos:5050" },
+        });
+        let enterprise = Options::from_json(&given).unwrap().endpoints();
+        assert_eq!(enterprise.mesos, "https://leader.mesos:5050");
+        assert_eq!(enterprise.marathon, "https://master.mesos/service/marathon");
+        assert_eq!(enterprise.secrets, "https://master.mesos/secrets/v1");
+        for url in [open.mesos, open.marathon, open.metronome] {
+            assert!(CONFIG_SCHEMA.contains(&format!("Empty: {url}, or")), "config.json does not say that {url} is the default");
+        }
     }
 
     #[test]

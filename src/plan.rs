@@ -178,7 +178,7 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
     };
     if !observed.marathon.has_pods() {
         let reason = format!("this Marathon is {}, which has no pods", observed.marathon.version);
-        fault("dcos.marathon_url", options.dcos.marathon_url.clone(), reason, "The package needs DC/OS 1.9 or later.");
+        fault("dcos.marathon_url", options.endpoints().marathon, reason, "The package needs DC/OS 1.9 or later.");
     }
     let own = documents::registry_id(options);
     let found = [

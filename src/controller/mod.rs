@@ -8,20 +8,25 @@ mod page;
 mod report;
 mod serve;
 pub mod state;
+pub mod store;
 mod uninstall;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
 use crate::certificates::CertificateError;
+use crate::dcos::grants::Door;
+use crate::dcos::login::{self, Credential, CredentialError, Login};
 use crate::dcos::marathon::Marathon;
 use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::Metronome;
+use crate::dcos::secrets::Secrets;
 use crate::dcos::{Api, ApiError, chain};
-use crate::distribution::{Distribution, InDefinitions};
+use crate::distribution::{Distribution, InDefinitions, InSecretStore};
 use crate::documents::{self, Facts, TemplateError};
 use crate::host_paths::HostRoot;
 use crate::names::{Host, HostPort};
@@ -30,6 +35,7 @@ use crate::plan::{self, Action, Leaf, Observed, Plan, Wanted};
 use crate::protocol::{TrustBundle, env};
 pub use report::{AgentReport, OrderReport, Report};
 use state::{State, StateError};
+use store::Store;
 
 /// Between two passes while something is still to be done: what is awaited is a task that starts or a node that proves.
 const EAGER: Duration = Duration::from_millis(500);
@@ -58,6 +64,10 @@ pub enum ControllerError {
     Certificate(#[from] CertificateError),
     #[error("the options cannot be used:\n{0}")]
     Refused(#[from] Faults),
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    #[error("the cluster's CA certificates cannot be read from {0}: {1}; name a file that has them in dcos.ca_file")]
+    ClusterCa(String, String),
     #[error("Marathon does not know this task as the one of {0}; another controller has taken over, so this one does nothing")]
     NotCurrent(String),
 }
@@ -82,6 +92,11 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// The task's own directory.
+    fn sandbox(&self) -> PathBuf {
+        self.vars.get("MESOS_SANDBOX").map(PathBuf::from).unwrap_or_default()
+    }
+
     /// Reads the environment that Marathon gives an app's task.
     ///
     /// # Errors
@@ -106,8 +121,87 @@ pub(crate) struct Cluster {
     pub(crate) mesos: Mesos,
     pub(crate) marathon: Marathon,
     pub(crate) metronome: Metronome,
+    /// The secret store, where there is a service account.
+    pub(crate) secrets: Option<Secrets>,
     /// For tasks' own addresses.
     pub(crate) http: reqwest::Client,
+}
+
+impl Cluster {
+    /// Clients for where the options say the services are; with a service account they log in.
+    fn enter(setting: &Setting, options: &Options) -> Result<Self, ControllerError> {
+        let urls = options.endpoints();
+        let client = trusting(setting, options)?;
+        let login = match options.has_account() {
+            true => Some(Arc::new(Login::new(credential(setting, options)?, client.clone()))),
+            false => None,
+        };
+        let api = |url: &str, door| Api::new(client.clone(), url).entered(door, login.clone());
+        Ok(Self {
+            mesos: Mesos(api(&urls.mesos, Door::Mesos)),
+            marathon: Marathon(api(&urls.marathon, Door::Marathon)),
+            metronome: Metronome(api(&urls.metronome, Door::Metronome)),
+            secrets: login.is_some().then(|| Secrets(api(&urls.secrets, Door::Secrets))),
+            http: Api::client()?,
+        })
+    }
+
+    /// Where the controller keeps its keys.
+    pub(crate) fn store(&self, service: &str) -> Result<Store, StateError> {
+        match &self.secrets {
+            Some(secrets) => Ok(Store::in_secrets(secrets.clone(), service)),
+            None => Store::on_host(&HostRoot::default(), service),
+        }
+    }
+
+    /// How texts reach tasks.
+    fn distribution(&self) -> Box<dyn Distribution> {
+        match &self.secrets {
+            Some(secrets) => Box::new(InSecretStore::new(secrets.clone())),
+            None => Box::new(InDefinitions),
+        }
+    }
+}
+
+fn credential(setting: &Setting, options: &Options) -> Result<Credential, ControllerError> {
+    let variable = setting.vars.get(login::CREDENTIAL_VARIABLE).ok_or(ControllerError::Environment(login::CREDENTIAL_VARIABLE))?;
+    let credential = Credential::find(variable, &setting.sandbox())?;
+    let expected = &options.service.service_account;
+    if !expected.is_empty() && credential.uid() != expected {
+        return Err(CredentialError::Account { found: credential.uid().into(), expected: expected.clone() }.into());
+    }
+    Ok(match options.endpoints().login {
+        Some(url) => credential.with_login_url(&url),
+        None => credential,
+    })
+}
+
+/// Where DC/OS Enterprise puts the certificates of its CA on an agent.
+const CLUSTER_CA: &str = "/run/dcos/pki/CA/ca-bundle.crt";
+/// The same in a task's sandbox: from 1.10 on, and in 1.9.
+const CLUSTER_CA_IN_SANDBOX: [&str; 2] = [".ssl/ca-bundle.crt", ".ssl/ca.crt"];
+
+/// A client that trusts the cluster's CA. It is never fetched: whoever stands in between could give his own.
+fn trusting(setting: &Setting, options: &Options) -> Result<reqwest::Client, ControllerError> {
+    let urls = options.endpoints();
+    let needs_ca = [&urls.mesos, &urls.marathon, &urls.metronome].iter().any(|url| url.starts_with("https:"))
+        || (options.has_account() && urls.login.as_ref().is_none_or(|url| url.starts_with("https:")));
+    let given = (!options.dcos.ca_file.is_empty()).then(|| PathBuf::from(&options.dcos.ca_file));
+    let usual = CLUSTER_CA_IN_SANDBOX.iter().map(|name| setting.sandbox().join(name)).chain([PathBuf::from(CLUSTER_CA)]);
+    let path = given.or_else(|| usual.into_iter().find(|path| path.exists()));
+    let mut builder = Api::builder();
+    match path {
+        Some(path) => {
+            let unreadable = |reason: String| ControllerError::ClusterCa(path.display().to_string(), reason);
+            let pem = std::fs::read(&path).map_err(|error| unreadable(error.to_string()))?;
+            for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unreadable(error.to_string()))? {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        None if needs_ca => return Err(ControllerError::ClusterCa(CLUSTER_CA.into(), "there is no such file".into())),
+        None => {}
+    }
+    Ok(builder.build()?)
 }
 
 /// Runs the controller until it is told to stop.
@@ -128,13 +222,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         Err(_) if setting.uninstall => Options::for_removal(&setting.vars, &setting.app_id)?,
         Err(faults) => return refuse_for_ever(&shared, faults).await,
     };
-    let client = Api::client()?;
-    let cluster = Cluster {
-        mesos: Mesos(Api::new(client.clone(), &options.dcos.mesos_url)),
-        marathon: Marathon(Api::new(client.clone(), &options.dcos.marathon_url)),
-        metronome: Metronome(Api::new(client.clone(), &options.dcos.metronome_url)),
-        http: client,
-    };
+    let cluster = enter(&setting, &options, &shared).await;
     if setting.uninstall {
         return uninstall::run(&setting, &options, &cluster, &shared).await;
     }
@@ -142,16 +230,32 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
     let controller = Controller {
         setting,
         options,
+        distribution: cluster.distribution(),
         cluster,
         shared,
         binary_sha256,
-        distribution: Box::new(InDefinitions),
         reached: false,
         state: None,
         runs: BTreeMap::new(),
         surplus_since: None,
     };
     controller.converge_for_ever().await
+}
+
+/// Enters the cluster as soon as that can be done. What is missing may come: a mounted secret, a CA file.
+async fn enter(setting: &Setting, options: &Options, shared: &serve::Shared) -> Cluster {
+    loop {
+        match Cluster::enter(setting, options) {
+            Ok(cluster) => return cluster,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "the cluster cannot be entered; trying again");
+                shared.publish(Report::starting(options, "the way into the cluster"));
+                shared.trouble(chain(&error));
+            }
+        }
+        shared.beat();
+        tokio::time::sleep(CALM).await;
+    }
 }
 
 /// An agent that registers is worth a pass at once. The stream is only for speed, so its errors are not reported.
@@ -239,16 +343,19 @@ impl Controller {
         let now = unix_now();
         let state = match &mut self.state {
             Some(state) => state,
-            none => none.insert(State::open(&HostRoot::default(), &self.options.service.name, &bare, self.options.trust.ca_days, now)?),
+            none => {
+                let store = self.cluster.store(&self.options.service.name)?;
+                none.insert(State::open(store, &bare, self.options.trust.ca_days, now).await?)
+            }
         };
         let bundle = TrustBundle {
             names,
             certificates: state.trusted_certificates(),
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
         };
-        let trust = state.trust_order(bundle)?;
+        let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
-        state.note_covered(observed.nodes.keys())?;
+        state.note_covered(observed.nodes.keys()).await?;
         note_surplus(&mut self.surplus_since, &mut observed);
 
         let order_key = state.order_key();
@@ -259,8 +366,14 @@ impl Controller {
             binary_sha256: self.binary_sha256.clone(),
             registry_image: self.setting.registry_image.clone(),
             order_key,
-            first_order: self.distribution.publish("first-order", &json!(first).to_string()).await?,
-            enrolment_key: self.distribution.publish("enrolment-key", state.enrolment_key().to_base64().expose()).await?,
+            first_order: self
+                .distribution
+                .publish(&documents::pod_id(&self.options), documents::FIRST_ORDER, &json!(first).to_string())
+                .await?,
+            enrolment_key: self
+                .distribution
+                .publish(&documents::registry_id(&self.options), documents::ENROLMENT_KEY, state.enrolment_key().to_base64().expose())
+                .await?,
         };
         let leaf = state.leaf(&bare).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
         let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf };
@@ -274,11 +387,15 @@ impl Controller {
         Ok(done)
     }
 
-    /// The controller belongs to the host that holds its state. Where no option names one, it pins its app to where it is.
+    /// Where there is no secret store the controller belongs to the host that holds its state. Where no option names one, it pins its
+    /// app to where it is.
     async fn at_home(&self, observed: &Observed) -> Result<bool, ControllerError> {
         let own = observed.own_app.as_ref().ok_or_else(|| ControllerError::NotCurrent(self.setting.app_id.clone()))?;
         if !own.tasks.is_empty() && !own.tasks.iter().any(|task| task.id == self.setting.task_id) {
             return Err(ControllerError::NotCurrent(self.setting.app_id.clone()));
+        }
+        if self.cluster.secrets.is_some() {
+            return Ok(true);
         }
         let constraints = own.spec["constraints"].as_array().map(Vec::len).unwrap_or(0);
         if constraints > 0 {
@@ -340,7 +457,7 @@ impl Controller {
 
     async fn certify(&mut self, observed: &Observed, names: &[HostPort]) -> Result<(), ControllerError> {
         let (Some(status), Some(state)) = (&observed.registry_status, &mut self.state) else { return Ok(()) };
-        let order = state.certify(status, names, unix_now(), self.options.trust.leaf_days)?;
+        let order = state.certify(status, names, unix_now(), self.options.trust.leaf_days).await?;
         observe::send_to_registry(&self.cluster, observed, &order).await;
         Ok(())
     }

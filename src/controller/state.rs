@@ -1,27 +1,22 @@
-//! What the controller must not forget, in a directory of mode 0700 on its host.
+//! What the controller must not forget, in its [`Store`].
 //!
-//! Keys lie in files of their own (0600); `state.json` holds nothing secret. Every change is on the disk before an order that
-//! depends on it leaves the controller, so a kill at any point never makes a version number come twice.
+//! Keys are entries of their own; the record holds nothing secret. Every change is kept before an order that depends on it leaves
+//! the controller, so a kill at any point never makes a version number come twice.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::certificates::{
     Authority, AuthorityError, Certificate, CertificateError, EnrolmentKey, EnrolmentKeyError, OrderSigner, SigningKeyError,
 };
-use crate::host_paths::HostRoot;
+use crate::dcos::ApiError;
 use crate::names::{Host, HostPort};
-use crate::node::files::{FileError, Found, HostFiles, Item};
+use crate::node::files::FileError;
 use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle};
 use crate::secret::Secret;
 
-/// Certificate and key in one file, so that a kill never leaves one without the other.
-const CA: &str = "ca.pem";
-const ORDER_KEY: &str = "order.key";
-const ENROLMENT_KEY: &str = "enrolment.key";
-const RECORD: &str = "state.json";
+use super::store::{Entry, Store};
 
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +25,9 @@ pub enum StateError {
     #[error("the controller's state cannot be kept: {0}")]
     File(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("{0} is damaged: {1}; move it away and restart the controller, which then makes new keys")]
-    Damaged(PathBuf, String),
+    Damaged(String, String),
+    #[error("the controller's state cannot be kept in the secret store")]
+    Secrets(#[from] ApiError),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
     #[error(transparent)]
@@ -90,9 +87,7 @@ pub struct LeafRecord {
 
 /// The controller's keys and record.
 pub struct State {
-    files: HostFiles,
-    dir: PathBuf,
-    service: String,
+    store: Store,
     signer: OrderSigner,
     enrolment: EnrolmentKey,
     authority: Authority,
@@ -104,37 +99,34 @@ impl State {
     ///
     /// # Errors
     /// When the directory cannot be written, or a file in it is damaged.
-    pub fn open(root: &HostRoot, service: &str, names: &[HostPort], ca_days: u32, now: i64) -> Result<Self, StateError> {
-        let dir = root.controller_state(service);
-        let files = HostFiles::open(root, "controller")?;
-        files.create_dirs(&dir, 0o700)?;
-        let read = |name: &str| read_text(&files, dir.join(name));
-        let mut record: Record = match read(RECORD)? {
-            Some(text) => serde_json::from_str(&text).map_err(|error| StateError::Damaged(dir.join(RECORD), error.to_string()))?,
+    pub async fn open(store: Store, names: &[HostPort], ca_days: u32, now: i64) -> Result<Self, StateError> {
+        let damaged = |entry: Entry, reason: String| StateError::Damaged(store.place(entry), reason);
+        let mut record: Record = match store.read(Entry::Record).await? {
+            Some(text) => serde_json::from_str(text.expose()).map_err(|error| damaged(Entry::Record, error.to_string()))?,
             None => Record::default(),
         };
-        let signer = match read(ORDER_KEY)? {
-            Some(pem) => OrderSigner::from_pkcs8_pem(&Secret::new(pem))?,
+        let signer = match store.read(Entry::OrderKey).await? {
+            Some(pem) => OrderSigner::from_pkcs8_pem(&pem)?,
             None => {
                 let signer = OrderSigner::generate()?;
-                files.put(&dir.join(ORDER_KEY), &private(&signer.to_pkcs8_pem()))?;
+                store.write(Entry::OrderKey, &signer.to_pkcs8_pem()).await?;
                 // An order signed with a lost key binds nobody.
                 (record.trust, record.leaf) = (None, None);
                 signer
             }
         };
-        let enrolment = match read(ENROLMENT_KEY)? {
-            Some(text) => EnrolmentKey::from_base64(&Secret::new(text.trim().to_string()))?,
+        let enrolment = match store.read(Entry::EnrolmentKey).await? {
+            Some(text) => EnrolmentKey::from_base64(&Secret::new(text.expose().trim().to_string()))?,
             None => {
                 let key = EnrolmentKey::generate()?;
-                files.put(&dir.join(ENROLMENT_KEY), &private(&key.to_base64()))?;
+                store.write(Entry::EnrolmentKey, &key.to_base64()).await?;
                 key
             }
         };
-        let present = match read(CA)? {
-            Some(text) => Some(
-                parse_ca(&text).ok_or_else(|| StateError::Damaged(dir.join(CA), "it does not hold a certificate and a key".into()))??,
-            ),
+        let present = match store.read(Entry::Ca).await? {
+            Some(text) => {
+                Some(parse_ca(text.expose()).ok_or_else(|| damaged(Entry::Ca, "it does not hold a certificate and a key".into()))??)
+            }
             None => None,
         };
         let mut covered = record.ca_names.clone();
@@ -144,17 +136,17 @@ impl State {
             earlier => {
                 // The new CA may speak for the earlier names too, so that nothing breaks while nodes take the new bundle.
                 covered.extend(uncovered);
-                let authority = Authority::create(service, record.generation + 1, &covered, now, ca_days)?;
+                let authority = Authority::create(store.service(), record.generation + 1, &covered, now, ca_days)?;
                 record.generation += 1;
                 record.ca_names = covered;
                 record.earlier.extend(earlier.map(|ca| ca.certificate().pem()));
                 let both = Secret::new(authority.certificate().pem() + authority.key_pem().expose());
-                files.put(&dir.join(CA), &private(&both))?;
+                store.write(Entry::Ca, &both).await?;
                 authority
             }
         };
-        let state = Self { files, dir, service: service.to_string(), signer, enrolment, authority, record };
-        state.save()?;
+        let state = Self { store, signer, enrolment, authority, record };
+        state.save().await?;
         Ok(state)
     }
 
@@ -162,10 +154,10 @@ impl State {
     ///
     /// # Errors
     /// When the state cannot be written.
-    pub fn note_covered<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) -> Result<(), StateError> {
+    pub async fn note_covered<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) -> Result<(), StateError> {
         let before = self.record.covered.len();
         self.record.covered.extend(hosts.into_iter().cloned());
-        if self.record.covered.len() == before { Ok(()) } else { self.save() }
+        if self.record.covered.len() == before { Ok(()) } else { self.save().await }
     }
 
     /// See [`State::note_covered`].
@@ -202,15 +194,15 @@ impl State {
     ///
     /// # Errors
     /// When the state cannot be written.
-    pub fn trust_order(&mut self, bundle: TrustBundle) -> Result<SignedOrder, StateError> {
+    pub async fn trust_order(&mut self, bundle: TrustBundle) -> Result<SignedOrder, StateError> {
         if let Some((in_force, order)) = &self.record.trust
             && *in_force == bundle
         {
             return Ok(order.clone());
         }
-        let order = self.order(OrderKind::Trust(bundle.clone()))?;
+        let order = self.order(OrderKind::Trust(bundle.clone())).await?;
         self.record.trust = Some((bundle, order.clone()));
-        self.save()?;
+        self.save().await?;
         Ok(order)
     }
 
@@ -219,7 +211,13 @@ impl State {
     ///
     /// # Errors
     /// When the request is not authentic or not acceptable, or the state cannot be written.
-    pub fn certify(&mut self, status: &RegistryStatus, names: &[HostPort], now: i64, leaf_days: u32) -> Result<SignedOrder, StateError> {
+    pub async fn certify(
+        &mut self,
+        status: &RegistryStatus,
+        names: &[HostPort],
+        now: i64,
+        leaf_days: u32,
+    ) -> Result<SignedOrder, StateError> {
         let request = status.request.as_ref().filter(|r| self.enrolment.verify(&r.csr, &r.mac)).ok_or(StateError::ForeignRequest)?;
         let chain = self.authority.sign_leaf(&request.csr, names, now, leaf_days)?;
         let leaf = Certificate::parse_bundle(&chain)?.swap_remove(0);
@@ -230,7 +228,7 @@ impl State {
         {
             return Ok(present.order.clone());
         }
-        let order = self.order(OrderKind::Certificate { chain })?;
+        let order = self.order(OrderKind::Certificate { chain }).await?;
         self.record.leaf = Some(LeafRecord {
             fingerprint: leaf.fingerprint(),
             not_after: leaf.not_after(),
@@ -240,7 +238,7 @@ impl State {
             ca: self.ca().fingerprint(),
             order: order.clone(),
         });
-        self.save()?;
+        self.save().await?;
         Ok(order)
     }
 
@@ -248,35 +246,15 @@ impl State {
     ///
     /// # Errors
     /// When the state cannot be written: then the order is not given.
-    pub fn order(&mut self, kind: OrderKind) -> Result<SignedOrder, StateError> {
+    pub async fn order(&mut self, kind: OrderKind) -> Result<SignedOrder, StateError> {
         self.record.version += 1;
-        self.save()?;
-        Ok(self.signer.sign(&Order { service: self.service.clone(), version: self.record.version, kind }))
+        self.save().await?;
+        Ok(self.signer.sign(&Order { service: self.store.service().to_string(), version: self.record.version, kind }))
     }
 
-    /// Removes all state, and the directories above it as far as they are empty.
-    ///
-    /// # Errors
-    /// When a file cannot be removed.
-    pub fn forget(root: &HostRoot, service: &str) -> Result<(), StateError> {
-        let files = HostFiles::open(root, "controller")?;
-        let dir = root.controller_state(service);
-        for name in [CA, ORDER_KEY, ENROLMENT_KEY, RECORD] {
-            let path = dir.join(name);
-            if let Some(digest) = files.look(&path)?.digest() {
-                files.remove(&path, &[digest])?;
-            }
-        }
-        for dir in [dir, root.registry_state(service), root.service_state(service), root.shared_state()] {
-            files.remove_empty_dir(&dir)?;
-        }
-        Ok(())
-    }
-
-    fn save(&self) -> Result<(), StateError> {
+    async fn save(&self) -> Result<(), StateError> {
         let text = serde_json::to_string_pretty(&self.record).map_err(|error| StateError::File(Box::new(error)))?;
-        self.files.put(&self.dir.join(RECORD), &Item::PrivateFile(text.into_bytes()))?;
-        Ok(())
+        self.store.write(Entry::Record, &Secret::new(text)).await
     }
 }
 
@@ -286,22 +264,11 @@ fn parse_ca(text: &str) -> Option<Result<Authority, AuthorityError>> {
     Some(Authority::from_pem(certificate, &Secret::new(key.to_string())))
 }
 
-fn private(secret: &Secret<String>) -> Item {
-    Item::PrivateFile(secret.expose().clone().into_bytes())
-}
-
-fn read_text(files: &HostFiles, path: PathBuf) -> Result<Option<String>, StateError> {
-    match files.look(&path)? {
-        Found::Absent => Ok(None),
-        Found::File(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| StateError::Damaged(path, "it is not text".to_string())),
-        Found::Link(_) | Found::Other => Err(StateError::Damaged(path, "it is not a plain file".to_string())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::certificates::{OrderKey, RegistryKey};
+    use crate::host_paths::HostRoot;
     use crate::protocol::{CertificateRequest, RegistryPhase};
     use std::os::unix::fs::PermissionsExt;
 
@@ -311,8 +278,9 @@ mod tests {
         text.split(' ').map(|name| name.parse().unwrap()).collect()
     }
 
-    fn open(root: &HostRoot, names_: &str) -> State {
-        State::open(root, "private-registry", &names(names_), 365, NOW).unwrap()
+    async fn open(root: &HostRoot, names_: &str) -> State {
+        let store = Store::on_host(root, "private-registry").unwrap();
+        State::open(store, &names(names_), 365, NOW).await.unwrap()
     }
 
     fn status(state: &State, key: &RegistryKey) -> RegistryStatus {
@@ -332,83 +300,83 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_restart_finds_the_same_keys_and_the_same_orders() {
+    #[tokio::test]
+    async fn a_restart_finds_the_same_keys_and_the_same_orders() {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::at(dir.path());
-        let mut first = open(&root, "192.168.0.1:443");
+        let mut first = open(&root, "192.168.0.1:443").await;
         let bundle = TrustBundle { names: vec![], certificates: first.trusted_certificates(), conntrack_be_liberal: true };
-        let order = first.trust_order(bundle.clone()).unwrap();
-        let mut second = open(&root, "192.168.0.1:443");
+        let order = first.trust_order(bundle.clone()).await.unwrap();
+        let mut second = open(&root, "192.168.0.1:443").await;
         assert_eq!(second.order_key(), first.order_key());
         assert_eq!(second.ca().fingerprint(), first.ca().fingerprint());
-        assert_eq!(second.trust_order(bundle).unwrap(), order);
+        assert_eq!(second.trust_order(bundle).await.unwrap(), order);
     }
 
-    #[test]
-    fn versions_grow_over_restarts() {
+    #[tokio::test]
+    async fn versions_grow_over_restarts() {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::at(dir.path());
-        let version = |state: &mut State| {
+        let version = async || {
+            let mut state = open(&root, "a.example.com:443").await;
             let key = OrderKey::from_base64(&state.order_key()).unwrap();
-            key.open(&state.order(OrderKind::Restore).unwrap()).unwrap().version
+            key.open(&state.order(OrderKind::Restore).await.unwrap()).unwrap().version
         };
-        let first = version(&mut open(&root, "a.example.com:443"));
-        let second = version(&mut open(&root, "a.example.com:443"));
+        let (first, second) = (version().await, version().await);
         assert!(second > first, "{second} is not above {first}");
     }
 
-    #[test]
-    fn every_key_is_readable_by_root_alone() {
+    #[tokio::test]
+    async fn every_key_is_readable_by_root_alone() {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::at(dir.path());
-        open(&root, "a.example.com:443");
+        open(&root, "a.example.com:443").await;
         let state = root.controller_state("private-registry");
         assert_eq!(std::fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
-        for name in [CA, ORDER_KEY, ENROLMENT_KEY] {
+        for name in ["ca.pem", "order.key", "enrolment.key"] {
             assert_eq!(std::fs::metadata(state.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }
-        assert!(!std::fs::read_to_string(state.join(RECORD)).unwrap().contains("PRIVATE KEY"));
+        assert!(!std::fs::read_to_string(state.join("state.json")).unwrap().contains("PRIVATE KEY"));
     }
 
-    #[test]
-    fn the_same_key_and_names_get_the_same_certificate_until_it_is_due() {
+    #[tokio::test]
+    async fn the_same_key_and_names_get_the_same_certificate_until_it_is_due() {
         let dir = tempfile::tempdir().unwrap();
-        let mut state = open(&HostRoot::at(dir.path()), "192.168.0.1:443");
+        let mut state = open(&HostRoot::at(dir.path()), "192.168.0.1:443").await;
         let status = status(&state, &RegistryKey::generate().unwrap());
         let names = names("192.168.0.1:443");
-        let first = state.certify(&status, &names, NOW, 90).unwrap();
-        assert_eq!(state.certify(&status, &names, NOW + 86_400, 90).unwrap(), first);
-        assert_ne!(state.certify(&status, &names, NOW + 61 * 86_400, 90).unwrap(), first);
+        let first = state.certify(&status, &names, NOW, 90).await.unwrap();
+        assert_eq!(state.certify(&status, &names, NOW + 86_400, 90).await.unwrap(), first);
+        assert_ne!(state.certify(&status, &names, NOW + 61 * 86_400, 90).await.unwrap(), first);
     }
 
-    #[test]
-    fn a_request_without_the_enrolment_key_is_refused() {
+    #[tokio::test]
+    async fn a_request_without_the_enrolment_key_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let mut state = open(&HostRoot::at(dir.path()), "192.168.0.1:443");
+        let mut state = open(&HostRoot::at(dir.path()), "192.168.0.1:443").await;
         let mut status = status(&state, &RegistryKey::generate().unwrap());
         status.request.as_mut().unwrap().mac = "00".repeat(32);
-        let refused = state.certify(&status, &names("192.168.0.1:443"), NOW, 90);
+        let refused = state.certify(&status, &names("192.168.0.1:443"), NOW, 90).await;
         assert!(matches!(refused, Err(StateError::ForeignRequest)), "{refused:?}");
     }
 
-    #[test]
-    fn a_new_name_makes_a_new_ca_beside_the_old_one() {
+    #[tokio::test]
+    async fn a_new_name_makes_a_new_ca_beside_the_old_one() {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::at(dir.path());
-        let old = open(&root, "192.168.0.1:443").ca().pem();
-        let state = open(&root, "192.168.0.1:443 registry.example.com:5000");
+        let old = open(&root, "192.168.0.1:443").await.ca().pem();
+        let state = open(&root, "192.168.0.1:443 registry.example.com:5000").await;
         assert_eq!(state.trusted_certificates().len(), 2);
         assert_eq!(state.trusted_certificates()[1], old);
     }
 
-    #[test]
-    fn nothing_is_left_after_forgetting() {
+    #[tokio::test]
+    async fn nothing_is_left_after_forgetting() {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::at(dir.path());
-        open(&root, "192.168.0.1:443");
-        State::forget(&root, "private-registry").unwrap();
+        open(&root, "192.168.0.1:443").await;
+        Store::on_host(&root, "private-registry").unwrap().forget().await.unwrap();
         assert!(!root.shared_state().exists());
-        State::forget(&root, "private-registry").unwrap();
+        Store::on_host(&root, "private-registry").unwrap().forget().await.unwrap();
     }
 }

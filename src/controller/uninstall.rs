@@ -38,13 +38,23 @@ pub(super) async fn run(setting: &Setting, options: &Options, cluster: &Cluster,
         shared.beat();
         tokio::time::sleep(PAUSE).await;
     }
-    State::forget(&HostRoot::default(), &options.service.name)?;
+    forget(options, cluster).await?;
     shared.removal(true);
     tracing::info!("everything is removed; Cosmos may delete this app");
     tokio::time::sleep(COSMOS_GRACE).await;
     tracing::info!("Cosmos has not deleted this app, so it deletes itself");
     cluster.marathon.delete_app(&setting.app_id).await?;
     std::future::pending().await
+}
+
+/// Removes keys, record, and what tasks read in the secret store.
+async fn forget(options: &Options, cluster: &Cluster) -> Result<(), ControllerError> {
+    if let Some(secrets) = &cluster.secrets {
+        for path in documents::published_paths(options) {
+            secrets.delete(&path).await?;
+        }
+    }
+    Ok(cluster.store(&options.service.name)?.forget().await?)
 }
 
 /// The orders of the removal, signed once per start, and whom they concern.
@@ -73,7 +83,7 @@ async fn step(
     }
     let orders = match orders {
         Some(orders) => orders,
-        none => none.insert(sign(setting, options)?),
+        none => none.insert(sign(setting, options, cluster).await?),
     };
     let late = Instant::now() >= deadline;
     if observed.registry.is_some() {
@@ -101,12 +111,12 @@ fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
     observed.jobs.retain(|_, job| documents::is_made_by(&job.spec, options));
 }
 
-fn sign(setting: &Setting, options: &Options) -> Result<Orders, ControllerError> {
+async fn sign(setting: &Setting, options: &Options, cluster: &Cluster) -> Result<Orders, ControllerError> {
     let registry_host = options.registry.host.clone().unwrap_or_else(|| setting.host.clone());
     let names: Vec<_> = options.trusted_names(&registry_host).into_iter().map(|name| name.name).collect();
-    let mut state = State::open(&HostRoot::default(), &options.service.name, &names, options.trust.ca_days, unix_now())?;
-    let retire = state.order(OrderKind::Retire { delete_data: options.uninstall.delete_data })?;
-    let restore = state.order(OrderKind::Restore)?;
+    let mut state = State::open(cluster.store(&options.service.name)?, &names, options.trust.ca_days, unix_now()).await?;
+    let retire = state.order(OrderKind::Retire { delete_data: options.uninstall.delete_data }).await?;
+    let restore = state.order(OrderKind::Restore).await?;
     Ok(Orders { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new() })
 }
 

@@ -1,14 +1,23 @@
 //! Clients of the cluster's own services. Each asks, parses what it needs and nothing more, and cuts off endless answers.
 
+pub mod grants;
+pub mod login;
 pub mod marathon;
 pub mod mesos;
 pub mod metronome;
+pub mod secrets;
 pub mod versions;
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::secret::Secret;
+use grants::{Door, Grant};
+use login::Login;
 
 /// No answer of a master or of Marathon is larger: 10,000 agents in `/slaves` are about 20 MB.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
@@ -42,6 +51,30 @@ pub enum ApiError {
         /// The service's own message, shortened.
         message: String,
     },
+    /// The service, or Admin Router before it, asks for a permission.
+    #[error("{method} {url} answered {status}: {denial}")]
+    Denied {
+        /// HTTP method.
+        method: &'static str,
+        /// Full URL.
+        url: String,
+        /// 401 or 403.
+        status: u16,
+        /// Who lacks what.
+        denial: Denial,
+    },
+    /// The login.
+    #[error(
+        "the login of the service account {account} at {url} was refused ({status}): is the account's public key the one that belongs to the secret's private key, and is the agent's clock right?"
+    )]
+    LoginRefused {
+        /// Login endpoint.
+        url: String,
+        /// HTTP status.
+        status: u16,
+        /// Name of the account.
+        account: String,
+    },
     /// The answer does not have the documented form.
     #[error("{url} answered something unexpected: {reason}")]
     Unexpected {
@@ -64,17 +97,47 @@ impl ApiError {
     }
 }
 
+/// Who lacks which permissions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// Service account; none if the call had no token.
+    account: Option<String>,
+    /// All that the call needs; one of them is missing.
+    grants: Vec<Grant>,
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(account) = &self.account else {
+            return f.write_str("this cluster asks for a login; give the name of a secret with a service account's credential in service.service_account_secret");
+        };
+        write!(f, "the service account {account} lacks a permission; give it with")?;
+        for (index, grant) in self.grants.iter().enumerate() {
+            write!(f, "{} {}", if index == 0 { ":" } else { " and" }, grant.command(account))?;
+        }
+        Ok(())
+    }
+}
+
 /// An HTTP client for one base URL.
 #[derive(Debug, Clone)]
 pub struct Api {
     client: reqwest::Client,
     base: String,
+    door: Door,
+    login: Option<Arc<Login>>,
 }
 
 impl Api {
     /// A client for `base`, for example `http://leader.mesos:5050`.
     pub fn new(client: reqwest::Client, base: &str) -> Self {
-        Self { client, base: base.trim_end_matches('/').to_string() }
+        Self { client, base: base.trim_end_matches('/').to_string(), door: Door::Own, login: None }
+    }
+
+    /// The same for a service of the cluster, entered with a service account where there is one.
+    #[must_use]
+    pub fn entered(self, door: Door, login: Option<Arc<Login>>) -> Self {
+        Self { door, login, ..self }
     }
 
     /// The HTTP client that all services share: names by hickory, because a static binary has no NSS; no proxies.
@@ -105,11 +168,10 @@ impl Api {
     /// Opens an answer that does not end.
     pub(crate) async fn stream(&self, path: &str, body: &Value) -> Result<reqwest::Response, ApiError> {
         let url = format!("{}{path}", self.base);
-        let request = self.client.post(&url).header("Accept", "application/json").timeout(STREAM_TIMEOUT).json(body);
-        let answer = request.send().await.map_err(|error| self.broken("POST", &error.without_url()))?;
+        let answer = self.send("POST", &url, Some(body), STREAM_TIMEOUT).await?;
         match answer.status() {
             status if status.is_success() => Ok(answer),
-            status => Err(ApiError::Refused { method: "POST", url, status: status.as_u16(), message: "no stream".into() }),
+            status => Err(self.refused("POST", url, status.as_u16(), "no stream")),
         }
     }
 
@@ -121,14 +183,47 @@ impl Api {
         ApiError::Unreachable { method, url: self.base.clone(), reason: chain(error) }
     }
 
-    async fn text(&self, method: &'static str, url: &str, body: Option<&Value>) -> Result<String, ApiError> {
+    /// Sends a request; a token that is not taken any more is renewed once.
+    async fn send(&self, method: &'static str, url: &str, body: Option<&Value>, timeout: Duration) -> Result<reqwest::Response, ApiError> {
+        let token = self.token(None).await?;
+        let response = self.send_once(method, url, body, timeout, token.as_ref()).await?;
+        if token.is_none() || response.status() != reqwest::StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let renewed = self.token(token.as_ref()).await?;
+        self.send_once(method, url, body, timeout, renewed.as_ref()).await
+    }
+
+    async fn token(&self, refused: Option<&Secret<String>>) -> Result<Option<Secret<String>>, ApiError> {
+        match &self.login {
+            Some(login) => login.token(refused).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn send_once(
+        &self,
+        method: &'static str,
+        url: &str,
+        body: Option<&Value>,
+        timeout: Duration,
+        token: Option<&Secret<String>>,
+    ) -> Result<reqwest::Response, ApiError> {
         let unreachable = |error: &dyn std::error::Error| ApiError::Unreachable { method, url: url.into(), reason: chain(error) };
-        let http_method = method.parse().map_err(|error: axum::http::method::InvalidMethod| unreachable(&error))?;
-        let mut request = self.client.request(http_method, url).header("Accept", "application/json");
+        let http_method = method.parse::<reqwest::Method>().map_err(|error| unreachable(&error))?;
+        let mut request = self.client.request(http_method, url).header("Accept", "application/json").timeout(timeout);
+        if let Some(header) = token.and_then(authorization) {
+            request = request.header(reqwest::header::AUTHORIZATION, header);
+        }
         if let Some(body) = body {
             request = request.json(body);
         }
-        let mut response = request.send().await.map_err(|error| unreachable(&error.without_url()))?;
+        request.send().await.map_err(|error| unreachable(&error.without_url()))
+    }
+
+    async fn text(&self, method: &'static str, url: &str, body: Option<&Value>) -> Result<String, ApiError> {
+        let unreachable = |error: &dyn std::error::Error| ApiError::Unreachable { method, url: url.into(), reason: chain(error) };
+        let mut response = self.send(method, url, body, TIMEOUT).await?;
         let status = response.status();
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(&error.without_url()))? {
@@ -138,11 +233,30 @@ impl Api {
             bytes.extend_from_slice(&chunk);
         }
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        if status.is_success() {
-            return Ok(text);
-        }
-        Err(ApiError::Refused { method, url: url.into(), status: status.as_u16(), message: text.chars().take(500).collect() })
+        if status.is_success() { Ok(text) } else { Err(self.refused(method, url.into(), status.as_u16(), &text)) }
     }
+
+    /// What a refusal means, and what helps.
+    fn refused(&self, method: &'static str, url: String, status: u16, text: &str) -> ApiError {
+        match status {
+            401 | 403 if self.door != Door::Own => {
+                let grants = grants::for_call(self.door, url.strip_prefix(&self.base).unwrap_or_default());
+                ApiError::Denied {
+                    method,
+                    url,
+                    status,
+                    denial: Denial { account: self.login.as_ref().map(|l| l.uid().to_string()), grants },
+                }
+            }
+            _ => ApiError::Refused { method, url, status, message: text.chars().take(500).collect() },
+        }
+    }
+}
+
+fn authorization(token: &Secret<String>) -> Option<reqwest::header::HeaderValue> {
+    let mut header: reqwest::header::HeaderValue = format!("token={}", token.expose()).parse().ok()?;
+    header.set_sensitive(true);
+    Some(header)
 }
 
 /// An error and all its causes in one line.
@@ -154,4 +268,77 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::Router;
+    use axum::extract::State;
+    use axum::http::{HeaderMap, StatusCode};
+    use axum::routing::{get, post};
+    use serde_json::json;
+
+    use super::*;
+    use login::Credential;
+
+    /// A cluster whose tokens are numbers; only the newest counts.
+    async fn cluster(status: StatusCode) -> (String, Arc<AtomicU32>) {
+        let newest = Arc::new(AtomicU32::new(0));
+        let log_in = async |State(newest): State<Arc<AtomicU32>>| {
+            axum::Json(json!({ "token": (newest.fetch_add(1, Ordering::SeqCst) + 1).to_string() }))
+        };
+        let thing = async move |State(newest): State<Arc<AtomicU32>>, headers: HeaderMap| {
+            let expected = format!("token={}", newest.load(Ordering::SeqCst));
+            match headers.get("authorization").is_some_and(|token| token.as_bytes() == expected.as_bytes()) {
+                true => (status, "{}"),
+                false => (StatusCode::UNAUTHORIZED, ""),
+            }
+        };
+        let router = Router::new().route("/login", post(log_in)).fallback(get(thing)).with_state(newest.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (url, newest)
+    }
+
+    fn entered(url: &str, door: Door) -> Api {
+        let key = include_str!("../../tests/fixtures/service-account/private-key.pem");
+        let login_url = format!("{url}/login");
+        let stored = json!({ "scheme": "RS256", "uid": "registry-account", "private_key": key, "login_endpoint": login_url });
+        let credential = Credential::parse(&Secret::new(stored.to_string())).unwrap();
+        let client = Api::client().unwrap();
+        Api::new(client.clone(), url).entered(door, Some(Arc::new(Login::new(credential, client))))
+    }
+
+    #[tokio::test]
+    async fn a_token_is_kept_until_it_is_refused_and_then_renewed_once() {
+        let (url, newest) = cluster(StatusCode::OK).await;
+        let api = entered(&url, Door::Marathon);
+        for _ in 0..3 {
+            api.get::<Value>("/v2/info").await.unwrap();
+        }
+        assert_eq!(newest.load(Ordering::SeqCst), 1);
+        // The token expires.
+        newest.store(5, Ordering::SeqCst);
+        api.get::<Value>("/v2/info").await.unwrap();
+        assert_eq!(newest.load(Ordering::SeqCst), 6);
+    }
+
+    #[tokio::test]
+    async fn a_missing_permission_is_named_with_the_command_that_gives_it() {
+        let (url, _) = cluster(StatusCode::FORBIDDEN).await;
+        let refused = entered(&url, Door::Secrets).get::<Value>("/secret/default/private-registry/ca").await.unwrap_err();
+        let expected = "dcos security org users grant registry-account dcos:secrets:default:/private-registry/ca full";
+        assert!(refused.to_string().contains(expected), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_wants_a_login_is_told_apart_from_one_that_denies() {
+        let (url, _) = cluster(StatusCode::OK).await;
+        let api = Api::new(Api::client().unwrap(), &url).entered(Door::Marathon, None);
+        let refused = api.get::<Value>("/v2/info").await.unwrap_err();
+        assert!(refused.to_string().contains("service.service_account_secret"), "{refused}");
+    }
 }

@@ -1,0 +1,156 @@
+//! Where the controller keeps what it must not forget: a directory of mode 0700 on its host, or the DC/OS secret store.
+
+use std::path::PathBuf;
+
+use super::state::StateError;
+use crate::dcos::secrets::{Secrets, path_for};
+use crate::host_paths::HostRoot;
+use crate::node::files::{Found, HostFiles, Item};
+use crate::secret::Secret;
+
+/// One thing that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// Certificate and key of the CA together, so that a kill never leaves one without the other.
+    Ca,
+    /// The key that orders are signed with.
+    OrderKey,
+    /// The key that authenticates the registry's request.
+    EnrolmentKey,
+    /// The part that is no secret.
+    Record,
+}
+
+impl Entry {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::Ca, Self::OrderKey, Self::EnrolmentKey, Self::Record];
+
+    fn file(self) -> &'static str {
+        match self {
+            Self::Ca => "ca.pem",
+            Self::OrderKey => "order.key",
+            Self::EnrolmentKey => "enrolment.key",
+            Self::Record => "state.json",
+        }
+    }
+
+    fn secret(self) -> &'static str {
+        match self {
+            Self::Ca => "ca",
+            Self::OrderKey => "order-key",
+            Self::EnrolmentKey => "enrolment-key",
+            Self::Record => "state",
+        }
+    }
+
+    /// Path in the secret store of a service's entry.
+    pub fn secret_path(self, service: &str) -> String {
+        path_for(service, self.secret())
+    }
+}
+
+/// See the module.
+pub struct Store {
+    service: String,
+    kept: Kept,
+}
+
+enum Kept {
+    /// Open DC/OS: on this host.
+    Host { files: HostFiles, dir: PathBuf, root: HostRoot },
+    /// DC/OS Enterprise.
+    Secrets(Secrets),
+}
+
+impl Store {
+    /// The directory on this host, made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn on_host(root: &HostRoot, service: &str) -> Result<Self, StateError> {
+        let files = HostFiles::open(root, "controller")?;
+        let dir = root.controller_state(service);
+        files.create_dirs(&dir, 0o700)?;
+        Ok(Self { service: service.to_string(), kept: Kept::Host { files, dir, root: root.clone() } })
+    }
+
+    /// The secret store.
+    pub fn in_secrets(client: Secrets, service: &str) -> Self {
+        Self { service: service.to_string(), kept: Kept::Secrets(client) }
+    }
+
+    /// Whose state it is.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Where an entry lies, for people.
+    pub fn place(&self, entry: Entry) -> String {
+        match &self.kept {
+            Kept::Host { dir, .. } => dir.join(entry.file()).display().to_string(),
+            Kept::Secrets(_) => format!("the secret {}", entry.secret_path(&self.service)),
+        }
+    }
+
+    /// Reads an entry; `None` if it has never been written.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not text.
+    pub async fn read(&self, entry: Entry) -> Result<Option<Secret<String>>, StateError> {
+        match &self.kept {
+            Kept::Host { files, dir, .. } => {
+                let damaged = |reason: &str| StateError::Damaged(self.place(entry), reason.to_string());
+                match files.look(&dir.join(entry.file()))? {
+                    Found::Absent => Ok(None),
+                    Found::File(bytes) => {
+                        String::from_utf8(bytes).map(|text| Some(Secret::new(text))).map_err(|_| damaged("it is not text"))
+                    }
+                    Found::Link(_) | Found::Other => Err(damaged("it is not a plain file")),
+                }
+            }
+            Kept::Secrets(client) => Ok(client.get(&entry.secret_path(&self.service)).await?),
+        }
+    }
+
+    /// Writes an entry whole or not at all; it is kept when this returns.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn write(&self, entry: Entry, text: &Secret<String>) -> Result<(), StateError> {
+        match &self.kept {
+            Kept::Host { files, dir, .. } => {
+                let item = Item::PrivateFile(text.expose().clone().into_bytes());
+                files.put(&dir.join(entry.file()), &item)?;
+                Ok(())
+            }
+            Kept::Secrets(client) => Ok(client.put(&entry.secret_path(&self.service), text).await?),
+        }
+    }
+
+    /// Removes all entries, and on a host the directories above them as far as they are empty.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub async fn forget(&self) -> Result<(), StateError> {
+        match &self.kept {
+            Kept::Host { files, dir, root } => {
+                for entry in Entry::ALL {
+                    let path = dir.join(entry.file());
+                    if let Some(digest) = files.look(&path)?.digest() {
+                        files.remove(&path, &[digest])?;
+                    }
+                }
+                let service = &self.service;
+                for dir in [dir, &root.registry_state(service), &root.service_state(service), &root.shared_state()] {
+                    files.remove_empty_dir(dir)?;
+                }
+            }
+            Kept::Secrets(client) => {
+                for entry in Entry::ALL {
+                    client.delete(&entry.secret_path(&self.service)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
