@@ -167,11 +167,14 @@ fn the_form_shows_every_name_as_words() {
     );
 }
 
+/// Fields of the catalog's form for things of DC/OS Enterprise; elsewhere they are plain text fields.
+const MEDIA_TYPES: [&str; 2] = ["application/x-secret+string", "application/x-service-account+string"];
+
 fn unusable_options(package: &Value) -> Vec<String> {
     let mut faults = Vec::new();
     for (at, option) in options(package) {
         let of_type = match option["type"].as_str() {
-            Some("string") => &["pattern", "maxLength", "enum"][..],
+            Some("string") => &["pattern", "maxLength", "enum", "media"][..],
             Some("integer" | "number") => &["minimum", "maximum"],
             Some("boolean") => &[],
             _ => {
@@ -182,6 +185,9 @@ fn unusable_options(package: &Value) -> Vec<String> {
         faults.extend(only(&[&["type", "description", "default"], of_type].concat(), &at, option));
         if !filled(&option["description"]) {
             faults.push(format!("{at} has no description"));
+        }
+        if option.get("media").is_some_and(|media| !media["type"].as_str().is_some_and(|kind| MEDIA_TYPES.contains(&kind))) {
+            faults.push(format!("{at} has a media type that the form has no field for"));
         }
         if let Some(choices) = option.get("enum") {
             // More than four would not be shown side by side.
@@ -214,6 +220,8 @@ fn every_option_has_a_type_a_description_and_only_keywords_that_the_form_and_cos
             ("/config/properties/service/properties/log_level/enum", json!(["error", "warn", "info", "debug", "trace"])),
             ("/config/properties/service/properties/log_level/enum", json!([1, 2])),
             ("/config/properties/service/properties/log_level/enum", json!([])),
+            ("/config/properties/service/properties/service_account_secret/media", json!({ "type": "application/x-secrets+string" })),
+            ("/config/properties/service/properties/cpus/media", json!({ "type": "application/x-secret+string" })),
             ("/config/properties/service/properties/name/pattern", json!("(?<!-)$")),
             ("/config/properties/service/properties/name/pattern", json!("(?i)^a$")),
             ("/config/properties/service/properties/name/pattern", json!("^(a$")),
