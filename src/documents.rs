@@ -3,16 +3,18 @@
 //! Each document carries the digest of what we rendered as a label: Marathon stores its own normal form and drops what it does
 //! not know, so the stored document cannot be compared with ours.
 
+use std::collections::BTreeMap;
+
 use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContext, RenderErrorReason};
 use serde_json::{Map, Value, json};
 
-use crate::dcos::{secrets, versions};
+use crate::dcos::{login, secrets, versions};
 use crate::digest::sha256_hex;
 use crate::distribution::{self, Published};
 use crate::host_paths::HostRoot;
 use crate::names::Host;
 use crate::options::Options;
-use crate::protocol::RegistrySettings;
+use crate::protocol::{RegistrySettings, env};
 
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
@@ -53,6 +55,12 @@ pub struct Facts {
     pub order_key: String,
     /// The order that new nodes start with, as JSON.
     pub first_order: Published,
+    /// Where the package has this program from: there when no controller is.
+    pub package_uri: String,
+    /// The package's options as the controller's template has put them into its environment.
+    pub options: BTreeMap<String, String>,
+    /// Whether this Metronome hands secrets to jobs.
+    pub jobs_have_secrets: bool,
     /// Enrolment key, base64. It authenticates the registry's request; whoever reads Marathon's API can read it on open DC/OS.
     pub enrolment_key: Published,
 }
@@ -68,7 +76,7 @@ pub struct Documents {
     pub registry_id: String,
     /// The registry app.
     pub registry: Value,
-    /// Jobs by id.
+    /// Jobs by id. The first one is run as soon as it is there.
     pub jobs: Vec<(String, Value)>,
 }
 
@@ -94,7 +102,12 @@ pub fn init_job_id(options: &Options) -> String {
 
 /// Ids of all jobs of a service.
 pub fn job_ids(options: &Options) -> Vec<String> {
-    vec![init_job_id(options)]
+    vec![init_job_id(options), uninstall_job_id(options)]
+}
+
+/// Id of the job that orders the removal, and does it itself where no controller is left.
+pub fn uninstall_job_id(options: &Options) -> String {
+    format!("{}.uninstall", dotted(options))
 }
 
 /// What the first order is called where it is published.
@@ -127,7 +140,6 @@ pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateErr
     engine.set_strict_mode(true);
     engine.register_helper("json", Box::new(json_helper));
     engine.register_helper("start", Box::new(StartHelper));
-    let secrets = [&facts.first_order, &facts.enrolment_key].into_iter().any(|published| published.secret.is_some());
     let values = values(options, facts);
     let document = |name, template, extra: Value| -> Result<Value, TemplateError> {
         let mut values = values.clone();
@@ -135,21 +147,71 @@ pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateErr
         let broken = |reason: String| TemplateError { name, reason };
         let text = engine.render_template(template, &values).map_err(|error| broken(error.to_string()))?;
         let mut document: Value = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
-        // Open DC/OS refuses the word itself in some versions.
-        if !secrets && let Some(fields) = document.as_object_mut() {
-            fields.remove("secrets");
+        // Open DC/OS refuses the word itself in some versions, and Metronome a user that is none.
+        for part in ["", "/run"] {
+            if let Some(fields) = document.pointer_mut(part).and_then(Value::as_object_mut) {
+                fields.retain(|key, value| !value.is_null() && (key != "secrets" || *value != json!({})));
+            }
         }
         document["labels"][DIGEST_LABEL] = Value::from(sha256_hex(document.to_string().as_bytes()));
         Ok(document)
     };
-    let init = json!({"job_id": init_job_id(options), "role": "init", "description": "Covers every agent now, waits, and ends with a table of agents."});
     Ok(Documents {
         pod_id: pod_id(options),
         pod: document("pod", include_str!("templates/pod.json.hbs"), Value::Null)?,
         registry_id: registry_id(options),
         registry: document("registry", include_str!("templates/registry.json.hbs"), Value::Null)?,
-        jobs: vec![(init_job_id(options), document("job", include_str!("templates/job.json.hbs"), init)?)],
+        jobs: jobs(options, facts)
+            .into_iter()
+            .map(|(id, values)| Ok((id, document("job", include_str!("templates/job.json.hbs"), values)?)))
+            .collect::<Result<_, TemplateError>>()?,
     })
+}
+
+/// What the job's template needs beside the rest, by id.
+fn jobs(options: &Options, facts: &Facts) -> Vec<(String, Value)> {
+    let url = controller_url(options);
+    let mut env = json!({ env::SHA256: facts.binary_sha256, env::CONTROLLER_URL: url });
+    let job = |id: String, role: &str, description: &str, uri: &str, mut env: Value| {
+        env[env::URI] = Value::from(uri);
+        let values = json!({
+            "job_id": id, "role": role, "description": description, "job_uri": uri, "job_env": env,
+            "job_user": null, "job_constraints": [], "job_secrets": {},
+        });
+        (id, values)
+    };
+    let init = job(
+        init_job_id(options),
+        "init",
+        "Covers every agent now, waits, and ends with a table of agents.",
+        &binary_uri(options, facts),
+        env.clone(),
+    );
+    // When it is needed there may be no controller to ask for the options or the program.
+    env[env::APP_ID] = Value::from(format!("/{}", options.service.name));
+    for (name, value) in &facts.options {
+        env[name] = Value::from(value.clone());
+    }
+    let mut uninstall =
+        job(uninstall_job_id(options), "uninstall", "Removes the service, also where its app is gone already.", &facts.package_uri, env);
+    let values = &mut uninstall.1;
+    if !options.has_account() {
+        // The keys that sign the removal lie on this host, for root alone.
+        values["job_user"] = Value::from("root");
+        values["job_constraints"] = json!([{ "attribute": "hostname", "operator": "LIKE", "value": exactly(&facts.home) }]);
+        return vec![init, uninstall];
+    }
+    if !facts.jobs_have_secrets {
+        return vec![init];
+    }
+    values["job_env"][login::CREDENTIAL_VARIABLE] = json!({ "secret": "service-account" });
+    values["job_secrets"] = json!({ "service-account": { "source": options.service.service_account_secret } });
+    vec![init, uninstall]
+}
+
+/// Where tasks fetch this program: from the controller.
+fn binary_uri(options: &Options, facts: &Facts) -> String {
+    format!("{}/artifact/{}/private-registry", controller_url(options), facts.binary_sha256)
 }
 
 /// Whether a stored document was made by this service, now or by an earlier controller of it.
@@ -229,7 +291,6 @@ pub fn scaled(pod: &Value, instances: u64, marathon: versions::Marathon) -> Valu
 
 fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
     let service = &options.service.name;
-    let url = controller_url(options);
     let mut vips = json!({ "VIP_0": options.vip.to_string() });
     if let Some((name, port)) = &options.named_vip {
         vips["VIP_1"] = Value::from(format!("/{name}:{port}"));
@@ -252,8 +313,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "pod_id": pod_id(options),
         "registry_id": registry_id(options),
         "binary_sha256": facts.binary_sha256,
-        "binary_uri": format!("{url}/artifact/{}/private-registry", facts.binary_sha256),
-        "controller_url": url,
+        "binary_uri": binary_uri(options, facts),
         "order_key": facts.order_key,
         "first_order": facts.first_order.variable,
         "enrolment_key": facts.enrolment_key.variable,
@@ -323,6 +383,9 @@ mod tests {
             order_key: "a2V5".into(),
             first_order,
             enrolment_key,
+            package_uri: "http://universe.example.com/private-registry".into(),
+            options: BTreeMap::from([("OPTION_SERVICE_NAME".to_string(), options.service.name.clone())]),
+            jobs_have_secrets: true,
         };
         render(&options, &facts).unwrap()
     }

@@ -71,6 +71,9 @@ enum Role {
     /// Order convergence, wait for it, and print a row per agent (the Metronome job)
     #[command(hide = true)]
     Init,
+    /// Order the removal, and do it where no controller is left (the Metronome job)
+    #[command(hide = true)]
+    Uninstall,
     /// Make this host trust the registry, and prove it (the pod on every agent)
     #[command(hide = true)]
     Node,
@@ -121,6 +124,7 @@ fn main() -> ExitCode {
         Role::Restore => restore(&name),
         Role::Controller => forever(async { controller::run(Setting::from_env()?).await }),
         Role::Init => forever(init::run()),
+        Role::Uninstall => forever(controller::uninstall()),
         Role::Node => forever(async { node::run(NodeConfig::from_env()?).await }),
         Role::Registry => forever(async { registry::run(RegistryConfig::from_env()?).await }),
     }

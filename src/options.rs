@@ -373,6 +373,11 @@ pub fn variable(section: &str, key: &str) -> String {
     format!("OPTION_{section}_{key}").to_ascii_uppercase()
 }
 
+/// Whether an environment variable carries an option.
+pub fn is_variable(name: &str) -> bool {
+    name.starts_with("OPTION_")
+}
+
 fn schema() -> Value {
     serde_json::from_str(CONFIG_SCHEMA).expect("config.json is part of the program and checked by a test")
 }

@@ -31,6 +31,8 @@ pub const SHRINK_AFTER: Duration = Duration::from_secs(3600);
 pub struct Observed {
     /// Which Marathon this is.
     pub marathon: versions::Marathon,
+    /// Which Metronome this is.
+    pub metronome: versions::Metronome,
     /// Registered agents.
     pub agents: Vec<Agent>,
     /// The node pod.
@@ -184,9 +186,9 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
     let found = [
         ("registry.name", own.clone(), observed.registry.as_ref().map(|app| &app.spec)),
         ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec)),
-        ("service.name", documents::init_job_id(options), observed.jobs.get(&documents::init_job_id(options)).map(|job| &job.spec)),
     ];
-    for (field, id, spec) in found {
+    let jobs = documents::job_ids(options).into_iter().map(|id| ("service.name", id.clone(), observed.jobs.get(&id).map(|job| &job.spec)));
+    for (field, id, spec) in found.into_iter().chain(jobs) {
         if spec.is_some_and(|spec| !documents::is_made_by(spec, options)) {
             let reason = format!("there is something called {id} already, which this service has not made");
             fault(field, id, reason, "Choose another name, or remove what has this one if nobody needs it.");
@@ -293,10 +295,10 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
 }
 
 fn plan_jobs(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
-    for (id, document) in &wanted.documents.jobs {
+    for (index, (id, document)) in wanted.documents.jobs.iter().enumerate() {
         match observed.jobs.get(id) {
             Some(job) if documents::same(&job.spec, document) => {
-                if job.active_runs.is_empty() && job.finished_runs == 0 {
+                if index == 0 && job.active_runs.is_empty() && job.finished_runs == 0 {
                     plan.actions.push(Action::StartRun { id: id.clone() });
                 }
             }
@@ -405,6 +407,9 @@ mod tests {
             order_key: String::new(),
             first_order: Published { variable: "{}".into(), secret: None },
             enrolment_key: Published { variable: "".into(), secret: None },
+            package_uri: "http://universe.example.com/private-registry".into(),
+            options: BTreeMap::new(),
+            jobs_have_secrets: true,
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
         Wanted { documents, trust, now: 0, leaf: None }
@@ -435,7 +440,8 @@ mod tests {
             [
                 "run the node on 2 agents: it does not run yet",
                 "run the registry: it does not run yet",
-                "create the job private-registry.init"
+                "create the job private-registry.init",
+                "create the job private-registry.uninstall"
             ]
         );
     }
@@ -473,12 +479,12 @@ mod tests {
     #[test]
     fn what_is_in_place_is_left_alone() {
         let wanted = wanted();
-        let job = Job { spec: wanted.documents.jobs[0].1.clone(), active_runs: vec![], finished_runs: 1 };
+        let job = |document: &Value| Job { spec: document.clone(), active_runs: vec![], finished_runs: 1 };
         let observed = Observed {
             agents: vec![agent("10.0.0.1")],
             pod: pod(&wanted, 1, &["10.0.0.1"]),
             registry: Some(App { spec: wanted.documents.registry.clone(), tasks: vec![] }),
-            jobs: [("private-registry.init".to_string(), job)].into(),
+            jobs: wanted.documents.jobs.iter().map(|(id, document)| (id.clone(), job(document))).collect(),
             ..Observed::default()
         };
         assert_eq!(converge(&wanted, &observed), Plan::default());

@@ -31,6 +31,12 @@ pub mod env {
     pub const ENROLMENT_KEY: &str = "PRIVATE_REGISTRY_ENROLMENT_KEY";
     /// [`RegistrySettings`](super::RegistrySettings) as JSON.
     pub const REGISTRY_SETTINGS: &str = "PRIVATE_REGISTRY_SETTINGS";
+    /// SHA-256 (hex) of this program.
+    pub const SHA256: &str = "PRIVATE_REGISTRY_SHA256";
+    /// Where this program was fetched from.
+    pub const URI: &str = "PRIVATE_REGISTRY_URI";
+    /// Id of the controller's app, for the job that removes what it has left.
+    pub const APP_ID: &str = "PRIVATE_REGISTRY_APP_ID";
     /// Base URL of the controller, for the job runs.
     pub const CONTROLLER_URL: &str = "PRIVATE_REGISTRY_CONTROLLER_URL";
 }

@@ -30,12 +30,13 @@ use crate::distribution::{Distribution, InDefinitions, InSecretStore};
 use crate::documents::{self, Facts, TemplateError};
 use crate::host_paths::HostRoot;
 use crate::names::{Host, HostPort};
-use crate::options::{Faults, Options};
+use crate::options::{self, Faults, Options};
 use crate::plan::{self, Action, Leaf, Observed, Plan, Wanted};
 use crate::protocol::{TrustBundle, env};
 pub use report::{AgentReport, OrderReport, Report};
 use state::{State, StateError};
 use store::Store;
+pub use uninstall::run_job as uninstall;
 
 /// Between two passes while something is still to be done: what is awaited is a task that starts or a node that proves.
 const EAGER: Duration = Duration::from_millis(500);
@@ -95,6 +96,26 @@ impl Setting {
     /// The task's own directory.
     fn sandbox(&self) -> PathBuf {
         self.vars.get("MESOS_SANDBOX").map(PathBuf::from).unwrap_or_default()
+    }
+
+    /// The variables that carry options.
+    fn options(&self) -> BTreeMap<String, String> {
+        self.vars.iter().filter(|(name, _)| options::is_variable(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    /// Reads the environment of the job that removes what a controller has left.
+    fn for_job() -> Result<Self, ControllerError> {
+        let vars: BTreeMap<String, String> = std::env::vars().collect();
+        let var = |name: &'static str| vars.get(name).cloned().ok_or(ControllerError::Environment(name));
+        Ok(Self {
+            host: var("HOST")?.parse().map_err(|_| ControllerError::Environment("HOST"))?,
+            port: 0,
+            app_id: var(env::APP_ID)?,
+            task_id: var("MESOS_TASK_ID")?,
+            registry_image: String::new(),
+            uninstall: true,
+            vars,
+        })
     }
 
     /// Reads the environment that Marathon gives an app's task.
@@ -224,7 +245,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
     };
     let cluster = enter(&setting, &options, &shared).await;
     if setting.uninstall {
-        return uninstall::run(&setting, &options, &cluster, &shared).await;
+        return uninstall::run(&setting, &options, &cluster, &shared, uninstall::Order::Cosmos).await;
     }
     tokio::spawn(watch_agents(cluster.mesos.clone(), shared.clone()));
     let controller = Controller {
@@ -283,6 +304,16 @@ pub(crate) fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
+/// How a pass has ended.
+enum Pass {
+    /// All is in place.
+    Done,
+    /// Something is still to be done or waited for.
+    Unfinished,
+    /// A run of the uninstall job is active.
+    Remove,
+}
+
 struct Controller {
     setting: Setting,
     options: Options,
@@ -304,8 +335,12 @@ impl Controller {
         let mut logged = String::new();
         loop {
             let pause = match self.pass().await {
-                Ok(true) => CALM,
-                Ok(false) => EAGER,
+                Ok(Pass::Done) => CALM,
+                Ok(Pass::Unfinished) => EAGER,
+                Ok(Pass::Remove) => {
+                    tracing::info!("a run of the uninstall job asks for the removal of the service");
+                    return uninstall::run(&self.setting, &self.options, &self.cluster, &self.shared, uninstall::Order::Job).await;
+                }
                 Err(ControllerError::Refused(faults)) => {
                     let text = faults.to_string();
                     if text != logged {
@@ -329,13 +364,15 @@ impl Controller {
         }
     }
 
-    /// One pass. True when all is in place.
-    async fn pass(&mut self) -> Result<bool, ControllerError> {
-        let jobs = [documents::init_job_id(&self.options)];
-        let mut observed = observe::cluster(&self.cluster, &self.options, &jobs).await?;
+    /// One pass.
+    async fn pass(&mut self) -> Result<Pass, ControllerError> {
+        let mut observed = observe::cluster(&self.cluster, &self.options).await?;
+        if observed.jobs.get(&documents::uninstall_job_id(&self.options)).is_some_and(|job| !job.active_runs.is_empty()) {
+            return Ok(Pass::Remove);
+        }
         plan::refuse(&self.options, &observed)?;
         if !self.at_home(&observed).await? || !self.reachable().await {
-            return Ok(false);
+            return Ok(Pass::Unfinished);
         }
         let registry_host = plan::registry_host(&observed, &self.options);
         let names = self.options.trusted_names(&registry_host);
@@ -360,20 +397,19 @@ impl Controller {
 
         let order_key = state.order_key();
         let first = first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
+        let (pod_id, registry_id) = (documents::pod_id(&self.options), documents::registry_id(&self.options));
+        let (distribution, enrolment_key) = (&self.distribution, state.enrolment_key().to_base64());
         let facts = Facts {
             registry_host,
             home: self.setting.host.clone(),
             binary_sha256: self.binary_sha256.clone(),
             registry_image: self.setting.registry_image.clone(),
             order_key,
-            first_order: self
-                .distribution
-                .publish(&documents::pod_id(&self.options), documents::FIRST_ORDER, &json!(first).to_string())
-                .await?,
-            enrolment_key: self
-                .distribution
-                .publish(&documents::registry_id(&self.options), documents::ENROLMENT_KEY, state.enrolment_key().to_base64().expose())
-                .await?,
+            package_uri: self.setting.vars.get(env::URI).cloned().unwrap_or_default(),
+            options: self.setting.options(),
+            jobs_have_secrets: observed.metronome.has_secrets(),
+            first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
+            enrolment_key: distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
         };
         let leaf = state.leaf(&bare).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
         let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf };
@@ -384,7 +420,7 @@ impl Controller {
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
         let done = report.converged && report.orders.iter().all(|order| order.fresh);
         self.shared.publish(report);
-        Ok(done)
+        Ok(if done { Pass::Done } else { Pass::Unfinished })
     }
 
     /// Where there is no secret store the controller belongs to the host that holds its state. Where no option names one, it pins its

@@ -19,12 +19,13 @@ use crate::protocol::{MAX_MESSAGE_BYTES, NodeStatus, RegistryStatus, SignedOrder
 const TASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Asks Mesos, Marathon and Metronome.
-pub(super) async fn cluster(cluster: &Cluster, options: &Options, jobs: &[String]) -> Result<Observed, ApiError> {
+pub(super) async fn cluster(cluster: &Cluster, options: &Options) -> Result<Observed, ApiError> {
     let pod_id = documents::pod_id(options);
     let registry_id = documents::registry_id(options);
     let own_id = format!("/{}", options.service.name);
-    let (marathon, agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
+    let (marathon, metronome, agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
         cluster.marathon.version(),
+        cluster.metronome.version(),
         cluster.mesos.agents(),
         cluster.marathon.pod(&pod_id),
         cluster.marathon.app(&registry_id),
@@ -32,11 +33,20 @@ pub(super) async fn cluster(cluster: &Cluster, options: &Options, jobs: &[String
         cluster.marathon.locked(),
         cluster.marathon.claims(),
     )?;
-    let mut observed =
-        Observed { marathon, agents, pod, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() };
-    for id in jobs {
-        if let Some(job) = cluster.metronome.job(id).await? {
-            observed.jobs.insert(id.clone(), job);
+    let mut observed = Observed {
+        marathon,
+        metronome,
+        agents,
+        pod,
+        registry,
+        own_app,
+        locked: locked.into_iter().collect(),
+        claims,
+        ..Observed::default()
+    };
+    for id in documents::job_ids(options) {
+        if let Some(job) = cluster.metronome.job(&id).await? {
+            observed.jobs.insert(id, job);
         }
     }
     Ok(observed)

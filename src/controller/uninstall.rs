@@ -1,6 +1,7 @@
 //! Takes everything back, in an order that a kill at any point does not spoil: registry, hosts, pod, jobs, own state.
 //!
-//! Each step looks at what is still there and acts on that, so a restarted controller goes on where things stand.
+//! Each step looks at what is still there and acts on that, so a restarted controller goes on where things stand. Where no
+//! controller is left, because its app was deleted behind Cosmos' back, the run of the job `….uninstall` takes the same steps.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,22 +9,106 @@ use std::time::{Duration, Instant};
 use super::serve::Shared;
 use super::state::State;
 use super::{Cluster, ControllerError, Report, Setting, observe, unix_now};
-use crate::dcos::chain;
+use crate::dcos::{Api, ApiError, chain};
 use crate::documents;
 use crate::host_paths::HostRoot;
 use crate::names::Host;
 use crate::options::Options;
 use crate::plan::Observed;
-use crate::protocol::{NodePhase, NodeStatus, OrderKind, RegistryPhase, SignedOrder};
+use crate::protocol::{NodePhase, NodeStatus, OrderKind, RegistryPhase, SignedOrder, env};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long Cosmos gets to delete the app before the controller does it itself. Cosmos asks every 10 s.
 const COSMOS_GRACE: Duration = Duration::from_secs(60);
 
+/// By whom the removal was ordered, and so who does the rest when hosts, pod and registry are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Cosmos deletes the controller's app; the controller deletes the jobs.
+    Cosmos,
+    /// A run of the job, which deletes the jobs; the controller deletes its own app.
+    Job,
+}
+
 /// Runs the removal and then waits for the end.
-pub(super) async fn run(setting: &Setting, options: &Options, cluster: &Cluster, shared: &Shared) -> Result<(), ControllerError> {
+pub(super) async fn run(
+    setting: &Setting,
+    options: &Options,
+    cluster: &Cluster,
+    shared: &Shared,
+    order: Order,
+) -> Result<(), ControllerError> {
     shared.removal(false);
+    remove(setting, options, cluster, shared).await;
+    match order {
+        Order::Cosmos => {
+            while let Err(error) = delete_jobs(options, cluster).await {
+                tracing::warn!(error = chain(&error), "the jobs are not deleted yet; trying again");
+                tokio::time::sleep(PAUSE).await;
+            }
+            forget(options, cluster).await?;
+            shared.removal(true);
+            tracing::info!("everything is removed; Cosmos may delete this app");
+            tokio::time::sleep(COSMOS_GRACE).await;
+            tracing::info!("Cosmos has not deleted this app, so it deletes itself");
+        }
+        Order::Job => {
+            forget(options, cluster).await?;
+            shared.removal(true);
+            tracing::info!("everything but the jobs is removed; this app deletes itself");
+        }
+    }
+    cluster.marathon.delete_app(&setting.app_id).await?;
+    std::future::pending().await
+}
+
+/// The run of the job `<service>.uninstall`. Its being there is the order; where a controller is, the run watches it.
+///
+/// # Errors
+/// Only what makes going on pointless.
+pub async fn run_job() -> Result<(), ControllerError> {
+    let setting = Setting::for_job()?;
+    let options = Options::for_removal(&setting.vars, &setting.app_id)?;
+    let shared = Shared::new(Vec::new(), String::new());
+    let cluster = super::enter(&setting, &options, &shared).await;
+    let controller = Api::new(cluster.http.clone(), setting.vars.get(env::CONTROLLER_URL).map_or("", String::as_str));
+    let mut last_line = String::new();
+    loop {
+        let line = match cluster.marathon.app(&setting.app_id).await {
+            Ok(None) => break,
+            Ok(Some(_)) => match controller.get::<Report>("/v1/status").await {
+                Ok(report) => report.summary,
+                Err(error) => format!("the controller does not answer: {}", chain(&error)),
+            },
+            Err(error) => chain(&error),
+        };
+        if line != last_line {
+            println!("{line}");
+            last_line = line;
+        }
+        tokio::time::sleep(PAUSE * 2).await;
+    }
+    println!("there is no controller; this run removes what is left");
+    remove(&setting, &options, &cluster, &shared).await;
+    forget(&options, &cluster).await?;
+    println!("everything is removed; this job deletes itself");
+    // With this job its run ends, too.
+    Ok(delete_jobs(&options, &cluster).await?)
+}
+
+/// Deletes the service's jobs, the one whose run this may be last.
+async fn delete_jobs(options: &Options, cluster: &Cluster) -> Result<(), ApiError> {
+    for id in documents::job_ids(options) {
+        if cluster.metronome.job(&id).await?.is_some_and(|job| documents::is_made_by(&job.spec, options)) {
+            cluster.metronome.delete_job(&id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes registry, hosts and pod back; returns when all that is done.
+async fn remove(setting: &Setting, options: &Options, cluster: &Cluster, shared: &Shared) {
     let deadline = Instant::now() + Duration::from_secs(options.uninstall.deadline_seconds);
     let mut orders = None;
     loop {
@@ -38,13 +123,6 @@ pub(super) async fn run(setting: &Setting, options: &Options, cluster: &Cluster,
         shared.beat();
         tokio::time::sleep(PAUSE).await;
     }
-    forget(options, cluster).await?;
-    shared.removal(true);
-    tracing::info!("everything is removed; Cosmos may delete this app");
-    tokio::time::sleep(COSMOS_GRACE).await;
-    tracing::info!("Cosmos has not deleted this app, so it deletes itself");
-    cluster.marathon.delete_app(&setting.app_id).await?;
-    std::future::pending().await
 }
 
 /// Removes keys, record, and what tasks read in the secret store.
@@ -74,12 +152,15 @@ async fn step(
     deadline: Instant,
     orders: &mut Option<Orders>,
 ) -> Result<bool, ControllerError> {
-    let job = documents::init_job_id(options);
-    let mut observed = observe::cluster(cluster, options, std::slice::from_ref(&job)).await?;
+    let mut observed = observe::cluster(cluster, options).await?;
     leave_alone_what_is_not_ours(options, &mut observed);
     observe::tasks(cluster, options, &mut observed).await;
     if observed.own_app.as_ref().is_some_and(|own| !own.tasks.is_empty() && !own.tasks.iter().any(|task| task.id == setting.task_id)) {
         return Err(ControllerError::NotCurrent(setting.app_id.clone()));
+    }
+    let pod_id = documents::pod_id(options);
+    if observed.registry.is_none() && observed.pod.is_none() {
+        return Ok(!observed.locked.contains(&pod_id) && !observed.locked.contains(&documents::registry_id(options)));
     }
     let orders = match orders {
         Some(orders) => orders,
@@ -89,26 +170,13 @@ async fn step(
     if observed.registry.is_some() {
         return registry(options, cluster, shared, &observed, &orders.retire, late).await;
     }
-    if observed.pod.is_some() {
-        return hosts(options, cluster, shared, &observed, orders, late).await;
-    }
-    let pod_id = documents::pod_id(options);
-    if observed.locked.contains(&pod_id) || observed.locked.contains(&documents::registry_id(options)) {
-        return Ok(false);
-    }
-    if observed.jobs.contains_key(&job) {
-        shared.acted(format!("delete the job {job}"));
-        cluster.metronome.delete_job(&job).await?;
-        return Ok(false);
-    }
-    Ok(true)
+    hosts(options, cluster, shared, &observed, orders, late).await
 }
 
 /// A service that was refused because a name was taken must not take that with it when it goes.
 fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
     observed.registry.take_if(|app| !documents::is_made_by(&app.spec, options));
     observed.pod.take_if(|pod| !documents::is_made_by(&pod.spec, options));
-    observed.jobs.retain(|_, job| documents::is_made_by(&job.spec, options));
 }
 
 async fn sign(setting: &Setting, options: &Options, cluster: &Cluster) -> Result<Orders, ControllerError> {

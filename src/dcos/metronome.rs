@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::marathon::absent_is_none;
-use super::{Api, ApiError};
+use super::{Api, ApiError, versions};
 
 /// Client of Metronome.
 #[derive(Debug, Clone)]
@@ -35,6 +35,16 @@ impl Metronome {
             active_runs: embedded.active_runs.into_iter().map(|run| run.id).collect(),
             finished_runs: embedded.history.map_or(0, |h| h.success_count + h.failure_count),
         }))
+    }
+
+    /// Which Metronome this is. A version that cannot be read counts as a recent one.
+    ///
+    /// # Errors
+    /// When Metronome does not answer.
+    pub async fn version(&self) -> Result<versions::Metronome, ApiError> {
+        let info: Value = self.0.get("/info").await?;
+        let version = info["version"].as_str().and_then(|text| text.parse().ok());
+        Ok(version.map_or_else(versions::Metronome::default, |version| versions::Metronome { version }))
     }
 
     /// Creates a job, or replaces it when `exists`.

@@ -1,4 +1,4 @@
-//! What depends on the version of Marathon: one table.
+//! What depends on the versions of Marathon and Metronome: one table.
 //!
 //! DC/OS 1.9 has Marathon 1.4, 1.10 has 1.5, 1.11 has 1.6, 1.12 has 1.7, 1.13 has 1.8, 2.0 to 2.2 have 1.9 to 1.11.
 
@@ -54,6 +54,29 @@ pub const NEWEST_SEEN: Version = Version(1, 11, 24);
 
 /// First version with pods.
 const PODS: Version = Version(1, 4, 0);
+
+/// First Metronome that hands secrets to jobs (its jobspec.schema.json; absent from 0.3.6, 0.4.0 and 0.4.1).
+const JOB_SECRETS: Version = Version(0, 4, 2);
+
+/// What a Metronome can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metronome {
+    /// Its version.
+    pub version: Version,
+}
+
+impl Default for Metronome {
+    fn default() -> Self {
+        Self { version: Version(0, 6, 70) }
+    }
+}
+
+impl Metronome {
+    /// Whether a job's run may use secrets; older ones refuse the word.
+    pub fn has_secrets(&self) -> bool {
+        self.version >= JOB_SECRETS
+    }
+}
 
 impl Default for Marathon {
     fn default() -> Self {
