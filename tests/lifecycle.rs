@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use support::{ADMIN, Cluster};
+use support::{ADMIN, Cluster, Picture};
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";
@@ -49,17 +49,43 @@ fn updates_a_lost_controller_and_a_second_instance_disturb_nothing() {
     a_second_instance_in_a_group_lives_beside_and_leaves_the_first_one_alone(&cluster);
 
     cluster.uninstall();
-    for (agent, before) in &before {
-        let mut after = cluster.picture(agent);
-        after.retain(|path, _| !path.starts_with("data"));
-        let mut before = before.clone();
-        before.retain(|path, _| !path.starts_with("data"));
+    every_agent_is_as_it_was(&cluster, &before);
+    what_an_app_deleted_behind_cosmos_leaves_is_removed_by_the_job(&cluster, &options);
+    every_agent_is_as_it_was(&cluster, &before);
+    the_job_removes_a_service_with_its_controller(&cluster, &options);
+    every_agent_is_as_it_was(&cluster, &before);
+    a_reinstallation_finds_the_images_and_can_be_told_to_take_them_along_in_the_end(&cluster, &options);
+    cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// But for the images, which an uninstall keeps.
+fn every_agent_is_as_it_was(cluster: &Cluster, before: &BTreeMap<String, Picture>) {
+    for (agent, before) in before {
+        let without_images = |picture: &Picture| picture.clone().into_iter().filter(|(path, _)| !path.starts_with("data")).collect();
+        let (before, after): (Picture, Picture) = (without_images(before), without_images(&cluster.picture(agent)));
         let changed: Vec<_> = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
         assert!(changed.is_empty(), "{agent}: {changed:?}");
         assert_eq!(cluster.sysctl(agent), "0", "{agent}");
     }
-    a_reinstallation_finds_the_images_and_can_be_told_to_take_them_along_in_the_end(&cluster, &options);
-    cluster.assert_servers_answered_as_the_real_ones();
+}
+
+fn nothing_is_left(cluster: &Cluster) -> bool {
+    cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm()
+}
+
+fn what_an_app_deleted_behind_cosmos_leaves_is_removed_by_the_job(cluster: &Cluster, options: &Value) {
+    cluster.install_and_wait(options);
+    assert_eq!(cluster.marathon("DELETE", "/apps/private-registry", &Value::Null).0, 200);
+    cluster.wait("its end", 30, || cluster.status().is_none() && cluster.is_calm());
+    cluster.dcos_ok(&["job", "run", "private-registry.uninstall"]);
+    cluster.wait("the end of what it left", 90, || nothing_is_left(cluster));
+}
+
+fn the_job_removes_a_service_with_its_controller(cluster: &Cluster, options: &Value) {
+    cluster.install_and_wait(options);
+    cluster.dcos_ok(&["job", "run", "private-registry.uninstall"]);
+    cluster.wait("the end of the service", 90, || nothing_is_left(cluster));
+    assert_eq!(cluster.dcos_ok(&["package", "list", "--json"]).trim(), "[]");
 }
 
 fn a_further_name_is_spread_without_replacing_anything(cluster: &Cluster) {
