@@ -91,17 +91,37 @@ impl Authority {
             return Err(AuthorityError::NoNames);
         }
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, ca_common_name(service, generation)?);
-        params.serial_number = Some(random_serial()?);
-        params.not_before = moment(now_unix - CLOCK_SKEW)?;
-        params.not_after = moment(now_unix + i64::from(lifetime_days) * DAY)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.custom_extensions = vec![name_constraints(&hosts)];
+        let not_after = now_unix + i64::from(lifetime_days) * DAY;
+        // One CA may stand below: the link of a successor.
+        let params = ca_params(&ca_common_name(service, generation)?, &hosts, now_unix - CLOCK_SKEW, not_after, 1)?;
         let certificate = Certificate::from_der(params.self_signed(&key)?.der().to_vec())?;
         Ok(Self { certificate, key })
+    }
+
+    /// A certificate of `next`, its successor, signed by this CA: PEM. Served behind a leaf of `next` it lets clients verify that leaf
+    /// who know this CA only, because they were away while `next` was made known.
+    ///
+    /// `names` are those of `next`. The link ends with whichever of the two ends first.
+    pub fn link(&self, next: &Self, names: &[HostPort], now_unix: i64) -> Result<String, AuthorityError> {
+        let not_after = self.certificate.not_after().min(next.certificate.not_after());
+        if not_after <= now_unix {
+            return Err(AuthorityError::Expired);
+        }
+        let (_, parsed) = X509Certificate::from_der(next.certificate.der()).map_err(|_| CertificateError::NotX509)?;
+        let common_name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default();
+        let not_before = (now_unix - CLOCK_SKEW).max(self.certificate.not_before());
+        let mut params = ca_params(common_name, &distinct_hosts(names), not_before, not_after, 0)?;
+        params.use_authority_key_identifier_extension = true;
+        let issuer = Issuer::from_ca_cert_der(&self.certificate.der().into(), &self.key)?;
+        Ok(Certificate::from_der(params.signed_by(&next.key, &issuer)?.der().to_vec())?.pem())
+    }
+
+    /// Whether a leaf of this CA may have all these names.
+    ///
+    /// # Errors
+    /// When the CA's own certificate cannot be read.
+    pub fn covers(&self, names: &[HostPort]) -> Result<bool, AuthorityError> {
+        Ok(self.first_uncovered(&distinct_hosts(names))?.is_none())
     }
 
     /// Reads what [`certificate`](Self::certificate) and [`key_pem`](Self::key_pem) gave.
@@ -176,6 +196,20 @@ impl Authority {
         let leaf = Certificate::from_der(params.signed_by(&public_key, &issuer)?.der().to_vec())?;
         Ok(leaf.pem() + &self.certificate.pem())
     }
+}
+
+/// `below`: how many CAs may stand between this one and a leaf.
+fn ca_params(common_name: &str, hosts: &[Host], not_before: i64, not_after: i64, below: u8) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.serial_number = Some(random_serial()?);
+    params.not_before = moment(not_before)?;
+    params.not_after = moment(not_after)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.custom_extensions = vec![name_constraints(hosts)];
+    Ok(params)
 }
 
 fn distinct_hosts(names: &[HostPort]) -> Vec<Host> {
@@ -354,6 +388,26 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_knows_only_the_old_ca_accepts_the_new_one_by_its_link_and_one_that_knows_only_the_new_one_as_well() {
+        let old = authority();
+        let new = Authority::create("private-registry", 2, &names(&NAMES), now(), 3650).unwrap();
+        let link = old.link(&new, &names(&NAMES), now()).unwrap();
+        let signed = new.sign_leaf(&csr(), &names(&NAMES), now(), 365).unwrap();
+        let leaf = Certificate::parse_bundle(&signed).unwrap().swap_remove(0).pem();
+        let served = leaf.clone() + &link;
+        for known in [&old, &new] {
+            // openssl verify reads only the first certificate of a file; what is served besides is given apart.
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("link.pem"), &link).unwrap();
+            let path = dir.path().join("link.pem").display().to_string();
+            openssl_verify(known, &leaf, &["-untrusted", &path, "-verify_ip", "192.168.0.1"]).unwrap();
+            rustls_verify(known, &served, "192.168.0.1").unwrap();
+            rustls_verify(known, &served, "registry.marathon.mesos").unwrap();
+        }
+        assert!(rustls_verify(&old, &signed, "192.168.0.1").is_err(), "without the link");
+    }
+
+    #[test]
     fn clients_refuse_what_the_constraints_exclude_even_when_the_ca_has_signed_it() {
         let sets: [&[&str]; 3] = [&NAMES, &["192.168.0.1:443"], &["registry.marathon.mesos:443"]];
         for set in sets {
@@ -389,7 +443,7 @@ mod tests {
             "X509v3 Name Constraints: \n",
             "DNS:registry.marathon.mesos",
             "IP:192.168.0.1/255.255.255.255",
-            "CA:TRUE, pathlen:0",
+            "CA:TRUE, pathlen:1",
             "Certificate Sign, CRL Sign",
         ] {
             assert!(text.contains(expected), "{expected:?} is missing in {text}");

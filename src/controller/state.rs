@@ -4,6 +4,7 @@
 //! the controller, so a kill at any point never makes a version number come twice.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use crate::certificates::{
 use crate::dcos::ApiError;
 use crate::names::{Host, HostPort};
 use crate::node::files::FileError;
-use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle};
+use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
 use crate::secret::Secret;
 
 use super::store::{Entry, Store};
@@ -38,6 +39,8 @@ pub enum StateError {
     EnrolmentKey(#[from] EnrolmentKeyError),
     #[error("the registry's certificate request is not from our registry: its authentication code is wrong")]
     ForeignRequest,
+    #[error("the CA's key is lost, so nothing can be signed until its successor is known everywhere")]
+    KeyLost,
 }
 
 impl From<FileError> for StateError {
@@ -51,12 +54,24 @@ impl From<FileError> for StateError {
 struct Record {
     /// Version of the last order of any kind.
     version: u64,
-    /// Generation of the CA.
+    /// Generation of the newest CA.
     generation: u32,
-    /// Names that the CA is constrained to.
+    /// Certificate of the CA that signs, PEM: known even when its key is lost.
+    #[serde(default)]
+    signing: Option<String>,
+    /// Names that the newest CA is constrained to.
     ca_names: Vec<HostPort>,
+    /// The signing CA's certificate by its predecessor, PEM.
+    #[serde(default)]
+    link: Option<String>,
     /// Earlier CA certificates that are still to be trusted.
     earlier: Vec<String>,
+    /// The rotation under way.
+    #[serde(default)]
+    rotation: Option<Rotation>,
+    /// The run of the job that the last rotation was made for.
+    #[serde(default)]
+    rotated_for: Option<String>,
     /// The trust order in force.
     trust: Option<(TrustBundle, SignedOrder)>,
     /// The registry's certificate in force.
@@ -64,6 +79,54 @@ struct Record {
     /// Agents that a node has run on: they have files of ours.
     #[serde(default)]
     covered: BTreeSet<Host>,
+}
+
+/// A change from one CA to the next. At every moment all that is served is trusted by every agent that answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// How far it is.
+    pub stage: Stage,
+    /// Why.
+    pub reason: Reason,
+    /// Unix time at which this stage began.
+    pub since: i64,
+    /// The next CA's certificate by the present one; none where the present one's key is lost.
+    link: Option<String>,
+}
+
+/// See [`Rotation`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// The next CA is made known beside the present one, which still signs.
+    Published,
+    /// The next CA signs; the earlier one is still trusted.
+    Switched,
+}
+
+/// Why a CA is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// It has reached two thirds of its life.
+    Age,
+    /// Its key is lost.
+    LostKey,
+    /// It may not speak for the names that the options ask for.
+    Names,
+    /// A run of the job `….rotate`.
+    Order,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Age => "the CA has reached two thirds of its life",
+            Self::LostKey => "the CA's key is lost",
+            Self::Names => "the CA may not speak for all names",
+            Self::Order => "a run of the job asks for it",
+        })
+    }
 }
 
 /// The certificate that was signed last.
@@ -90,7 +153,12 @@ pub struct State {
     store: Store,
     signer: OrderSigner,
     enrolment: EnrolmentKey,
-    authority: Authority,
+    /// Certificate of the CA that signs.
+    signing: Certificate,
+    /// That CA, unless its key is lost.
+    authority: Option<Authority>,
+    /// The CA that is made known beside it.
+    next: Option<Authority>,
     record: Record,
 }
 
@@ -123,31 +191,50 @@ impl State {
                 key
             }
         };
-        let present = match store.read(Entry::Ca).await? {
-            Some(text) => {
-                Some(parse_ca(text.expose()).ok_or_else(|| damaged(Entry::Ca, "it does not hold a certificate and a key".into()))??)
-            }
-            None => None,
-        };
-        let mut covered = record.ca_names.clone();
-        let uncovered: Vec<_> = names.iter().filter(|name| !covered.iter().any(|c| c.host == name.host)).cloned().collect();
-        let authority = match present {
-            Some(authority) if uncovered.is_empty() => authority,
-            earlier => {
-                // The new CA may speak for the earlier names too, so that nothing breaks while nodes take the new bundle.
-                covered.extend(uncovered);
-                let authority = Authority::create(store.service(), record.generation + 1, &covered, now, ca_days)?;
+        let mut authority = read_authority(&store, Entry::Ca).await?;
+        let mut next = read_authority(&store, Entry::NextCa).await?;
+        let signs = |ca: &Authority| record.signing.as_ref().is_none_or(|pem| *pem == ca.certificate().pem());
+        if next.as_ref().is_some_and(|next| record.signing.is_some() && signs(next)) {
+            // The controller was killed in the middle of a switch, which the record says has taken place.
+            authority = next.take();
+        } else if authority.as_ref().is_some_and(|authority| !signs(authority)) {
+            return Err(damaged(Entry::Ca, "it is not the CA that the record names".into()));
+        }
+        let published = |record: &Record| record.rotation.as_ref().is_some_and(|rotation| rotation.stage == Stage::Published);
+        // Killed while a rotation was begun or given up: it has not taken place.
+        match (&next, published(&record)) {
+            (Some(_), false) => next = None,
+            (None, true) => record.rotation = None,
+            _ => {}
+        }
+        let signing = match (&authority, &record.signing) {
+            (Some(authority), _) => authority.certificate().clone(),
+            (None, Some(pem)) => Certificate::parse_pem(pem)?,
+            (None, None) => {
                 record.generation += 1;
-                record.ca_names = covered;
-                record.earlier.extend(earlier.map(|ca| ca.certificate().pem()));
-                let both = Secret::new(authority.certificate().pem() + authority.key_pem().expose());
-                store.write(Entry::Ca, &both).await?;
-                authority
+                record.ca_names = names.to_vec();
+                let first = Authority::create(store.service(), record.generation, names, now, ca_days)?;
+                store.write(Entry::Ca, &certificate_and_key(&first)).await?;
+                authority.insert(first).certificate().clone()
             }
         };
-        let state = Self { store, signer, enrolment, authority, record };
+        record.signing = Some(signing.pem());
+        let state = Self { store, signer, enrolment, signing, authority, next, record };
         state.save().await?;
+        state.tidy().await?;
         Ok(state)
+    }
+
+    /// Completes on the store what the record says: the CA that signs lies in its place, and a next one only during a rotation.
+    async fn tidy(&self) -> Result<(), StateError> {
+        if let Some(authority) = &self.authority {
+            let stored = self.store.read(Entry::Ca).await?;
+            let wanted = certificate_and_key(authority);
+            if stored.as_ref() != Some(&wanted) {
+                self.store.write(Entry::Ca, &wanted).await?;
+            }
+        }
+        if self.next.is_none() { self.store.remove(Entry::NextCa).await } else { Ok(()) }
     }
 
     /// Remembers agents that have files of ours, so that an uninstall can name those that are away by then.
@@ -175,19 +262,143 @@ impl State {
         &self.enrolment
     }
 
-    /// The CA's certificate.
+    /// Certificate of the CA that signs.
     pub fn ca(&self) -> &Certificate {
-        self.authority.certificate()
+        &self.signing
+    }
+
+    /// The rotation under way.
+    pub fn rotation(&self) -> Option<&Rotation> {
+        self.record.rotation.as_ref()
     }
 
     /// CA certificates that everybody should trust, newest first, PEM.
     pub fn trusted_certificates(&self) -> Vec<String> {
-        std::iter::once(self.ca().pem()).chain(self.record.earlier.iter().rev().cloned()).collect()
+        let next = self.next.iter().map(|next| next.certificate().pem());
+        next.chain([self.signing.pem()]).chain(self.record.earlier.iter().rev().cloned()).collect()
+    }
+
+    /// Whether the CA that signs may speak for all these names. Without its key nothing can be said, and nothing signed.
+    ///
+    /// # Errors
+    /// When its certificate cannot be read.
+    pub fn speaks_for(&self, names: &[HostPort]) -> Result<bool, StateError> {
+        Ok(match &self.authority {
+            Some(authority) => authority.covers(names)?,
+            None => self.record.leaf.as_ref().is_some_and(|leaf| leaf.names == names),
+        })
+    }
+
+    /// The names that nodes trust now.
+    pub fn trusted_names(&self) -> Option<Vec<TrustedName>> {
+        self.record.trust.as_ref().map(|(bundle, _)| bundle.names.clone())
+    }
+
+    /// Why the CA is to be replaced, if it is. `run` is the active run of the job that orders it.
+    ///
+    /// # Errors
+    /// When its certificate cannot be read.
+    pub fn rotation_due(&self, names: &[HostPort], run: Option<&str>, now: i64) -> Result<Option<Reason>, StateError> {
+        if let Some(rotation) = self.rotation() {
+            // One that was begun for other names is begun anew; what a run asks for after the switch comes after this rotation.
+            let suits = match &self.next {
+                Some(next) => next.covers(names)?,
+                None => true,
+            };
+            return Ok((rotation.stage == Stage::Published && !suits).then_some(Reason::Names));
+        }
+        let life = self.signing.not_after() - self.signing.not_before();
+        Ok(match () {
+            () if self.authority.is_none() => Some(Reason::LostKey),
+            () if !self.speaks_for(names)? => Some(Reason::Names),
+            () if now >= self.signing.not_after() - life / 3 => Some(Reason::Age),
+            () if run.is_some() && run != self.record.rotated_for.as_deref() => Some(Reason::Order),
+            () => None,
+        })
+    }
+
+    /// Whether the rotation under way has lost its reason: the names that it was begun for are not asked for any more.
+    ///
+    /// # Errors
+    /// When the CA's certificate cannot be read.
+    pub fn rotation_is_void(&self, names: &[HostPort]) -> Result<bool, StateError> {
+        let published = self.rotation().is_some_and(|rotation| rotation.stage == Stage::Published && rotation.reason == Reason::Names);
+        Ok(published && self.speaks_for(names)?)
+    }
+
+    /// Begins a rotation: makes the next CA, to be made known beside the present one.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn begin_rotation(
+        &mut self,
+        reason: Reason,
+        names: &[HostPort],
+        run: Option<&str>,
+        ca_days: u32,
+        now: i64,
+    ) -> Result<(), StateError> {
+        self.record.generation += 1;
+        // For the earlier names too, so that it can also take over where those stay in use for a while.
+        let mut all = names.to_vec();
+        all.extend(self.trusted_names().into_iter().flatten().map(|trusted| trusted.name).filter(|name| !names.contains(name)));
+        let next = Authority::create(self.store.service(), self.record.generation, &all, now, ca_days)?;
+        let link = match &self.authority {
+            Some(authority) => Some(authority.link(&next, &all, now)?),
+            None => None,
+        };
+        // The key first: a next CA without its record is dropped by the next start, a record without its CA likewise.
+        self.record.ca_names = all;
+        self.record.rotation = Some(Rotation { stage: Stage::Published, reason, since: now, link });
+        self.record.rotated_for = run.map(String::from).or(self.record.rotated_for.take());
+        self.store.write(Entry::NextCa, &certificate_and_key(&next)).await?;
+        self.next = Some(next);
+        self.save().await
+    }
+
+    /// Gives a rotation up before its switch.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn drop_rotation(&mut self) -> Result<(), StateError> {
+        self.record.rotation = None;
+        self.next = None;
+        self.save().await?;
+        self.store.remove(Entry::NextCa).await
+    }
+
+    /// The next CA signs from now on. Does nothing when none has been made known.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn switch(&mut self, now: i64) -> Result<(), StateError> {
+        let (Some(rotation), Some(next)) = (&mut self.record.rotation, self.next.take()) else { return Ok(()) };
+        (rotation.stage, rotation.since) = (Stage::Switched, now);
+        self.record.link = rotation.link.take();
+        self.record.earlier.push(self.signing.pem());
+        self.signing = next.certificate().clone();
+        self.record.signing = Some(self.signing.pem());
+        self.authority = Some(next);
+        // The record decides; a kill after this line is completed by the next start.
+        self.save().await?;
+        self.tidy().await
+    }
+
+    /// Ends a rotation: earlier CAs are trusted no more. The link is served until it ends, for agents that were away.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn retire_earlier(&mut self) -> Result<(), StateError> {
+        self.record.earlier.clear();
+        self.record.rotation = None;
+        self.save().await
     }
 
     /// The certificate in force, unless the names or the CA have changed since.
     pub fn leaf(&self, names: &[HostPort]) -> Option<&LeafRecord> {
-        self.record.leaf.as_ref().filter(|leaf| leaf.names == names && leaf.ca == self.ca().fingerprint())
+        // Where the key is lost, the last one is the best there is.
+        let from_ca = |leaf: &LeafRecord| self.authority.is_none() || leaf.ca == self.signing.fingerprint();
+        self.record.leaf.as_ref().filter(|leaf| leaf.names == names && from_ca(leaf))
     }
 
     /// The order to trust `bundle`: the one in force if it says the same, else a new one.
@@ -219,8 +430,9 @@ impl State {
         leaf_days: u32,
     ) -> Result<SignedOrder, StateError> {
         let request = status.request.as_ref().filter(|r| self.enrolment.verify(&r.csr, &r.mac)).ok_or(StateError::ForeignRequest)?;
-        let chain = self.authority.sign_leaf(&request.csr, names, now, leaf_days)?;
-        let leaf = Certificate::parse_bundle(&chain)?.swap_remove(0);
+        let authority = self.authority.as_ref().ok_or(StateError::KeyLost)?;
+        let signed = authority.sign_leaf(&request.csr, names, now, leaf_days)?;
+        let leaf = Certificate::parse_bundle(&signed)?.swap_remove(0);
         let key = crate::digest::sha256_hex(leaf.public_key_spki_der());
         if let Some(present) = self.leaf(names)
             && present.key == key
@@ -228,6 +440,10 @@ impl State {
         {
             return Ok(present.order.clone());
         }
+        let chain = match self.link(now)? {
+            Some(link) => leaf.pem() + &link,
+            None => signed,
+        };
         let order = self.order(OrderKind::Certificate { chain }).await?;
         self.record.leaf = Some(LeafRecord {
             fingerprint: leaf.fingerprint(),
@@ -235,11 +451,17 @@ impl State {
             renew_at: now + (leaf.not_after() - now) * 2 / 3,
             key,
             names: names.to_vec(),
-            ca: self.ca().fingerprint(),
+            ca: self.signing.fingerprint(),
             order: order.clone(),
         });
         self.save().await?;
         Ok(order)
+    }
+
+    /// What is served behind a leaf in place of the CA itself, as long as it is valid.
+    fn link(&self, now: i64) -> Result<Option<String>, StateError> {
+        let Some(pem) = &self.record.link else { return Ok(None) };
+        Ok((Certificate::parse_pem(pem)?.not_after() > now).then(|| pem.clone()))
     }
 
     /// Signs an order of the next version.
@@ -258,10 +480,17 @@ impl State {
     }
 }
 
-fn parse_ca(text: &str) -> Option<Result<Authority, AuthorityError>> {
-    let key_at = text.find("-----BEGIN PRIVATE KEY-----")?;
-    let (certificate, key) = text.split_at(key_at);
-    Some(Authority::from_pem(certificate, &Secret::new(key.to_string())))
+/// Certificate and key in one text.
+fn certificate_and_key(authority: &Authority) -> Secret<String> {
+    Secret::new(authority.certificate().pem() + authority.key_pem().expose())
+}
+
+async fn read_authority(store: &Store, entry: Entry) -> Result<Option<Authority>, StateError> {
+    let Some(text) = store.read(entry).await? else { return Ok(None) };
+    let damaged = || StateError::Damaged(store.place(entry), "it does not hold a certificate and a key".into());
+    let key_at = text.expose().find("-----BEGIN PRIVATE KEY-----").ok_or_else(damaged)?;
+    let (certificate, key) = text.expose().split_at(key_at);
+    Ok(Some(Authority::from_pem(certificate, &Secret::new(key.to_string()))?))
 }
 
 #[cfg(test)]
@@ -360,14 +589,116 @@ mod tests {
         assert!(matches!(refused, Err(StateError::ForeignRequest)), "{refused:?}");
     }
 
+    async fn begin(state: &mut State, reason: Reason, names_: &str) {
+        state.begin_rotation(reason, &names(names_), None, 365, NOW).await.unwrap();
+    }
+
+    const ONE: &str = "192.168.0.1:443";
+    const TWO: &str = "192.168.0.1:443 registry.example.com:5000";
+
     #[tokio::test]
-    async fn a_new_name_makes_a_new_ca_beside_the_old_one() {
+    async fn a_rotation_keeps_the_old_ca_trusted_until_its_end_and_signs_with_the_new_one_only_after_the_switch() {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::at(dir.path());
-        let old = open(&root, "192.168.0.1:443").await.ca().pem();
-        let state = open(&root, "192.168.0.1:443 registry.example.com:5000").await;
-        assert_eq!(state.trusted_certificates().len(), 2);
+        let mut state = open(&root, ONE).await;
+        let status = status(&state, &RegistryKey::generate().unwrap());
+        let old = state.ca().pem();
+        assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), None);
+        assert_eq!(state.rotation_due(&names(TWO), None, NOW).unwrap(), Some(Reason::Names));
+        begin(&mut state, Reason::Names, TWO).await;
+        let published = state.trusted_certificates();
+        assert_eq!((published.len(), &published[1]), (2, &old));
+        let first = state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
+        assert!(state.certify(&status, &names(TWO), NOW, 90).await.is_err(), "the old CA may not speak for the new name");
+
+        state.switch(NOW).await.unwrap();
+        assert_eq!(state.trusted_certificates(), published, "the switch changes nothing of what is trusted");
+        assert!(state.speaks_for(&names(TWO)).unwrap());
+        let second = state.certify(&status, &names(TWO), NOW, 90).await.unwrap();
+        assert_ne!(first, second);
+        state.retire_earlier().await.unwrap();
+        assert_eq!(state.trusted_certificates(), published[..1]);
+        assert_eq!(state.rotation_due(&names(TWO), None, NOW).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_rotation_goes_on_after_a_kill_at_every_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let mut state = open(&root, ONE).await;
+        let folder = root.controller_state("private-registry");
+        let (old_ca, alone) = (std::fs::read(folder.join("ca.pem")).unwrap(), state.trusted_certificates());
+        begin(&mut state, Reason::Order, ONE).await;
+        let published = state.trusted_certificates();
+        // The key was written, the record not yet.
+        let record = std::fs::read(folder.join("state.json")).unwrap();
+        let mut before: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        before["rotation"] = serde_json::Value::Null;
+        std::fs::write(folder.join("state.json"), before.to_string()).unwrap();
+        let next_ca = std::fs::read(folder.join("next-ca.pem")).unwrap();
+        assert_eq!(open(&root, ONE).await.trusted_certificates(), alone);
+        assert!(!folder.join("next-ca.pem").exists());
+        std::fs::write(folder.join("state.json"), &record).unwrap();
+        std::fs::write(folder.join("next-ca.pem"), &next_ca).unwrap();
+
+        let mut state = open(&root, ONE).await;
+        assert_eq!((state.trusted_certificates(), state.rotation().unwrap().stage), (published.clone(), Stage::Published));
+        state.switch(NOW).await.unwrap();
+        // As a kill right after the record was written leaves it: the new CA not yet in its place.
+        std::fs::write(folder.join("next-ca.pem"), &next_ca).unwrap();
+        std::fs::write(folder.join("ca.pem"), &old_ca).unwrap();
+        let mut state = open(&root, ONE).await;
+        assert_eq!((state.trusted_certificates(), state.rotation().unwrap().stage), (published.clone(), Stage::Switched));
+        assert_eq!(std::fs::read(folder.join("ca.pem")).unwrap(), next_ca);
+        assert!(!folder.join("next-ca.pem").exists());
+        state.retire_earlier().await.unwrap();
+        assert_eq!(open(&root, ONE).await.trusted_certificates(), published[..1]);
+    }
+
+    #[tokio::test]
+    async fn a_rotation_for_a_name_that_is_taken_back_is_dropped_and_one_for_a_further_name_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let mut state = open(&root, ONE).await;
+        let old = state.trusted_certificates();
+        begin(&mut state, Reason::Names, TWO).await;
+        assert!(!state.rotation_is_void(&names(TWO)).unwrap());
+        assert_eq!(state.rotation_due(&names("third.example.com:443"), None, NOW).unwrap(), Some(Reason::Names));
+        assert!(state.rotation_is_void(&names(ONE)).unwrap());
+        state.drop_rotation().await.unwrap();
+        assert_eq!(open(&root, ONE).await.trusted_certificates(), old);
+    }
+
+    #[tokio::test]
+    async fn a_lost_ca_key_is_a_rotation_in_which_the_old_certificate_stays_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let mut state = open(&root, ONE).await;
+        let status = status(&state, &RegistryKey::generate().unwrap());
+        state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
+        let (leaf, old) = (state.leaf(&names(ONE)).unwrap().fingerprint.clone(), state.ca().pem());
+        std::fs::remove_file(root.controller_state("private-registry").join("ca.pem")).unwrap();
+        let mut state = open(&root, ONE).await;
+        assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), Some(Reason::LostKey));
+        begin(&mut state, Reason::LostKey, ONE).await;
         assert_eq!(state.trusted_certificates()[1], old);
+        assert_eq!(state.leaf(&names(ONE)).map(|l| l.fingerprint.clone()), Some(leaf));
+        assert!(matches!(state.certify(&status, &names(ONE), NOW, 90).await, Err(StateError::KeyLost)));
+        state.switch(NOW).await.unwrap();
+        state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_rotation_is_due_by_age_and_once_for_each_run_of_the_job() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = open(&HostRoot::at(dir.path()), ONE).await;
+        let due = |state: &State, run, days: i64| state.rotation_due(&names(ONE), run, NOW + days * 86_400).unwrap();
+        assert_eq!((due(&state, None, 240), due(&state, None, 250)), (None, Some(Reason::Age)));
+        assert_eq!(due(&state, Some("run-1"), 0), Some(Reason::Order));
+        state.begin_rotation(Reason::Order, &names(ONE), Some("run-1"), 365, NOW).await.unwrap();
+        state.switch(NOW).await.unwrap();
+        state.retire_earlier().await.unwrap();
+        assert_eq!((due(&state, Some("run-1"), 0), due(&state, Some("run-2"), 0)), (None, Some(Reason::Order)));
     }
 
     #[tokio::test]

@@ -13,6 +13,8 @@ use crate::secret::Secret;
 pub enum Entry {
     /// Certificate and key of the CA together, so that a kill never leaves one without the other.
     Ca,
+    /// The same of the CA that is made known beside it during a rotation.
+    NextCa,
     /// The key that orders are signed with.
     OrderKey,
     /// The key that authenticates the registry's request.
@@ -23,11 +25,12 @@ pub enum Entry {
 
 impl Entry {
     /// All there are.
-    pub const ALL: [Self; 4] = [Self::Ca, Self::OrderKey, Self::EnrolmentKey, Self::Record];
+    pub const ALL: [Self; 5] = [Self::Ca, Self::NextCa, Self::OrderKey, Self::EnrolmentKey, Self::Record];
 
     fn file(self) -> &'static str {
         match self {
             Self::Ca => "ca.pem",
+            Self::NextCa => "next-ca.pem",
             Self::OrderKey => "order.key",
             Self::EnrolmentKey => "enrolment.key",
             Self::Record => "state.json",
@@ -37,6 +40,7 @@ impl Entry {
     fn secret(self) -> &'static str {
         match self {
             Self::Ca => "ca",
+            Self::NextCa => "next-ca",
             Self::OrderKey => "order-key",
             Self::EnrolmentKey => "enrolment-key",
             Self::Record => "state",
@@ -127,28 +131,35 @@ impl Store {
         }
     }
 
+    /// Removes an entry; one that is not there is as good as removed.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub async fn remove(&self, entry: Entry) -> Result<(), StateError> {
+        match &self.kept {
+            Kept::Host { files, dir, .. } => {
+                let path = dir.join(entry.file());
+                if let Some(digest) = files.look(&path)?.digest() {
+                    files.remove(&path, &[digest])?;
+                }
+                Ok(())
+            }
+            Kept::Secrets(client) => Ok(client.delete(&entry.secret_path(&self.service)).await?),
+        }
+    }
+
     /// Removes all entries, and on a host the directories above them as far as they are empty.
     ///
     /// # Errors
     /// Something cannot be removed.
     pub async fn forget(&self) -> Result<(), StateError> {
-        match &self.kept {
-            Kept::Host { files, dir, root } => {
-                for entry in Entry::ALL {
-                    let path = dir.join(entry.file());
-                    if let Some(digest) = files.look(&path)?.digest() {
-                        files.remove(&path, &[digest])?;
-                    }
-                }
-                let service = &self.service;
-                for dir in [dir, &root.registry_state(service), &root.service_state(service), &root.shared_state()] {
-                    files.remove_empty_dir(dir)?;
-                }
-            }
-            Kept::Secrets(client) => {
-                for entry in Entry::ALL {
-                    client.delete(&entry.secret_path(&self.service)).await?;
-                }
+        for entry in Entry::ALL {
+            self.remove(entry).await?;
+        }
+        if let Kept::Host { files, dir, root } = &self.kept {
+            let service = &self.service;
+            for dir in [dir, &root.registry_state(service), &root.service_state(service), &root.shared_state()] {
+                files.remove_empty_dir(dir)?;
             }
         }
         Ok(())
