@@ -102,7 +102,12 @@ pub fn init_job_id(options: &Options) -> String {
 
 /// Ids of all jobs of a service.
 pub fn job_ids(options: &Options) -> Vec<String> {
-    vec![init_job_id(options), uninstall_job_id(options)]
+    vec![init_job_id(options), rotate_job_id(options), uninstall_job_id(options)]
+}
+
+/// Id of the job that orders a new CA.
+pub fn rotate_job_id(options: &Options) -> String {
+    format!("{}.rotate", dotted(options))
 }
 
 /// Id of the job that orders the removal, and does it itself where no controller is left.
@@ -187,6 +192,13 @@ fn jobs(options: &Options, facts: &Facts) -> Vec<(String, Value)> {
         &binary_uri(options, facts),
         env.clone(),
     );
+    let rotate = job(
+        rotate_job_id(options),
+        "rotate",
+        "Replaces the CA and the registry's certificate, waits, and ends with a table of agents.",
+        &binary_uri(options, facts),
+        env.clone(),
+    );
     // When it is needed there may be no controller to ask for the options or the program.
     env[env::APP_ID] = Value::from(format!("/{}", options.service.name));
     for (name, value) in &facts.options {
@@ -199,14 +211,14 @@ fn jobs(options: &Options, facts: &Facts) -> Vec<(String, Value)> {
         // The keys that sign the removal lie on this host, for root alone.
         values["job_user"] = Value::from("root");
         values["job_constraints"] = json!([{ "attribute": "hostname", "operator": "LIKE", "value": exactly(&facts.home) }]);
-        return vec![init, uninstall];
+        return vec![init, rotate, uninstall];
     }
     if !facts.jobs_have_secrets {
-        return vec![init];
+        return vec![init, rotate];
     }
     values["job_env"][login::CREDENTIAL_VARIABLE] = json!({ "secret": "service-account" });
     values["job_secrets"] = json!({ "service-account": { "source": options.service.service_account_secret } });
-    vec![init, uninstall]
+    vec![init, rotate, uninstall]
 }
 
 /// Where tasks fetch this program: from the controller.

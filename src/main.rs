@@ -71,6 +71,9 @@ enum Role {
     /// Order convergence, wait for it, and print a row per agent (the Metronome job)
     #[command(hide = true)]
     Init,
+    /// Order a new CA, wait for it, and print a row per agent (the Metronome job)
+    #[command(hide = true)]
+    Rotate,
     /// Order the removal, and do it where no controller is left (the Metronome job)
     #[command(hide = true)]
     Uninstall,
@@ -123,7 +126,8 @@ fn main() -> ExitCode {
         Role::Check { options } => check(options),
         Role::Restore => restore(&name),
         Role::Controller => forever(async { controller::run(Setting::from_env()?).await }),
-        Role::Init => forever(init::run()),
+        // Which of the two orders it is, the controller sees by the job.
+        Role::Init | Role::Rotate => forever(init::run()),
         Role::Uninstall => forever(controller::uninstall()),
         Role::Node => forever(async { node::run(NodeConfig::from_env()?).await }),
         Role::Registry => forever(async { registry::run(RegistryConfig::from_env()?).await }),

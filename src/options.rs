@@ -119,6 +119,7 @@ pub struct Registry {
 pub struct Trust {
     pub ca_days: u32,
     pub leaf_days: u32,
+    pub rotation_deadline_seconds: u64,
     pub conntrack_be_liberal: bool,
 }
 

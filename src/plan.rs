@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::controller::state::{Reason, Rotation, Stage};
 use crate::dcos::marathon::{App, AppClaims, Pod};
 use crate::dcos::mesos::{Agent, Resources};
 use crate::dcos::metronome::Job;
@@ -53,6 +54,8 @@ pub struct Observed {
     pub claims: Vec<AppClaims>,
     /// For how long the pod has been scaled above what is needed.
     pub surplus_for: Duration,
+    /// Passes of every node when the registry was first seen to serve with the new CA.
+    pub passes_at_switch: BTreeMap<Host, u64>,
 }
 
 /// What is wanted.
@@ -66,6 +69,23 @@ pub struct Wanted {
     pub now: i64,
     /// The certificate in force, if it is for the present names and CA.
     pub leaf: Option<Leaf>,
+    /// How the CA stands.
+    pub ca: Ca,
+}
+
+/// How the CA stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ca {
+    /// Why it is to be replaced, if it is.
+    pub due: Option<Reason>,
+    /// The rotation under way.
+    pub rotation: Option<Rotation>,
+    /// That rotation has lost its reason.
+    pub void: bool,
+    /// It may not speak for all names of the options: what there is stays as it is until its successor may.
+    pub holds_names_back: bool,
+    /// Seconds that a stage of a rotation waits for agents that do not answer.
+    pub deadline: i64,
 }
 
 /// The certificate that the controller signed last.
@@ -115,6 +135,23 @@ pub enum Action {
         /// Agent.
         host: Host,
     },
+    /// Make the next CA known beside the present one.
+    BeginRotation {
+        /// Why.
+        reason: Reason,
+    },
+    /// Give a rotation up before its switch.
+    DropRotation,
+    /// Let the next CA sign.
+    SwitchCa {
+        /// Agents that were not waited for any longer.
+        left_behind: Vec<Host>,
+    },
+    /// Trust the earlier CA no more.
+    RetireCa {
+        /// As above.
+        left_behind: Vec<Host>,
+    },
     /// Sign the registry's request and send the certificate.
     Certify {
         /// Why.
@@ -130,10 +167,21 @@ impl fmt::Display for Action {
             Self::PutJob { id, exists: false, .. } => write!(f, "create the job {id}"),
             Self::PutJob { id, .. } => write!(f, "update the job {id}: its definition has changed"),
             Self::StartRun { id } => write!(f, "start the first run of the job {id}"),
+            Self::BeginRotation { reason } => write!(f, "make a new CA and make it known beside the present one: {reason}"),
+            Self::DropRotation => write!(f, "drop the new CA: nobody asks for its names any more"),
+            Self::SwitchCa { left_behind } => write!(f, "sign with the new CA: it is known to every agent{}", but(left_behind)),
+            Self::RetireCa { left_behind } => {
+                write!(f, "trust the old CA no more: the new one is proven on every agent{}", but(left_behind))
+            }
             Self::SendTrust { host } => write!(f, "send the trust bundle to {host}"),
             Self::Certify { reason } => write!(f, "sign a certificate for the registry: {reason}"),
         }
     }
+}
+
+fn but(left_behind: &[Host]) -> String {
+    let names = left_behind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if names.is_empty() { names } else { format!(" but {names}, which did not answer in time and will catch up") }
 }
 
 /// What to do now, and what has to be waited for.
@@ -243,6 +291,7 @@ pub fn converge(wanted: &Wanted, observed: &Observed) -> Plan {
             plan.actions.push(Action::SendTrust { host: host.clone() });
         }
     }
+    plan_rotation(wanted, observed, &mut plan);
     plan_leaf(wanted, observed, &mut plan);
     plan
 }
@@ -287,6 +336,10 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         Some(app) if !documents::same(&app.spec, &documents.registry) => "its definition has changed",
         Some(_) => return,
     };
+    if wanted.ca.holds_names_back && observed.registry.is_some() {
+        plan.waiting.push("a CA that may speak for the new names; until then the registry stays as it is".into());
+        return;
+    }
     if observed.locked.contains(&documents.registry_id) {
         plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.registry_id));
         return;
@@ -307,9 +360,52 @@ fn plan_jobs(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     }
 }
 
+/// Publish beside → known everywhere → switch → proven everywhere → retire.
+fn plan_rotation(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let ca = &wanted.ca;
+    if ca.void {
+        return plan.actions.push(Action::DropRotation);
+    }
+    if let Some(reason) = ca.due {
+        return plan.actions.push(Action::BeginRotation { reason });
+    }
+    let Some(rotation) = &ca.rotation else { return };
+    let digest = order_digest(&wanted.trust);
+    let since_switch = |host: &Host, status: &NodeStatus| observed.passes_at_switch.get(host).is_none_or(|before| status.passes > *before);
+    let is_proven = |host: &Host| {
+        observed.nodes.get(host).is_some_and(|status| {
+            let known = status.order_digest == digest && status.phase == NodePhase::Trusted;
+            known && (rotation.stage == Stage::Published || since_switch(host, status))
+        })
+    };
+    let nodes: BTreeSet<&Host> = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect();
+    let left_behind: Vec<Host> = nodes.into_iter().filter(|host| !is_proven(host)).cloned().collect();
+    if rotation.stage == Stage::Switched && !serves(wanted, observed) {
+        // Without this the old CA stays trusted for as long as it takes.
+        plan.waiting.push("the registry to serve with a certificate of the new CA".into());
+    } else if !left_behind.is_empty() && wanted.now - rotation.since < ca.deadline {
+        let names = left_behind.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        plan.waiting.push(format!("the new CA to be {} on {names}", if rotation.stage == Stage::Published { "known" } else { "proven" }));
+    } else if rotation.stage == Stage::Published {
+        plan.actions.push(Action::SwitchCa { left_behind });
+    } else {
+        plan.actions.push(Action::RetireCa { left_behind });
+    }
+}
+
+/// Whether the registry serves with the certificate in force.
+pub fn serves(wanted: &Wanted, observed: &Observed) -> bool {
+    let (Some(leaf), Some(status)) = (&wanted.leaf, &observed.registry_status) else { return false };
+    status.phase == RegistryPhase::Serving && status.leaf_fingerprint.as_ref() == Some(&leaf.fingerprint)
+}
+
 fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let Some(status) = &observed.registry_status else { return };
     if status.request.is_none() || status.phase == RegistryPhase::Retired {
+        return;
+    }
+    // Whose key is lost cannot sign; what the registry has stays until the next CA may.
+    if wanted.ca.due == Some(Reason::LostKey) || wanted.ca.rotation.as_ref().is_some_and(Rotation::cannot_sign) {
         return;
     }
     let reason = match (&wanted.leaf, &status.leaf_fingerprint) {
@@ -386,6 +482,7 @@ mod tests {
     use crate::dcos::marathon::Instance;
     use crate::distribution::Published;
     use crate::documents::Facts;
+    use crate::protocol::{SysctlState, SysctlStatus};
     use serde_json::json;
 
     fn agent(host: &str) -> Agent {
@@ -412,7 +509,7 @@ mod tests {
             jobs_have_secrets: true,
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
-        Wanted { documents, trust, now: 0, leaf: None }
+        Wanted { documents, trust, now: 0, leaf: None, ca: Ca::default() }
     }
 
     fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
@@ -441,6 +538,7 @@ mod tests {
                 "run the node on 2 agents: it does not run yet",
                 "run the registry: it does not run yet",
                 "create the job private-registry.init",
+                "create the job private-registry.rotate",
                 "create the job private-registry.uninstall"
             ]
         );
@@ -503,6 +601,100 @@ mod tests {
         };
         assert_eq!(scale_of(versions::Version(1, 4, 2)), "2");
         assert_eq!(scale_of(versions::Version(1, 11, 24)), Value::Null);
+    }
+
+    fn node(host: &str, digest: &str, phase: NodePhase, passes: u64) -> (Host, NodeStatus) {
+        let sysctl = SysctlStatus { state: SysctlState::Set, value: None, found: None };
+        let status = NodeStatus {
+            service: "private-registry".into(),
+            executor: String::new(),
+            host: host.into(),
+            order_version: 1,
+            order_digest: digest.into(),
+            phase,
+            files: vec![],
+            sysctl,
+            proofs: vec![],
+            errors: vec![],
+            passes,
+        };
+        (host.parse().unwrap(), status)
+    }
+
+    fn registry_status(leaf: &str) -> RegistryStatus {
+        RegistryStatus {
+            service: "private-registry".into(),
+            task: String::new(),
+            host: String::new(),
+            phase: RegistryPhase::Serving,
+            request: None,
+            leaf_fingerprint: Some(leaf.into()),
+            leaf_not_after: None,
+            order_version: 1,
+            starts: 1,
+            errors: vec![],
+        }
+    }
+
+    /// What the planner says of a rotation: its own action, and what it waits for.
+    fn rotation_steps(wanted: &Wanted, observed: &Observed) -> Vec<String> {
+        let mut plan = Plan::default();
+        plan_rotation(wanted, observed, &mut plan);
+        plan.actions.iter().map(ToString::to_string).chain(plan.waiting).collect()
+    }
+
+    #[test]
+    fn a_rotation_switches_when_every_node_knows_the_new_ca_and_retires_when_every_node_has_proven_it() {
+        let mut wanted = wanted();
+        let digest = order_digest(&wanted.trust);
+        wanted.ca = Ca { rotation: Some(Rotation::at(Stage::Published, Reason::Order, 0)), deadline: 900, ..Ca::default() };
+        wanted.leaf = Some(Leaf { fingerprint: "new".into(), renew_at: i64::MAX });
+        let mut observed = Observed { pod: pod(&wanted, 2, &["10.0.0.1", "10.0.0.2"]), ..Observed::default() };
+        let trusted = |passes| node("10.0.0.1", &digest, NodePhase::Trusted, passes);
+        observed.nodes = [trusted(1), node("10.0.0.2", "older", NodePhase::Trusted, 1)].into();
+        assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be known on 10.0.0.2"]);
+        observed.nodes = [trusted(1), node("10.0.0.2", &digest, NodePhase::Pending, 1)].into();
+        assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be known on 10.0.0.2"]);
+        observed.nodes = [trusted(1), node("10.0.0.2", &digest, NodePhase::Trusted, 1)].into();
+        assert_eq!(rotation_steps(&wanted, &observed), ["sign with the new CA: it is known to every agent"]);
+
+        wanted.ca.rotation = Some(Rotation::at(Stage::Switched, Reason::Order, 0));
+        observed.registry_status = Some(registry_status("old"));
+        assert_eq!(rotation_steps(&wanted, &observed), ["the registry to serve with a certificate of the new CA"]);
+        observed.registry_status = Some(registry_status("new"));
+        observed.passes_at_switch = [("10.0.0.1".parse().unwrap(), 1), ("10.0.0.2".parse().unwrap(), 1)].into();
+        assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be proven on 10.0.0.1, 10.0.0.2"]);
+        observed.nodes = [trusted(2), node("10.0.0.2", &digest, NodePhase::Trusted, 2)].into();
+        assert_eq!(rotation_steps(&wanted, &observed), ["trust the old CA no more: the new one is proven on every agent"]);
+    }
+
+    #[test]
+    fn nobody_is_waited_for_beyond_the_deadline_but_the_old_ca_is_never_retired_while_the_registry_serves_with_it() {
+        let mut wanted = wanted();
+        wanted.ca = Ca { rotation: Some(Rotation::at(Stage::Published, Reason::Order, 0)), deadline: 900, ..Ca::default() };
+        wanted.leaf = Some(Leaf { fingerprint: "new".into(), renew_at: i64::MAX });
+        let mut observed = Observed { pod: pod(&wanted, 1, &["10.0.0.1"]), ..Observed::default() };
+        wanted.now = 899;
+        assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be known on 10.0.0.1"]);
+        wanted.now = 900;
+        let late = "sign with the new CA: it is known to every agent but 10.0.0.1, which did not answer in time and will catch up";
+        assert_eq!(rotation_steps(&wanted, &observed), [late]);
+        wanted.ca.rotation = Some(Rotation::at(Stage::Switched, Reason::Order, 0));
+        observed.registry_status = Some(registry_status("old"));
+        wanted.now = 1_000_000;
+        assert_eq!(rotation_steps(&wanted, &observed), ["the registry to serve with a certificate of the new CA"]);
+    }
+
+    #[test]
+    fn while_the_ca_may_not_speak_for_new_names_the_registry_stays_as_it_is() {
+        let mut wanted = wanted();
+        wanted.ca.holds_names_back = true;
+        let observed = Observed { registry: Some(App { spec: json!({ "labels": {} }), tasks: vec![] }), ..Observed::default() };
+        let plan = converge(&wanted, &observed);
+        assert!(!plan.actions.iter().any(|action| matches!(action, Action::PutRegistry { .. })), "{plan:?}");
+        assert!(plan.waiting.iter().any(|what| what.contains("new names")), "{plan:?}");
+        let nothing = Observed::default();
+        assert!(converge(&wanted, &nothing).actions.iter().any(|action| matches!(action, Action::PutRegistry { .. })));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::options::{self, Faults, Options};
 use crate::plan::{self, Action, Leaf, Observed, Plan, Wanted};
 use crate::protocol::{TrustBundle, env};
 pub use report::{AgentReport, OrderReport, Report};
-use state::{State, StateError};
+use state::{Stage, State, StateError};
 use store::Store;
 pub use uninstall::run_job as uninstall;
 
@@ -259,6 +259,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         state: None,
         runs: BTreeMap::new(),
         surplus_since: None,
+        passes_at_switch: None,
     };
     controller.converge_for_ever().await
 }
@@ -314,6 +315,14 @@ enum Pass {
     Remove,
 }
 
+/// What a rotation that is begun now is for.
+struct RotationOrder {
+    /// All names that the options ask for.
+    names: Vec<HostPort>,
+    /// Active run of the job that orders it.
+    run: Option<String>,
+}
+
 struct Controller {
     setting: Setting,
     options: Options,
@@ -328,6 +337,8 @@ struct Controller {
     /// Active runs of the init job: passes of every node at the time the run was first seen. Done when all have made one more.
     runs: BTreeMap<String, BTreeMap<Host, u64>>,
     surplus_since: Option<Instant>,
+    /// See [`Observed::passes_at_switch`]; none while the registry does not serve with the new CA.
+    passes_at_switch: Option<BTreeMap<Host, u64>>,
 }
 
 impl Controller {
@@ -385,6 +396,18 @@ impl Controller {
                 none.insert(State::open(store, &bare, self.options.trust.ca_days, now).await?)
             }
         };
+        // New names come into force with a CA that may speak for them.
+        let speaks = state.speaks_for(&bare)?;
+        let names = if speaks { names } else { state.trusted_names().unwrap_or(names) };
+        let in_force: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
+        let rotate_run = observed.jobs.get(&documents::rotate_job_id(&self.options)).and_then(|job| job.active_runs.first()).cloned();
+        let ca = plan::Ca {
+            due: state.rotation_due(&bare, rotate_run.as_deref(), now)?,
+            rotation: state.rotation().cloned(),
+            void: state.rotation_is_void(&bare)?,
+            holds_names_back: !speaks,
+            deadline: i64::try_from(self.options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX),
+        };
         let bundle = TrustBundle {
             names,
             certificates: state.trusted_certificates(),
@@ -411,10 +434,12 @@ impl Controller {
             first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
             enrolment_key: distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
         };
-        let leaf = state.leaf(&bare).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
-        let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf };
+        let leaf = state.leaf(&in_force).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
+        let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf, ca };
+        self.prove_after_switch(&wanted, &mut observed).await;
         let plan = plan::converge(&wanted, &observed);
-        self.apply(&plan, &wanted, &observed, &bare).await?;
+        let order = RotationOrder { names: bare, run: rotate_run };
+        self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
         self.follow_runs(&observed, &wanted).await;
         let report = self.report(&wanted, &observed, &plan)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
@@ -463,7 +488,26 @@ impl Controller {
         self.reached
     }
 
-    async fn apply(&mut self, plan: &Plan, wanted: &Wanted, observed: &Observed, names: &[HostPort]) -> Result<(), ControllerError> {
+    /// As soon as the registry serves with the new CA, every node is asked to prove it anew.
+    async fn prove_after_switch(&mut self, wanted: &Wanted, observed: &mut Observed) {
+        let switched = wanted.ca.rotation.as_ref().is_some_and(|rotation| rotation.stage == Stage::Switched);
+        if !switched || !plan::serves(wanted, observed) {
+            self.passes_at_switch = None;
+        } else if self.passes_at_switch.is_none() {
+            self.passes_at_switch = Some(observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect());
+            observe::ask_for_proof(&self.cluster, observed, &wanted.trust).await;
+        }
+        observed.passes_at_switch = self.passes_at_switch.clone().unwrap_or_default();
+    }
+
+    async fn apply(
+        &mut self,
+        plan: &Plan,
+        wanted: &Wanted,
+        observed: &Observed,
+        names: &[HostPort],
+        order: &RotationOrder,
+    ) -> Result<(), ControllerError> {
         let ids = &wanted.documents;
         for action in &plan.actions {
             tracing::info!("{action}");
@@ -474,6 +518,31 @@ impl Controller {
                 Action::StartRun { id } => self.cluster.metronome.start_run(id).await,
                 Action::SendTrust { host } => {
                     observe::send_to_node(&self.cluster, observed, host, &wanted.trust).await;
+                    Ok(())
+                }
+                Action::BeginRotation { reason } => {
+                    let days = self.options.trust.ca_days;
+                    if let Some(state) = &mut self.state {
+                        state.begin_rotation(*reason, &order.names, order.run.as_deref(), days, wanted.now).await?;
+                    }
+                    Ok(())
+                }
+                Action::DropRotation => {
+                    if let Some(state) = &mut self.state {
+                        state.drop_rotation().await?;
+                    }
+                    Ok(())
+                }
+                Action::SwitchCa { .. } => {
+                    if let Some(state) = &mut self.state {
+                        state.switch(wanted.now).await?;
+                    }
+                    Ok(())
+                }
+                Action::RetireCa { .. } => {
+                    if let Some(state) = &mut self.state {
+                        state.retire_earlier().await?;
+                    }
                     Ok(())
                 }
                 Action::Certify { .. } => {
@@ -517,7 +586,10 @@ impl Controller {
         let fresh = |before: &BTreeMap<Host, u64>| {
             observed.nodes.iter().all(|(host, status)| before.get(host).is_none_or(|passes| status.passes > *passes))
         };
-        let runs = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
+        let mut runs: Vec<(String, bool)> = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
+        let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
+        let rotated = |run: &String| state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
+        runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
         Ok(Report::new(&self.options, wanted, observed, plan, runs, state))
     }
 }

@@ -94,6 +94,19 @@ pub struct Rotation {
     link: Option<String>,
 }
 
+impl Rotation {
+    /// Whether the CA that should sign has lost its key.
+    pub fn cannot_sign(&self) -> bool {
+        self.reason == Reason::LostKey && self.stage == Stage::Published
+    }
+
+    /// A rotation at a stage, for tests of the planner.
+    #[cfg(test)]
+    pub(crate) fn at(stage: Stage, reason: Reason, since: i64) -> Self {
+        Self { stage, reason, since, link: None }
+    }
+}
+
 /// See [`Rotation`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -270,6 +283,11 @@ impl State {
     /// The rotation under way.
     pub fn rotation(&self) -> Option<&Rotation> {
         self.record.rotation.as_ref()
+    }
+
+    /// The run of the job that the last rotation was made for.
+    pub fn rotated_for(&self) -> Option<&str> {
+        self.record.rotated_for.as_deref()
     }
 
     /// CA certificates that everybody should trust, newest first, PEM.
