@@ -6,14 +6,16 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use private_registry::controller::{self, Report, Setting};
 use private_registry::host_paths::HostRoot;
 use private_registry::node::{self, NodeConfig};
-use private_registry::operator::{self, Access, Client, OperatorError, Service};
+use private_registry::operator::{self, Access, Client, OperatorError, Service, Target};
+use private_registry::options::Fault;
 use private_registry::registry::{self, RegistryConfig};
 use private_registry::{dcos, init};
 
@@ -22,12 +24,20 @@ const COMMAND: &str = "private-registry";
 /// What `dcos help` shows.
 const ABOUT: &str = "A private container registry for DC/OS that every agent trusts.";
 
+/// Ends every help of the command.
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done, or all is well
+   1  not converged, or not ready
+  64  unusable input
+  69  the cluster or the service does not answer";
+
 /// A private container registry for DC/OS that every agent trusts.
 #[derive(Parser)]
-#[command(version, name = COMMAND)]
+#[command(version, name = COMMAND, after_help = EXIT_CODES)]
 struct Cli {
     /// Name of the service, as it was installed
-    #[arg(long, global = true, default_value = "private-registry")]
+    #[arg(long, global = true, default_value = COMMAND)]
     name: String,
     #[command(subcommand)]
     role: Role,
@@ -42,9 +52,17 @@ enum Role {
         json: bool,
     },
     /// Print a row per agent
-    Agents,
+    Agents {
+        /// Print an array of agents, as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Say what is being done or waited for, and why
-    Plan,
+    Plan {
+        /// Print {"next": […]}
+        #[arg(long)]
+        json: bool,
+    },
     /// Have every agent proven anew, and follow it
     Converge {
         /// Print the last report as JSON instead of a table
@@ -56,12 +74,33 @@ enum Role {
         /// Print instructions for this client
         #[arg(long = "for", value_enum)]
         client: Option<Client>,
+        /// Print {"ca": …, "fingerprint": …, "names": […]}
+        #[arg(long, conflicts_with = "client")]
+        json: bool,
+    },
+    /// Print what a task of the service wrote
+    Logs {
+        /// Whose: controller, registry, or an agent as `agents` shows it
+        #[arg(value_name = "AGENT")]
+        target: Target,
+        /// So many lines from the end of each file
+        #[arg(long, default_value_t = 100)]
+        lines: usize,
+        /// Go on printing what is written, until interrupted
+        #[arg(long)]
+        follow: bool,
+        /// Print {"agent": …, "task": …, "stdout": …, "stderr": …}
+        #[arg(long, conflicts_with = "follow")]
+        json: bool,
     },
     /// Say everything that is wrong with an options file, before it is installed
     Check {
         /// The file given to `dcos package install --options=`
         #[arg(long)]
         options: PathBuf,
+        /// Print an array of faults with field, value, reason and remedy
+        #[arg(long)]
+        json: bool,
     },
     /// Put this host back as it was: for an agent that was away while the package was uninstalled
     Restore,
@@ -97,33 +136,67 @@ fn main() -> ExitCode {
         println!("{ABOUT}");
         return ExitCode::SUCCESS;
     }
-    let Cli { name, role } = Cli::parse_from(arguments);
+    let Cli { name, role } = match parsed(arguments) {
+        Ok(cli) => cli,
+        Err(told) => {
+            // Nothing is left to do if even this cannot be printed.
+            drop(told.print());
+            return if told.use_stderr() { ExitCode::from(BAD_INPUT) } else { ExitCode::SUCCESS };
+        }
+    };
     match role {
         Role::Status { json } => ask(&name, async move |service: Service| Ok(show(&service.report().await?, json))),
-        Role::Agents => ask(&name, async move |service: Service| {
-            print!("{}", service.report().await?.table());
+        Role::Agents { json } => ask(&name, async move |service: Service| {
+            let report = service.report().await?;
+            if json {
+                print_json(&report.agents)
+            } else {
+                print!("{}", report.table())
+            }
             Ok(ExitCode::SUCCESS)
         }),
-        Role::Plan => ask(&name, async move |service: Service| {
+        Role::Plan { json } => ask(&name, async move |service: Service| {
             let report = service.report().await?;
-            let nothing = if report.next.is_empty() { "nothing is to be done\n" } else { "" };
-            print!("{nothing}");
-            report.next.iter().for_each(|line| println!("{line}"));
+            match (json, report.next.is_empty()) {
+                (true, _) => print_json(&serde_json::json!({ "next": report.next })),
+                (false, true) => println!("nothing is to be done"),
+                (false, false) => report.next.iter().for_each(|line| println!("{line}")),
+            }
             Ok(ExitCode::SUCCESS)
         }),
         Role::Converge { json } => ask(&name, async move |service: Service| {
             let report = service.converge(|report| eprintln!("{}", report.summary)).await?;
             Ok(show(&report, json))
         }),
-        Role::Ca { client } => ask(&name, async move |service: Service| {
+        Role::Ca { client, json } => ask(&name, async move |service: Service| {
             let report = service.report().await?;
             match client {
                 Some(client) => print!("{}", operator::instructions(client, &report)),
+                None if json => {
+                    print_json(&serde_json::json!({ "ca": report.ca, "fingerprint": report.ca_fingerprint, "names": report.names }));
+                }
                 None => print!("{}", report.ca),
+            }
+            if report.ca.is_empty() {
+                eprintln!("{COMMAND}: there is no CA yet: {}", report.summary);
             }
             Ok(if report.ca.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }),
-        Role::Check { options } => check(options),
+        Role::Logs { target, lines, follow, json } => ask(&name, async move |service: Service| {
+            let mut printer = Printer::default();
+            if follow {
+                match service.follow(&target, lines, |host, task, file, text| printer.print(host, task, file, text)).await? {}
+            }
+            let logs = service.logs(&target, lines).await?;
+            if json {
+                print_json(&logs);
+            } else {
+                printer.print(&logs.agent, &logs.task, "stdout", &logs.stdout);
+                printer.print(&logs.agent, &logs.task, "stderr", &logs.stderr);
+            }
+            Ok(ExitCode::SUCCESS)
+        }),
+        Role::Check { options, json } => check(options, json),
         Role::Restore => restore(&name),
         Role::Controller => forever(async { controller::run(Setting::from_env()?).await }),
         // Which of the two orders it is, the controller sees by the job.
@@ -146,19 +219,39 @@ fn without_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
 fn forever<E: Error + 'static>(role: impl Future<Output = Result<(), E>>) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
-    run(async { role.await.map(|()| ExitCode::SUCCESS) }, ExitCode::FAILURE)
+    run(async { role.await.map(|()| ExitCode::SUCCESS) }, |_| ExitCode::FAILURE)
+}
+
+/// Reads the command line. The dcos CLI starts the program by another name than the one that its user types.
+fn parsed(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let typed = if std::env::var_os("DCOS_CLI_VERSION").is_some() || std::env::var_os("DCOS_URL").is_none() {
+        format!("dcos {COMMAND}")
+    } else {
+        COMMAND.to_string()
+    };
+    Cli::from_arg_matches(&Cli::command().bin_name(typed).try_get_matches_from(arguments)?)
 }
 
 /// Answers an operator's question about a service.
 fn ask(name: &str, question: impl AsyncFnOnce(Service) -> Result<ExitCode, OperatorError>) -> ExitCode {
+    // `dcos -v` and `dcos -vv`.
+    let level = match std::env::var("DCOS_VERBOSITY").as_deref() {
+        Err(_) | Ok("" | "0") => "warn",
+        Ok("1") => "warn,private_registry=info",
+        Ok(_) => "debug",
+    };
+    tracing_subscriber::fmt().with_env_filter(level).with_ansi(false).with_writer(std::io::stderr).init();
     let answer = async {
         let service = Service::new(&Access::from_env()?, name)?;
         question(service).await
     };
-    run(answer, ExitCode::from(UNAVAILABLE))
+    run(answer, |error| match error {
+        OperatorError::NoAgent { .. } => ExitCode::from(BAD_INPUT),
+        _ => ExitCode::from(UNAVAILABLE),
+    })
 }
 
-fn run<E: Error + 'static>(task: impl Future<Output = Result<ExitCode, E>>, failure: ExitCode) -> ExitCode {
+fn run<E: Error + 'static>(task: impl Future<Output = Result<ExitCode, E>>, failure: impl FnOnce(&E) -> ExitCode) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -168,23 +261,59 @@ fn run<E: Error + 'static>(task: impl Future<Output = Result<ExitCode, E>>, fail
     };
     runtime.block_on(task).unwrap_or_else(|error| {
         eprintln!("private-registry: {}", dcos::chain(&error));
-        failure
+        failure(&error)
     })
 }
 
 /// Prints a report; the exit code says whether all is well.
 fn show(report: &Report, json: bool) -> ExitCode {
-    match serde_json::to_string_pretty(report) {
-        Ok(text) if json => println!("{text}"),
-        _ => {
-            println!("{}", report.summary);
-            if !report.agents.is_empty() {
-                print!("\n{}", report.table());
+    if json {
+        print_json(report);
+    } else {
+        println!("{}", report.summary);
+        if !report.agents.is_empty() {
+            print!("\n{}", report.table());
+        }
+        for (title, lines) in [("Problems", &report.problems), ("Next", &report.next)] {
+            if !lines.is_empty() {
+                println!("\n{title}:");
+                lines.iter().for_each(|line| println!("  {line}"));
             }
-            report.problems.iter().for_each(|problem| println!("{problem}"));
         }
     }
     if report.converged { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_json(value: &impl serde::Serialize) {
+    // Only maps with other keys than strings cannot be JSON; there are none.
+    println!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
+}
+
+/// Prints pieces of files, and above them whose they are, as `tail` does.
+#[derive(Default)]
+struct Printer {
+    title: String,
+    /// The last piece ended within a line.
+    within_line: bool,
+}
+
+impl Printer {
+    fn print(&mut self, host: &str, task: &str, file: &str, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        let title = format!("==> {host}: {task}: {file} <==");
+        if title != self.title {
+            let gap = if self.title.is_empty() { "" } else { "\n" };
+            let end = if self.within_line { "\n" } else { "" };
+            println!("{end}{gap}{title}");
+            self.title = title;
+        }
+        print!("{text}");
+        self.within_line = !text.ends_with('\n');
+        // What is followed is wanted at once, also through a pipe.
+        drop(std::io::stdout().flush());
+    }
 }
 
 fn restore(service: &str) -> ExitCode {
@@ -201,22 +330,25 @@ fn restore(service: &str) -> ExitCode {
     }
 }
 
-fn check(path: PathBuf) -> ExitCode {
+fn check(path: PathBuf, json: bool) -> ExitCode {
     let shown = path.display().to_string();
-    match operator::check(path) {
-        Ok(Ok(_)) => {
-            println!("{shown}: no faults");
-            ExitCode::SUCCESS
-        }
-        Ok(Err(faults)) => {
-            eprintln!("{faults}");
-            ExitCode::from(BAD_INPUT)
-        }
+    let faults = match operator::check(path) {
+        Ok(Ok(_)) => Vec::new(),
+        Ok(Err(faults)) => faults.0,
         Err(error) => {
             eprintln!("private-registry: {error}");
-            ExitCode::from(BAD_INPUT)
+            return ExitCode::from(BAD_INPUT);
         }
+    };
+    if json {
+        let fault = |fault: &Fault| serde_json::json!({ "field": fault.field, "value": fault.value, "reason": fault.reason, "remedy": fault.remedy });
+        print_json(&faults.iter().map(fault).collect::<Vec<_>>());
+    } else if faults.is_empty() {
+        println!("{shown}: no faults");
+    } else {
+        faults.iter().for_each(|fault| eprintln!("{fault}"));
     }
+    if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(BAD_INPUT) }
 }
 
 #[cfg(test)]
@@ -225,7 +357,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent_and_the_plugins_form_means_the_same() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
         let plugin = ["bin", "private-registry", "status"].map(OsString::from).to_vec();
         assert_eq!(without_command(plugin), ["bin", "status"].map(OsString::from));

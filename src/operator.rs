@@ -3,6 +3,8 @@
 //! The dcos CLI starts a plugin with its own address and token in the environment. Everything is read from the controller's
 //! `/v1/status`; the one order, `converge`, is a run of the Metronome job, so that the platform's permissions decide.
 
+mod logs;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -15,10 +17,15 @@ use crate::names::HostPort;
 use crate::options::{Faults, Options};
 use crate::secret::Secret;
 
+pub use logs::{Logs, Target};
+
 /// Between two looks while something is followed.
 const PAUSE: Duration = Duration::from_secs(1);
 /// As long as the job itself waits, and a little.
 const DEADLINE: Duration = Duration::from_secs(960);
+
+/// Where Linux distributions keep the CA certificates that they trust: Debian and its kin, Red Hat and its kin, SUSE.
+const SYSTEM_ROOTS: [&str; 3] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
 
 /// Where the cluster is and how to enter it, as the dcos CLI tells its plugins.
 #[derive(Debug, Clone)]
@@ -59,6 +66,31 @@ pub enum OperatorError {
         #[source]
         source: ApiError,
     },
+    /// Admin Router wants a login.
+    #[error("the cluster wants a login: run `dcos auth login` and try again")]
+    LoggedOut,
+    /// Admin Router refuses this user.
+    #[error("this user may not do that; README.md lists the permissions it takes")]
+    Forbidden(#[source] ApiError),
+    /// Mesos, or an agent.
+    #[error("the cluster does not answer as it should")]
+    Cluster(#[source] ApiError),
+    /// No such agent.
+    #[error("there is no agent {agent}; `logs` takes controller, registry, or one of {agents}")]
+    NoAgent {
+        /// As it was asked for.
+        agent: String,
+        /// Those that there are.
+        agents: String,
+    },
+    /// Nothing runs that has logs.
+    #[error("{what} of {service} has no task that Mesos knows; is {service} the service's name (--name)?")]
+    NoTask {
+        /// Whose logs were asked for.
+        what: String,
+        /// Name of the service.
+        service: String,
+    },
     /// Time is over.
     #[error("the run has not ended after {} s; see the table for what is missing", DEADLINE.as_secs())]
     Deadline,
@@ -80,13 +112,21 @@ impl Access {
     pub fn from_env() -> Result<Self, OperatorError> {
         let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let url = var("DCOS_URL").or_else(|| configured("core.dcos_url")).ok_or(OperatorError::NoCluster)?;
-        let token = if var("DCOS_URL").is_some() { var("DCOS_ACS_TOKEN") } else { configured("core.dcos_acs_token") };
-        Ok(Self {
-            url: url.trim_end_matches('/').to_string(),
-            token: token.map(Secret::new),
-            ca: var("DCOS_TLS_CA_PATH").map(PathBuf::from),
-            insecure: var("DCOS_TLS_INSECURE").is_some(),
-        })
+        let url = url.trim_end_matches('/').to_string();
+        if var("DCOS_URL").is_some() {
+            let (token, ca) = (var("DCOS_ACS_TOKEN"), var("DCOS_TLS_CA_PATH"));
+            return Ok(Self {
+                url,
+                token: token.map(Secret::new),
+                ca: ca.map(PathBuf::from),
+                insecure: var("DCOS_TLS_INSECURE").is_some(),
+            });
+        }
+        // `core.ssl_verify` is a boolean or the path of CA certificates.
+        let verify = configured("core.ssl_verify").unwrap_or_default();
+        let (no, yes) = (verify.eq_ignore_ascii_case("false"), verify.is_empty() || verify.eq_ignore_ascii_case("true"));
+        let token = configured("core.dcos_acs_token").map(Secret::new);
+        Ok(Self { url, token, ca: (!no && !yes).then(|| PathBuf::from(verify)), insecure: no })
     }
 
     fn client(&self) -> Result<reqwest::Client, OperatorError> {
@@ -97,9 +137,9 @@ impl Access {
             headers.insert(reqwest::header::AUTHORIZATION, token);
         }
         let mut builder = Api::builder().default_headers(headers).danger_accept_invalid_certs(self.insecure);
-        let system = PathBuf::from("/etc/ssl/certs/ca-certificates.crt");
         if self.url.starts_with("https:") && !self.insecure {
-            let path = self.ca.clone().unwrap_or(system);
+            let system = || SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.exists()).unwrap_or_else(|| SYSTEM_ROOTS[0].into());
+            let path = self.ca.clone().unwrap_or_else(system);
             let broken = |reason: String| OperatorError::Ca { path: path.clone(), reason };
             let pem = std::fs::read(&path).map_err(|error| broken(error.to_string()))?;
             for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| broken(error.to_string()))? {
@@ -122,6 +162,8 @@ pub struct Service {
     name: String,
     controller: Api,
     metronome: Api,
+    /// Admin Router itself.
+    cluster: Api,
 }
 
 impl Service {
@@ -133,8 +175,8 @@ impl Service {
         let client = access.client()?;
         let name = name.trim_matches('/').to_string();
         let controller = Api::new(client.clone(), &format!("{}/service/{name}", access.url));
-        let metronome = Api::new(client, &format!("{}/service/metronome", access.url));
-        Ok(Self { name, controller, metronome })
+        let metronome = Api::new(client.clone(), &format!("{}/service/metronome", access.url));
+        Ok(Self { name, controller, metronome, cluster: Api::new(client, &access.url) })
     }
 
     /// How things stand.
@@ -142,6 +184,7 @@ impl Service {
     /// # Errors
     /// When the controller does not answer.
     pub async fn report(&self) -> Result<Report, OperatorError> {
+        tracing::info!("asking the controller of {}", self.name);
         self.controller.get("/v1/status").await.map_err(|source| self.unreachable(source))
     }
 
@@ -151,6 +194,7 @@ impl Service {
     /// When somebody does not answer, or the run does not end.
     pub async fn converge(&self, mut progress: impl FnMut(&Report)) -> Result<Report, OperatorError> {
         let path = format!("/v1/jobs/{}.init/runs", self.name.replace('/', "."));
+        tracing::info!("asking Metronome to run the job {}", path);
         let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
         let id = run["id"].as_str().unwrap_or_default().to_string();
         let started = Instant::now();
@@ -173,8 +217,22 @@ impl Service {
         }
     }
 
+    async fn read_cluster<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, OperatorError> {
+        tracing::debug!("GET {path}");
+        self.cluster.get(path).await.map_err(|source| refusal(source, OperatorError::Cluster))
+    }
+
     fn unreachable(&self, source: ApiError) -> OperatorError {
-        OperatorError::Unreachable { service: self.name.clone(), source }
+        refusal(source, |source| OperatorError::Unreachable { service: self.name.clone(), source })
+    }
+}
+
+/// What Admin Router says about the user comes first.
+fn refusal(source: ApiError, otherwise: impl FnOnce(ApiError) -> OperatorError) -> OperatorError {
+    match source {
+        ApiError::Refused { status: 401, .. } => OperatorError::LoggedOut,
+        ApiError::Refused { status: 403, .. } => OperatorError::Forbidden(source),
+        source => otherwise(source),
     }
 }
 

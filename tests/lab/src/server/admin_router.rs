@@ -65,7 +65,7 @@ struct Service {
 pub fn router(state: SharedState) -> std::io::Result<Router> {
     let cosmos = Cosmos::open(&state.dir.join("state/cosmos.json"), Upstreams::master())?;
     let (version, id) = state.read(|state| (state.pose.dcos.clone(), state.cluster_id.clone()));
-    Ok(serve(Cluster { upstreams: Upstreams::master(), version, id }, cosmos))
+    Ok(super::files::router(state).merge(serve(Cluster { upstreams: Upstreams::master(), version, id }, cosmos)))
 }
 
 /// The same for any addresses. Cosmos goes on with the uninstalls it had begun.

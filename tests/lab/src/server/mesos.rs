@@ -1,6 +1,7 @@
 //! The Mesos master 1.11.0: the old endpoints and the operator API.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,9 +14,9 @@ use hyper::body::{Body as HttpBody, Frame};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use super::SharedState;
 use super::http::{Answer, Request};
 use super::state::{Agent, Framework, Resources, State, Task};
+use super::{Host, SharedState};
 
 /// Where the master listens, as it prints itself.
 const MASTER: &str = "192.168.1.69";
@@ -54,7 +55,7 @@ async fn handle(Extracted(shared): Extracted<SharedState>, method: Method, uri: 
     }
 }
 
-fn version(state: &State) -> Value {
+pub(crate) fn version(state: &State) -> Value {
     json!({ "build_date": "2021-01-01 00:00:00", "build_time": 1_609_459_200.0, "build_user": "", "version": state.pose.mesos })
 }
 
@@ -161,6 +162,13 @@ fn framework_name(framework: Framework) -> &'static str {
     match framework {
         Framework::Marathon => "marathon",
         Framework::Metronome => "metronome",
+    }
+}
+
+fn framework_role(framework: Framework) -> &'static str {
+    match framework {
+        Framework::Marathon => "slave_public",
+        Framework::Metronome => "*",
     }
 }
 
@@ -285,10 +293,6 @@ fn full_framework(state: &State, framework: Framework) -> Value {
         of_framework.map(|t| old_task(state, t)).collect()
     };
     let completed: Vec<Value> = state.completed.iter().filter(|t| t.framework == framework).map(|t| old_task(state, t)).collect();
-    let role = match framework {
-        Framework::Marathon => "slave_public",
-        Framework::Metronome => "*",
-    };
     let fields = json!({
         "user": "root",
         "failover_timeout": 604_800.0,
@@ -296,7 +300,7 @@ fn full_framework(state: &State, framework: Framework) -> Value {
         "registered_time": state.marathon.started,
         "unregistered_time": 0.0,
         "resources": framework_resources(state, framework),
-        "role": role,
+        "role": framework_role(framework),
         "tasks": tasks(false),
         "unreachable_tasks": tasks(true),
         "completed_tasks": completed,
@@ -306,6 +310,109 @@ fn full_framework(state: &State, framework: Framework) -> Value {
     });
     if let Value::Object(fields) = fields {
         extend(&mut value, fields);
+    }
+    value
+}
+
+/// Executors that the agent has or had, each with its framework and tasks.
+pub(crate) fn agent_executors<'a>(state: &'a State, agent_id: &str) -> Vec<((Framework, &'a Path), Vec<&'a Task>)> {
+    let mut executors: Vec<((Framework, &Path), Vec<&Task>)> = Vec::new();
+    for task in state.tasks.values().chain(&state.completed).filter(|task| task.agent_id == agent_id) {
+        let run = (task.framework, run_folder(task));
+        match executors.iter_mut().find(|(known, _)| *known == run) {
+            Some((_, tasks)) => tasks.push(task),
+            None => executors.push((run, vec![task])),
+        }
+    }
+    executors
+}
+
+/// The folder of the task's executor; a pod's tasks lie in `containers/<id>` below it.
+pub(crate) fn run_folder(task: &Task) -> &Path {
+    let above = if task.container.is_some() { 2 } else { 0 };
+    task.sandbox.ancestors().nth(above).unwrap_or(&task.sandbox)
+}
+
+/// `GET /state` of an agent.
+pub(crate) fn agent_state(state: &State, agent: &Agent, host: &dyn Host) -> Value {
+    let mut value = agent_with_full(state, agent);
+    let frameworks: Vec<Value> = FRAMEWORKS.iter().filter_map(|framework| framework_on_agent(state, *framework, agent, host)).collect();
+    if let Some(object) = value.as_object_mut() {
+        for of_master in ["registered_time", "reregistered_time", "active", "deactivated", "port", "used_resources", "offered_resources"] {
+            object.remove(of_master);
+        }
+        for of_master in ["used_resources_full", "offered_resources_full"] {
+            object.remove(of_master);
+        }
+    }
+    let fields = json!({
+        "build_date": "2021-01-01 00:00:00",
+        "build_time": 1_609_459_200.0,
+        "build_user": "",
+        "start_time": agent.registered,
+        "reserved_resources_allocated": {},
+        "unreserved_resources_allocated": amounts(&state.used(agent), None),
+        "resource_providers": [],
+        "master_hostname": MASTER,
+        "flags": {},
+        "frameworks": frameworks,
+        "completed_frameworks": [],
+    });
+    if let Value::Object(fields) = fields {
+        extend(&mut value, fields);
+    }
+    value
+}
+
+fn framework_on_agent(state: &State, framework: Framework, agent: &Agent, host: &dyn Host) -> Option<Value> {
+    let executors = agent_executors(state, &agent.id).into_iter().filter(|((of, _), _)| *of == framework);
+    let (ended, running): (Vec<_>, Vec<_>) = executors.partition(|(_, tasks)| tasks.iter().all(|task| task.state.is_terminal()));
+    if ended.is_empty() && running.is_empty() {
+        return None;
+    }
+    let show = |executors: Vec<((Framework, &Path), Vec<&Task>)>| -> Vec<Value> {
+        executors.iter().map(|((_, run), tasks)| executor_on_agent(state, run, tasks, host)).collect()
+    };
+    Some(json!({
+        "id": state.framework_id(framework),
+        "name": framework_name(framework),
+        "user": "root",
+        "failover_timeout": 604_800.0,
+        "checkpoint": true,
+        "hostname": MASTER,
+        "role": framework_role(framework),
+        "executors": show(running),
+        "completed_executors": show(ended),
+    }))
+}
+
+fn executor_on_agent(state: &State, run: &Path, tasks: &[&Task], host: &dyn Host) -> Value {
+    let first = tasks[0];
+    let pod = first.container.is_some();
+    let (ended, running): (Vec<&Task>, Vec<&Task>) = tasks.iter().partition(|task| task.state.is_terminal());
+    let show = |tasks: Vec<&Task>| tasks.into_iter().map(|task| old_task(state, task)).collect::<Vec<_>>();
+    let mut resources = Resources::default();
+    for task in &running {
+        resources.add(&task.resources);
+        if let Some(executor) = &task.executor_resources {
+            resources.add(executor);
+        }
+    }
+    let mut value = json!({
+        "id": first.executor_id,
+        "name": if pod { String::new() } else { format!("Command Executor (Task: {})", first.id) },
+        "source": if pod { "" } else { first.id.as_str() },
+        "container": run.file_name().map(|name| name.to_string_lossy()),
+        "directory": super::files::as_agent_sees(run, first.agent, host),
+        "resources": amounts(&resources, Some(resources.ports.iter().map(|port| (*port, *port)).collect())),
+        "role": first.resource_role,
+        "tasks": show(running),
+        "queued_tasks": [],
+        "completed_tasks": show(ended),
+    });
+    if pod {
+        value["labels"] = json!([]);
+        value["type"] = "DEFAULT".into();
     }
     value
 }

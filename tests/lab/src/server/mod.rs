@@ -6,6 +6,7 @@ mod clock;
 pub mod control;
 pub mod cosmos;
 pub mod enterprise;
+mod files;
 mod http;
 mod machines;
 pub mod marathon;
