@@ -194,7 +194,7 @@ fn jobs(options: &Options, facts: &Facts) -> Vec<(String, Value)> {
     );
     let rotate = job(
         rotate_job_id(options),
-        "rotate",
+        "init",
         "Replaces the CA and the registry's certificate, waits, and ends with a table of agents.",
         &binary_uri(options, facts),
         env.clone(),

@@ -1,7 +1,7 @@
-//! The run of the job `<service>.init`: orders convergence by being there, watches, prints, ends.
+//! The run of the jobs `<service>.init` and `<service>.rotate`: gives the order by being there, watches, prints, ends.
 //!
-//! It writes nothing anywhere. The controller sees the active run at Metronome and has every agent proven anew; the run ends
-//! well only when that has happened for all of them.
+//! It writes nothing anywhere. The controller sees the active run at Metronome and has every agent proven anew, or the CA replaced;
+//! the run ends well only when that has happened on all of them.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ pub async fn run() -> Result<(), InitError> {
     let mut last_line = String::new();
     loop {
         let (line, report) = match controller.get::<Report>("/v1/status").await {
-            Ok(report) => (progress(&report), Some(report)),
+            Ok(report) => (report.progress(), Some(report)),
             Err(error) => (format!("the controller does not answer: {}", chain(&error)), None),
         };
         if line != last_line {
@@ -72,19 +72,10 @@ fn is_done(report: &Report) -> bool {
     report.converged && !report.orders.is_empty() && report.orders.iter().all(|order| order.fresh)
 }
 
-fn progress(report: &Report) -> String {
-    let waiting: Vec<&str> = report.agents.iter().filter(|agent| agent.state != "trusted").map(|agent| agent.host.as_str()).collect();
-    match waiting.len() {
-        0 => report.summary.clone(),
-        n if n <= 8 => format!("{} Waiting for {}.", report.summary, waiting.join(", ")),
-        n => format!("{} Waiting for {} and {} more.", report.summary, waiting[..8].join(", "), n - 8),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::{AgentReport, OrderReport};
+    use crate::controller::OrderReport;
 
     #[test]
     fn a_run_that_the_controller_has_not_seen_is_not_done() {
@@ -96,21 +87,5 @@ mod tests {
         assert!(is_done(&report));
         report.converged = false;
         assert!(!is_done(&report));
-    }
-
-    #[test]
-    fn progress_names_a_few_agents_and_counts_the_rest() {
-        let agent = |n: usize| AgentReport {
-            host: format!("10.0.0.{n}"),
-            role: "private".into(),
-            state: "pending".into(),
-            detail: String::new(),
-            sysctl: "set".into(),
-        };
-        let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).collect(), ..Report::default() };
-        assert_eq!(
-            progress(&report),
-            "Twenty. Waiting for 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.6, 10.0.0.7 and 12 more."
-        );
     }
 }

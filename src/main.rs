@@ -14,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use private_registry::controller::{self, Report, Setting};
 use private_registry::host_paths::HostRoot;
 use private_registry::node::{self, NodeConfig};
-use private_registry::operator::{self, Access, Client, OperatorError, Service, Target};
+use private_registry::operator::{self, Access, Client, OperatorError, Order, Service, Target};
 use private_registry::options::Fault;
 use private_registry::registry::{self, RegistryConfig};
 use private_registry::{dcos, init};
@@ -69,6 +69,12 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
+    /// Replace the CA and the registry's certificate without a gap, and follow it
+    Rotate {
+        /// Print the last report as JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the CA certificate, or what to do with it on a machine outside the cluster
     Ca {
         /// Print instructions for this client
@@ -110,9 +116,6 @@ enum Role {
     /// Order convergence, wait for it, and print a row per agent (the Metronome job)
     #[command(hide = true)]
     Init,
-    /// Order a new CA, wait for it, and print a row per agent (the Metronome job)
-    #[command(hide = true)]
-    Rotate,
     /// Order the removal, and do it where no controller is left (the Metronome job)
     #[command(hide = true)]
     Uninstall,
@@ -165,7 +168,11 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Role::Converge { json } => ask(&name, async move |service: Service| {
-            let report = service.converge(|report| eprintln!("{}", report.summary)).await?;
+            let report = service.order(Order::Converge, follow).await?;
+            Ok(show(&report, json))
+        }),
+        Role::Rotate { json } => ask(&name, async move |service: Service| {
+            let report = service.order(Order::Rotate, follow).await?;
             Ok(show(&report, json))
         }),
         Role::Ca { client, json } => ask(&name, async move |service: Service| {
@@ -199,8 +206,7 @@ fn main() -> ExitCode {
         Role::Check { options, json } => check(options, json),
         Role::Restore => restore(&name),
         Role::Controller => forever(async { controller::run(Setting::from_env()?).await }),
-        // Which of the two orders it is, the controller sees by the job.
-        Role::Init | Role::Rotate => forever(init::run()),
+        Role::Init => forever(init::run()),
         Role::Uninstall => forever(controller::uninstall()),
         Role::Node => forever(async { node::run(NodeConfig::from_env()?).await }),
         Role::Registry => forever(async { registry::run(RegistryConfig::from_env()?).await }),
@@ -263,6 +269,11 @@ fn run<E: Error + 'static>(task: impl Future<Output = Result<ExitCode, E>>, fail
         eprintln!("private-registry: {}", dcos::chain(&error));
         failure(&error)
     })
+}
+
+/// Shows how an order goes on, apart from the result.
+fn follow(report: &Report) {
+    eprintln!("{}", report.progress());
 }
 
 /// Prints a report; the exit code says whether all is well.

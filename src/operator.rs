@@ -1,7 +1,7 @@
 //! What an operator asks from a terminal: `dcos private-registry <verb>`, or this program with `DCOS_URL` set.
 //!
 //! The dcos CLI starts a plugin with its own address and token in the environment. Everything is read from the controller's
-//! `/v1/status`; the one order, `converge`, is a run of the Metronome job, so that the platform's permissions decide.
+//! `/v1/status`; orders are runs of the Metronome jobs, so that the platform's permissions decide.
 
 mod logs;
 
@@ -157,6 +157,25 @@ fn configured(key: &str) -> Option<String> {
     (output.status.success() && !value.is_empty()).then_some(value)
 }
 
+/// What an operator can order by running a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Have every agent proven anew.
+    Converge,
+    /// Replace the CA.
+    Rotate,
+}
+
+impl Order {
+    /// Last word of the job's id.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Converge => "init",
+            Self::Rotate => "rotate",
+        }
+    }
+}
+
 /// One installation of the package in one cluster.
 pub struct Service {
     name: String,
@@ -188,25 +207,32 @@ impl Service {
         self.controller.get("/v1/status").await.map_err(|source| self.unreachable(source))
     }
 
-    /// Runs the job that proves every agent anew, tells `progress` every new state, and returns the last one.
+    /// Runs the job of an order, tells `progress` every new state, and returns the last one.
     ///
     /// # Errors
     /// When somebody does not answer, or the run does not end.
-    pub async fn converge(&self, mut progress: impl FnMut(&Report)) -> Result<Report, OperatorError> {
-        let path = format!("/v1/jobs/{}.init/runs", self.name.replace('/', "."));
+    pub async fn order(&self, order: Order, mut progress: impl FnMut(&Report)) -> Result<Report, OperatorError> {
+        let path = format!("/v1/jobs/{}.{}/runs", self.name.replace('/', "."), order.word());
         tracing::info!("asking Metronome to run the job {}", path);
         let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
         let id = run["id"].as_str().unwrap_or_default().to_string();
         let started = Instant::now();
-        let mut shown = String::new();
+        let (mut shown, mut seen) = (String::new(), false);
         loop {
             let report = self.report().await?;
-            if report.summary != shown {
+            let line = report.progress();
+            if line != shown {
                 progress(&report);
-                shown.clone_from(&report.summary);
+                shown = line;
             }
-            let fresh = report.orders.iter().any(|order| order.run == id && order.fresh);
-            if (report.converged && fresh) || report.refused {
+            let (active, fresh) = match report.orders.iter().find(|order| order.run == id) {
+                Some(order) => (true, order.fresh),
+                None => (false, false),
+            };
+            // A run that was seen and is gone has ended, between two looks.
+            let done = fresh || (seen && !active);
+            seen |= active;
+            if (report.converged && done) || report.refused {
                 return Ok(report);
             }
             if started.elapsed() > DEADLINE {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::state::State;
+use super::state::{Stage, State};
 use crate::documents;
 use crate::options::{Faults, Options};
 use crate::plan::{self, Observed, Plan, RowState, Wanted};
@@ -81,10 +81,17 @@ impl Report {
             Some(status) => status.errors.first().cloned().unwrap_or_else(|| format!("{} on {}", words(&status.phase), status.host)),
             None => "starting, or it does not answer".to_string(),
         };
+        let rotation = wanted.ca.rotation.as_ref().map_or(String::new(), |rotation| {
+            let what = match rotation.stage {
+                Stage::Published => "the new one is made known beside it",
+                Stage::Switched => "the new one signs, and is proven before the old one goes",
+            };
+            format!(" The CA is being replaced, because {}: {what}.", rotation.reason)
+        });
         let names = options.trusted_names(&plan::registry_host(observed, options)).iter().map(|name| name.name.to_string()).collect();
         Self {
             service: options.service.name.clone(),
-            summary: format!("{trusted} of {} agents trust the registry; the registry is {registry}.", agents.len()),
+            summary: format!("{trusted} of {} agents trust the registry; the registry is {registry}.{rotation}", agents.len()),
             converged,
             refused: false,
             agents,
@@ -124,6 +131,16 @@ impl Report {
             refused: true,
             problems: faults.0.iter().map(ToString::to_string).collect(),
             ..Self::default()
+        }
+    }
+
+    /// The state in one line, with the agents that are waited for: a few by name.
+    pub fn progress(&self) -> String {
+        let waiting: Vec<&str> = self.agents.iter().filter(|agent| agent.state != "trusted").map(|agent| agent.host.as_str()).collect();
+        match waiting.len() {
+            0 => self.summary.clone(),
+            n if n <= 8 => format!("{} Waiting for {}.", self.summary, waiting.join(", ")),
+            n => format!("{} Waiting for {} and {} more.", self.summary, waiting[..8].join(", "), n - 8),
         }
     }
 
@@ -196,6 +213,22 @@ fn words(phase: &RegistryPhase) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_names_a_few_agents_and_counts_the_rest() {
+        let agent = |n: usize| AgentReport {
+            host: format!("10.0.0.{n}"),
+            role: "private".into(),
+            state: "pending".into(),
+            detail: String::new(),
+            sysctl: "set".into(),
+        };
+        let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).collect(), ..Report::default() };
+        assert_eq!(
+            report.progress(),
+            "Twenty. Waiting for 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.6, 10.0.0.7 and 12 more."
+        );
+    }
 
     #[test]
     fn the_table_is_aligned_and_has_one_row_per_agent() {

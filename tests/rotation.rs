@@ -1,0 +1,156 @@
+//! The CA is replaced while clients on every agent pull and push without a pause.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{ADMIN, Cluster};
+
+const HOST: &str = "192.168.1.80";
+const OTHER: &str = "192.168.1.81";
+const AWAY: &str = "192.168.1.82";
+const SERVED: &str = "openssl s_client -connect 192.168.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -issuer";
+
+/// Pulls and pushes about every half second until `stop` is there; one line an attempt: time, what, exit code, and the first failure's words.
+const LOOP: &str = r#"
+docker tag canary:1 192.168.0.1/loop/$1:1
+n=0
+while [ ! -e /tmp/stop ]; do
+  n=$((n+1))
+  for what in push pull; do
+    out=$(docker $what -q 192.168.0.1/loop/$1:1 2>&1); code=$?
+    echo "$(date +%s.%N) $what $code $(echo "$out" | tr '\n' ' ')"
+  done
+  curl -s -o /dev/null --capath /var/lib/dcos/pki/tls/certs https://192.168.0.1/v2/
+  echo "$(date +%s.%N) curl $?"
+  sleep 0.3
+done
+"#;
+
+fn running(cluster: &Cluster) -> (Vec<String>, String) {
+    let status = cluster.get("/marathon/v2/pods/private-registry-node::status");
+    let mut nodes: Vec<String> = status["instances"].as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap().to_owned()).collect();
+    nodes.sort();
+    let registry = cluster.get("/marathon/v2/apps/registry")["app"]["tasks"][0]["id"].as_str().unwrap().to_owned();
+    (nodes, registry)
+}
+
+struct Clients<'a> {
+    cluster: &'a Cluster,
+    agents: Vec<String>,
+}
+
+impl<'a> Clients<'a> {
+    fn start(cluster: &'a Cluster, agents: &[&str]) -> Self {
+        for agent in agents {
+            fs::write(Self::file(cluster, agent, "loop.sh"), LOOP).unwrap();
+            cluster.sh_ok(
+                agent,
+                &format!("rm -f /tmp/stop; setsid sh /tmp/loop.sh {} >/tmp/loop.log 2>&1 </dev/null &", agent.replace('.', "-")),
+            );
+        }
+        Self { cluster, agents: agents.iter().map(|agent| (*agent).to_owned()).collect() }
+    }
+
+    fn file(cluster: &Cluster, agent: &str, name: &str) -> PathBuf {
+        cluster.lab.path().join("agents").join(agent).join("root/tmp").join(name)
+    }
+
+    /// Failures of all clients: when (Unix time), and what was said.
+    fn stop(self) -> (usize, Vec<(f64, String)>) {
+        let (mut attempts, mut failures) = (0, Vec::new());
+        for agent in &self.agents {
+            self.cluster.sh_ok(agent, "touch /tmp/stop");
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        for agent in &self.agents {
+            let log = fs::read_to_string(Self::file(self.cluster, agent, "loop.log")).unwrap();
+            for line in log.lines() {
+                let mut words = line.splitn(4, ' ');
+                let (at, what, code) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+                attempts += 1;
+                if code != "0" {
+                    failures.push((at.parse().unwrap(), format!("{agent} {what}: {code} {}", words.next().unwrap_or_default())));
+                }
+            }
+        }
+        (attempts, failures)
+    }
+}
+
+#[test]
+fn a_ca_is_replaced_without_a_gap_and_an_agent_that_was_away_goes_on_pulling() {
+    let cluster = Cluster::start(3, 1);
+    cluster.install_and_wait(&json!({
+        "registry": { "host": HOST },
+        "names": { "external_host": "192.168.1.50" },
+        "trust": { "rotation_deadline_seconds": 20 },
+    }));
+    cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
+    nobody_notices_a_rotation(&cluster);
+    an_agent_that_was_away_pulls_before_it_is_told_and_is_told(&cluster);
+    a_lost_key_is_a_rotation_too(&cluster);
+    cluster.uninstall();
+    cluster.assert_servers_answered_as_the_real_ones();
+}
+
+fn nobody_notices_a_rotation(cluster: &Cluster) {
+    let (kept, old) = (running(cluster), cluster.status().unwrap()["ca_fingerprint"].clone());
+    let clients = Clients::start(cluster, &[HOST, OTHER, AWAY, "192.168.1.50"]);
+    std::thread::sleep(Duration::from_secs(2));
+    let said = cluster.dcos_ok(&["private-registry", "rotate"]);
+    assert!(said.contains("4 of 4 agents trust the registry"), "{said}");
+    std::thread::sleep(Duration::from_secs(2));
+    let (attempts, failures) = clients.stop();
+    assert_ne!(cluster.status().unwrap()["ca_fingerprint"], old);
+    assert_eq!(running(cluster), kept, "a rotation must not replace a node or the registry's task");
+    for agent in cluster.agents() {
+        let stored = cluster.sh_ok(&agent, "grep -c BEGIN /etc/docker/certs.d/192.168.0.1/ca.crt");
+        assert_eq!(stored, "1", "{agent} still trusts the old CA");
+    }
+    // The registry reads its certificate when it starts: that moment alone may be seen.
+    assert!(attempts > 60, "only {attempts} attempts");
+    let trust: Vec<_> =
+        failures.iter().filter(|(_, said)| said.contains("x509") || said.contains("certificate") || said.contains("curl: 60")).collect();
+    assert!(trust.is_empty(), "{trust:?}");
+    let times: Vec<f64> = failures.iter().map(|(at, _)| *at).collect();
+    let spread = times.iter().copied().fold(f64::MIN, f64::max) - times.iter().copied().fold(f64::MAX, f64::min);
+    assert!(times.is_empty() || spread < 2.0, "failures over {spread} s: {failures:?}");
+    println!("{attempts} attempts, {} failures within {:.1} s", failures.len(), spread.max(0.0));
+}
+
+fn an_agent_that_was_away_pulls_before_it_is_told_and_is_told(cluster: &Cluster) {
+    cluster.lab.die(AWAY).unwrap();
+    let old = cluster.status().unwrap()["ca_fingerprint"].clone();
+    cluster.wait("Mesos to miss it", 30, || cluster.agent_state(AWAY).is_none());
+    // Its node is not waited for beyond the deadline.
+    cluster.dcos_ok(&["job", "run", "private-registry.rotate"]);
+    let rotated = || cluster.status().is_some_and(|status| status["ca_fingerprint"] != old && status["converged"] == true);
+    cluster.wait("the rotation", 90, rotated);
+    cluster.lab.revive(AWAY, false).unwrap();
+    // Its trust is still that of the old CA; what the registry serves leads back to it.
+    let before = cluster.sh_ok(AWAY, "cat /etc/docker/certs.d/192.168.0.1/ca.crt");
+    let pulled = cluster.sh(AWAY, "docker pull -q 192.168.0.1/base/hello:1");
+    let after = cluster.sh_ok(AWAY, "cat /etc/docker/certs.d/192.168.0.1/ca.crt");
+    assert!(pulled.status.success(), "{}", pulled.stderr);
+    assert_ne!(before, cluster.sh_ok(OTHER, "cat /etc/docker/certs.d/192.168.0.1/ca.crt"), "it was told before it could be tried: {after}");
+    let ca = || cluster.lab.http("GET", &format!("{ADMIN}/service/private-registry/v1/ca"), None).unwrap().1;
+    cluster.wait("its new bundle", 60, || cluster.sh_ok(AWAY, "cat /etc/docker/certs.d/192.168.0.1/ca.crt").trim() == ca().trim());
+    cluster.wait_converged();
+}
+
+fn a_lost_key_is_a_rotation_too(cluster: &Cluster) {
+    let (served, kept) = (cluster.sh_ok(OTHER, SERVED), running(cluster));
+    let home = cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["host"].as_str().unwrap().to_owned();
+    cluster.sh_ok(&home, "rm /var/lib/private-registry/private-registry/controller/ca.pem");
+    assert_eq!(cluster.marathon("POST", "/apps/private-registry/restart", &Value::Null).0, 200);
+    cluster.wait("another CA to be served", 60, || cluster.sh(OTHER, SERVED).stdout.trim() != served);
+    cluster.wait_converged();
+    assert_eq!(running(cluster), kept);
+    cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
+}
