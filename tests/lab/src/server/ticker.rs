@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::SharedState;
 use super::agents::{end_task, notice_lost};
 use super::clock::now;
 use super::mesos::task_updated;
 use super::state::{Launch, Presence, State, write_atomically};
-use crate::task::{TaskState, TaskStatus};
+use super::{Pose, Security, SharedState};
+use crate::task::{SecretPlace, Secrets, TaskState, TaskStatus};
 
 /// Seconds in which an executor must have written its first status.
 const START_SECONDS: f64 = 20.0;
@@ -120,12 +120,60 @@ fn apply(state: &mut State, report: Report) {
 }
 
 fn start(shared: &SharedState, launch: &Launch) -> Result<(), String> {
-    let sandbox =
-        shared.read(|state| state.tasks.get(&launch.spec.id).map(|task| task.sandbox.clone())).ok_or_else(|| "task is gone".to_owned())?;
+    let (sandbox, secrets, with_ca) = shared.read(|state| {
+        let sandbox = state.tasks.get(&launch.spec.id).map(|task| task.sandbox.clone()).ok_or_else(|| "task is gone".to_owned())?;
+        Ok::<_, String>((sandbox, resolve(state, launch)?, has_ca_in_sandboxes(&state.pose)))
+    })?;
     let write = || {
         std::fs::create_dir_all(&sandbox)?;
+        if with_ca {
+            put_ca(&cluster_ca(&shared.dir), &sandbox)?;
+        }
         write_atomically(&sandbox.join("task.json"), &serde_json::to_vec_pretty(&launch.spec)?)
     };
     write().map_err(|error| format!("sandbox: {error}"))?;
-    shared.host.launch(launch.agent, &sandbox)
+    shared.host.launch(launch.agent, &sandbox, &secrets)
+}
+
+/// The secrets of a task as they are now.
+fn resolve(state: &State, launch: &Launch) -> Result<Secrets, String> {
+    let mut secrets = Secrets::default();
+    for wanted in &launch.secrets {
+        let value = state
+            .enterprise
+            .secret_for(&launch.reader, &wanted.source)
+            .map_err(|why| format!("Failed to resolve secret '{}': {why}", wanted.source))?
+            .to_vec();
+        match wanted.place.clone() {
+            SecretPlace::Env(name) => secrets.env.insert(name, value),
+            SecretPlace::File(path) => secrets.files.insert(path, value),
+        };
+    }
+    Ok(secrets)
+}
+
+/// Strict clusters always had the CA in every sandbox, permissive ones since DC/OS 1.10.
+fn has_ca_in_sandboxes(pose: &Pose) -> bool {
+    match pose.security {
+        Security::Open => false,
+        Security::Permissive => !pose.dcos.starts_with("1.9."),
+        Security::Strict => true,
+    }
+}
+
+/// Where the cluster's CA certificate lies as soon as there is one.
+pub(crate) fn cluster_ca(dir: &Path) -> std::path::PathBuf {
+    dir.join("state/cluster-ca.pem")
+}
+
+fn put_ca(from: &Path, sandbox: &Path) -> std::io::Result<()> {
+    match std::fs::read(from) {
+        Ok(pem) => {
+            let folder = sandbox.join(".ssl");
+            std::fs::create_dir_all(&folder)?;
+            std::fs::write(folder.join("ca-bundle.crt"), pem)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
