@@ -188,7 +188,7 @@ impl Executor<'_> {
             let path = secret_path(self.sandbox, name)?;
             let write = || {
                 fs::create_dir_all(path.parent().unwrap_or(self.sandbox))?;
-                // What was fetched may not lead it elsewhere.
+                // Never into something that was fetched under that name, such as a link.
                 File::options().write(true).create_new(true).mode(0o600).open(&path)?.write_all(content)
             };
             write().map_err(Error::io("writing the secret", &path))?;
