@@ -26,7 +26,7 @@ use nix::{
         signal::{Signal, kill, killpg},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, User},
+    unistd::Pid,
 };
 
 use crate::{
@@ -105,7 +105,7 @@ type End = (TaskState, Option<String>);
 impl Executor<'_> {
     fn run_task(&mut self) -> Result<End> {
         let name = &self.spec.user;
-        let Some(user) = User::from_name(name)? else {
+        let Some(user) = User::of(name)? else {
             return Ok((TaskState::Failed, Some(format!("Failed to change ownership of the sandbox: no such user '{name}'"))));
         };
         for artifact in &self.spec.artifacts {
@@ -220,8 +220,8 @@ impl Executor<'_> {
         program.args(argv).current_dir(self.sandbox).env_clear().env("PATH", "/usr/bin:/bin").env("MESOS_SANDBOX", self.sandbox);
         program
             .envs(self.env())
-            .uid(user.uid.as_raw())
-            .gid(user.gid.as_raw())
+            .uid(user.uid)
+            .gid(user.gid)
             .stdin(Stdio::null())
             .stdout(self.output("stdout")?)
             .stderr(self.output("stderr")?);
@@ -319,7 +319,7 @@ impl Executor<'_> {
     fn supervise(&mut self, child: &mut Child, stop: &dyn Fn(&KillOrder), finish: &dyn Fn()) -> Result<End> {
         let place = match &self.spec.docker {
             Some(_) => CheckPlace::Container(container_name(&self.spec.id)),
-            None => CheckPlace::Process(User::from_name(&self.spec.user)?),
+            None => CheckPlace::Process(User::of(&self.spec.user)?),
         };
         let checks = self.spec.health.clone().map(|check| start_checks(check, place));
         let mut health = Health::default();
@@ -459,7 +459,7 @@ fn passes(check: &HealthCheck, place: &CheckPlace) -> bool {
             limited.args(["-s", "KILL", &timeout.as_secs_f64().to_string()]);
             match place {
                 CheckPlace::Container(name) => limited.args(["docker", "exec", name]),
-                CheckPlace::Process(Some(user)) => limited.uid(user.uid.as_raw()).gid(user.gid.as_raw()),
+                CheckPlace::Process(Some(user)) => limited.uid(user.uid).gid(user.gid),
                 CheckPlace::Process(None) => &mut limited,
             };
             quiet(limited.args(["/bin/sh", "-c", line]))
@@ -501,6 +501,27 @@ fn file_name(artifact: &Artifact) -> Result<PathBuf> {
     if plain { Ok(PathBuf::from(name)) } else { Err(Error::Refused(format!("artifact {} has no file name", artifact.uri))) }
 }
 
+/// A Linux user of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+impl User {
+    /// The C library's own search would load modules, which a program that is linked statically cannot.
+    fn of(name: &str) -> Result<Option<Self>> {
+        let path = Path::new("/etc/passwd");
+        Ok(Self::find(&fs::read_to_string(path).map_err(Error::io("reading", path))?, name))
+    }
+
+    fn find(passwd: &str, name: &str) -> Option<Self> {
+        let mut entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+        let entry = entries.find(|entry| entry.first() == Some(&name))?;
+        Some(Self { uid: entry.get(2)?.parse().ok()?, gid: entry.get(3)?.parse().ok()? })
+    }
+}
+
 /// Where a secret lies in the sandbox.
 fn secret_path(sandbox: &Path, name: &str) -> Result<PathBuf> {
     let inside = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, std::path::Component::Normal(_)));
@@ -509,7 +530,7 @@ fn secret_path(sandbox: &Path, name: &str) -> Result<PathBuf> {
 
 /// Makes a folder and all in it the user's.
 fn give(path: &Path, user: &User) -> Result<()> {
-    lchown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(Error::io("changing the owner of", path))?;
+    lchown(path, Some(user.uid), Some(user.gid)).map_err(Error::io("changing the owner of", path))?;
     if path.is_symlink() || !path.is_dir() {
         return Ok(());
     }
@@ -582,6 +603,20 @@ mod tests {
         health.take(true, &check(10.0), 2.0);
         health.take(false, &check(10.0), 3.0);
         assert_eq!((health.healthy, health.failures), (Some(false), 1));
+    }
+
+    #[test]
+    fn a_user_is_found_by_the_whole_name() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65533::/:/bin/false\nbroken\n";
+        assert_eq!(User::find(passwd, "nobody"), Some(User { uid: 65534, gid: 65533 }));
+        assert_eq!((User::find(passwd, "body"), User::find(passwd, "broken")), (None, None));
+    }
+
+    #[test]
+    fn a_secret_that_is_a_file_lies_in_the_sandbox_and_nowhere_else() {
+        let sandbox = Path::new("/s");
+        assert_eq!(secret_path(sandbox, "a/b").unwrap(), Path::new("/s/a/b"));
+        assert!(["", "/etc/x", "../x", "a/../../x"].iter().all(|name| secret_path(sandbox, name).is_err()));
     }
 
     #[test]

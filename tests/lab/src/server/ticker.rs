@@ -64,8 +64,15 @@ fn read_reports(shared: &SharedState) -> Vec<Report> {
         state.tasks.values().filter(|t| !t.state.is_terminal() && !t.unreachable).map(|t| (t.id.clone(), t.sandbox.clone())).collect()
     });
     let read = |(task, sandbox): (String, std::path::PathBuf)| {
-        let status = read_status(&sandbox);
-        let alive = status.as_ref().is_some_and(|s| s.state.is_terminal() || shared.host.executor_alive(s));
+        let mut status = read_status(&sandbox);
+        let is_alive =
+            |status: &Option<TaskStatus>| status.as_ref().is_some_and(|s| s.state.is_terminal() || shared.host.executor_alive(s));
+        let mut alive = is_alive(&status);
+        if status.is_some() && !alive {
+            // It may have written its last word and ended in between.
+            status = read_status(&sandbox);
+            alive = is_alive(&status);
+        }
         Report { task, status, alive }
     };
     running.into_iter().map(read).collect()
