@@ -3,9 +3,15 @@
 //! It runs inside the agent's namespaces, as the Mesos executor does, and ends when the task has ended and nothing of it is left.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
+    io::Write as _,
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{OpenOptionsExt, PermissionsExt, lchown},
+        process::{CommandExt, ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Child, Command as Program, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver},
@@ -25,8 +31,9 @@ use nix::{
 
 use crate::{
     Error, Result,
+    host::secrets_file,
     process::{ProcessId, spawn_error, write_atomically},
-    task::{Artifact, Command, Docker, HealthCheck, HealthKind, KillOrder, TaskSpec, TaskState, TaskStatus},
+    task::{Artifact, Command, Docker, HealthCheck, HealthKind, KillOrder, Secrets, TaskSpec, TaskState, TaskStatus},
 };
 
 /// How often the executor looks for a kill order and at its task.
@@ -47,7 +54,8 @@ pub fn run(sandbox: &Path) -> Result<()> {
         .ok_or_else(|| Error::Refused("the executor cannot find itself in /proc".to_owned()))?;
     // Orphans of the task become children of the executor, so that it can end them all, as Mesos does by control group.
     prctl::set_child_subreaper(true)?;
-    let mut executor = Executor { sandbox, spec, status: first_status(own) };
+    let secrets = take_secrets(sandbox)?;
+    let mut executor = Executor { sandbox, spec, secrets, status: first_status(own) };
     executor.write_status()?;
     let end = executor.run_task();
     let (state, message) = match end {
@@ -55,7 +63,20 @@ pub fn run(sandbox: &Path) -> Result<()> {
         Err(error) => (TaskState::Failed, Some(error.to_string())),
     };
     end_orphans();
+    executor.remove_secret_files();
     executor.enter(state, message)
+}
+
+/// Reads what the server handed over for this sandbox, and takes it away.
+fn take_secrets(sandbox: &Path) -> Result<Secrets> {
+    let path = Path::new("/").join(secrets_file(sandbox));
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Secrets::default()),
+        Err(error) => return Err(Error::io("reading", &path)(error)),
+    };
+    fs::remove_file(&path).map_err(Error::io("removing", &path))?;
+    serde_json::from_slice(&text).map_err(|error| Error::Refused(format!("secrets: {error}")))
 }
 
 fn first_status(own: ProcessId) -> TaskStatus {
@@ -74,6 +95,7 @@ fn first_status(own: ProcessId) -> TaskStatus {
 struct Executor<'a> {
     sandbox: &'a Path,
     spec: TaskSpec,
+    secrets: Secrets,
     status: TaskStatus,
 }
 
@@ -82,6 +104,10 @@ type End = (TaskState, Option<String>);
 
 impl Executor<'_> {
     fn run_task(&mut self) -> Result<End> {
+        let name = &self.spec.user;
+        let Some(user) = User::of(name)? else {
+            return Ok((TaskState::Failed, Some(format!("Failed to change ownership of the sandbox: no such user '{name}'"))));
+        };
         for artifact in &self.spec.artifacts {
             if let Some(end) = self.fetch(artifact)? {
                 return Ok(end);
@@ -94,8 +120,13 @@ impl Executor<'_> {
             return Ok(end);
         }
         self.enter(TaskState::Starting, None)?;
+        for name in ["stdout", "stderr"] {
+            self.output(name)?;
+        }
+        self.write_secret_files()?;
+        give(self.sandbox, &user)?;
         match self.spec.docker.clone() {
-            None => self.run_process(),
+            None => self.run_process(&user),
             Some(docker) => self.run_container(&docker),
         }
     }
@@ -151,7 +182,34 @@ impl Executor<'_> {
         }
     }
 
-    fn run_process(&mut self) -> Result<End> {
+    /// Secrets that are files, readable for their owner only.
+    fn write_secret_files(&self) -> Result<()> {
+        for (name, content) in &self.secrets.files {
+            let path = secret_path(self.sandbox, name)?;
+            let write = || {
+                fs::create_dir_all(path.parent().unwrap_or(self.sandbox))?;
+                // Never into something that was fetched under that name, such as a link.
+                File::options().write(true).create_new(true).mode(0o600).open(&path)?.write_all(content)
+            };
+            write().map_err(Error::io("writing the secret", &path))?;
+        }
+        Ok(())
+    }
+
+    /// As with Mesos, which mounts them, they are gone with the task.
+    fn remove_secret_files(&self) {
+        for path in self.secrets.files.keys().filter_map(|name| secret_path(self.sandbox, name).ok()) {
+            // The task may have removed it.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn env(&self) -> impl Iterator<Item = (&String, OsString)> {
+        let plain = self.spec.env.iter().map(|(name, value)| (name, OsString::from(value)));
+        plain.chain(self.secrets.env.iter().map(|(name, value)| (name, OsString::from_vec(value.clone()))))
+    }
+
+    fn run_process(&mut self, user: &User) -> Result<End> {
         let argv = match &self.spec.command {
             Some(Command::Shell(line)) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()],
             Some(Command::Argv(argv)) if !argv.is_empty() => argv.clone(),
@@ -160,7 +218,13 @@ impl Executor<'_> {
         // A session of its own, whose number is the pid: the group takes the signals.
         let mut program = Program::new("setsid");
         program.args(argv).current_dir(self.sandbox).env_clear().env("PATH", "/usr/bin:/bin").env("MESOS_SANDBOX", self.sandbox);
-        program.envs(&self.spec.env).stdin(Stdio::null()).stdout(self.output("stdout")?).stderr(self.output("stderr")?);
+        program
+            .envs(self.env())
+            .uid(user.uid)
+            .gid(user.gid)
+            .stdin(Stdio::null())
+            .stdout(self.output("stdout")?)
+            .stderr(self.output("stderr")?);
         let mut child = program.spawn().map_err(|source| spawn_error("setsid", source))?;
         self.enter(TaskState::Running, None)?;
         let group = Pid::from_raw(i32::try_from(child.id()).expect("a pid fits"));
@@ -227,9 +291,9 @@ impl Executor<'_> {
         }
         run.args(["-v", &format!("{}:{SANDBOX_IN_CONTAINER}:rw", self.sandbox.display())]);
         run.args(["-e", &format!("MESOS_SANDBOX={SANDBOX_IN_CONTAINER}"), "-e", &format!("MESOS_CONTAINER_NAME={name}")]);
-        for (key, value) in &self.spec.env {
+        for (key, value) in self.env() {
             if key == "PATH" || key == "HOME" || key.starts_with("DOCKER_") {
-                run.args(["-e", &format!("{key}={value}")]);
+                run.args(["-e", &format!("{key}={}", value.display())]);
             } else {
                 // The client takes the value out of its own environment: it stays out of the argument vector, which everyone may read.
                 run.args(["-e", key]).env(key, value);
@@ -253,8 +317,11 @@ impl Executor<'_> {
 
     /// Waits for the end, checks health, obeys a kill order. `stop` begins the end, `finish` forces it.
     fn supervise(&mut self, child: &mut Child, stop: &dyn Fn(&KillOrder), finish: &dyn Fn()) -> Result<End> {
-        let checks =
-            self.spec.health.clone().map(|check| start_checks(check, self.spec.docker.as_ref().map(|_| container_name(&self.spec.id))));
+        let place = match &self.spec.docker {
+            Some(_) => CheckPlace::Container(container_name(&self.spec.id)),
+            None => CheckPlace::Process(User::of(&self.spec.user)?),
+        };
+        let checks = self.spec.health.clone().map(|check| start_checks(check, place));
         let mut health = Health::default();
         let mut killing: Option<Killing> = None;
         loop {
@@ -354,19 +421,27 @@ impl Health {
     }
 }
 
+/// Where a check that is a command runs.
+enum CheckPlace {
+    /// In the container of that name.
+    Container(String),
+    /// Beside the task, as its user.
+    Process(Option<User>),
+}
+
 /// Makes the checks on a thread of their own, so that a slow one does not hold up a kill. It ends with the process.
-fn start_checks(check: HealthCheck, container: Option<String>) -> Receiver<bool> {
+fn start_checks(check: HealthCheck, place: CheckPlace) -> Receiver<bool> {
     let (results, receiver) = mpsc::channel();
     thread::spawn(move || {
         thread::sleep(seconds(check.delay_seconds));
-        while results.send(passes(&check, container.as_deref())).is_ok() {
+        while results.send(passes(&check, &place)).is_ok() {
             thread::sleep(seconds(check.interval_seconds));
         }
     });
     receiver
 }
 
-fn passes(check: &HealthCheck, container: Option<&str>) -> bool {
+fn passes(check: &HealthCheck, place: &CheckPlace) -> bool {
     let timeout = seconds(check.timeout_seconds);
     match &check.kind {
         HealthKind::Tcp { port } => TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, *port)), timeout).is_ok(),
@@ -382,9 +457,10 @@ fn passes(check: &HealthCheck, container: Option<&str>) -> bool {
         HealthKind::Command(line) => {
             let mut limited = Program::new("timeout");
             limited.args(["-s", "KILL", &timeout.as_secs_f64().to_string()]);
-            match container {
-                Some(name) => limited.args(["docker", "exec", name]),
-                None => &mut limited,
+            match place {
+                CheckPlace::Container(name) => limited.args(["docker", "exec", name]),
+                CheckPlace::Process(Some(user)) => limited.uid(user.uid).gid(user.gid),
+                CheckPlace::Process(None) => &mut limited,
             };
             quiet(limited.args(["/bin/sh", "-c", line]))
         }
@@ -423,6 +499,45 @@ fn file_name(artifact: &Artifact) -> Result<PathBuf> {
     let name = artifact.dest.as_deref().unwrap_or_else(|| path.rsplit('/').next().unwrap_or_default());
     let plain = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, std::path::Component::Normal(_)));
     if plain { Ok(PathBuf::from(name)) } else { Err(Error::Refused(format!("artifact {} has no file name", artifact.uri))) }
+}
+
+/// A Linux user of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+impl User {
+    /// The C library's own search would load modules, which a program that is linked statically cannot.
+    fn of(name: &str) -> Result<Option<Self>> {
+        let path = Path::new("/etc/passwd");
+        Ok(Self::find(&fs::read_to_string(path).map_err(Error::io("reading", path))?, name))
+    }
+
+    fn find(passwd: &str, name: &str) -> Option<Self> {
+        let mut entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+        let entry = entries.find(|entry| entry.first() == Some(&name))?;
+        Some(Self { uid: entry.get(2)?.parse().ok()?, gid: entry.get(3)?.parse().ok()? })
+    }
+}
+
+/// Where a secret lies in the sandbox.
+fn secret_path(sandbox: &Path, name: &str) -> Result<PathBuf> {
+    let inside = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    if inside { Ok(sandbox.join(name)) } else { Err(Error::Refused(format!("the path '{name}' of a secret does not lie in the sandbox"))) }
+}
+
+/// Makes a folder and all in it the user's.
+fn give(path: &Path, user: &User) -> Result<()> {
+    lchown(path, Some(user.uid), Some(user.gid)).map_err(Error::io("changing the owner of", path))?;
+    if path.is_symlink() || !path.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(path).map_err(Error::io("reading", path))? {
+        give(&entry.map_err(Error::io("reading", path))?.path(), user)?;
+    }
+    Ok(())
 }
 
 /// In Mesos' words.
@@ -488,6 +603,20 @@ mod tests {
         health.take(true, &check(10.0), 2.0);
         health.take(false, &check(10.0), 3.0);
         assert_eq!((health.healthy, health.failures), (Some(false), 1));
+    }
+
+    #[test]
+    fn a_user_is_found_by_the_whole_name() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65533::/:/bin/false\nbroken\n";
+        assert_eq!(User::find(passwd, "nobody"), Some(User { uid: 65534, gid: 65533 }));
+        assert_eq!((User::find(passwd, "body"), User::find(passwd, "broken")), (None, None));
+    }
+
+    #[test]
+    fn a_secret_that_is_a_file_lies_in_the_sandbox_and_nowhere_else() {
+        let sandbox = Path::new("/s");
+        assert_eq!(secret_path(sandbox, "a/b").unwrap(), Path::new("/s/a/b"));
+        assert!(["", "/etc/x", "../x", "a/../../x"].iter().all(|name| secret_path(sandbox, name).is_err()));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 use std::{
     fs::{self, File},
+    io::Write as _,
     net::Ipv4Addr,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -20,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result, cgroups,
     process::{ProcessId, run, run_with_input, spawn_error, write_atomically},
-    task::TaskStatus,
+    server::cluster_ca,
+    task::{Secrets, TaskStatus},
 };
 
 /// The machine on which the servers run and where the operator sits.
@@ -163,11 +166,14 @@ impl Machine {
     ///
     /// # Errors
     /// The agent is down, or the sandbox is not below [`Machine::sandbox_root`].
-    pub fn launch(&self, ip: Ipv4Addr, sandbox: &Path) -> Result<()> {
+    pub fn launch(&self, ip: Ipv4Addr, sandbox: &Path, secrets: &Secrets) -> Result<()> {
         let holder = self.holder(ip).ok_or_else(|| Error::NoMachine(ip.to_string()))?;
         let inside = sandbox
             .strip_prefix(self.root(ip))
             .map_err(|_| Error::Refused(format!("{} is not on the disk of agent {ip}", sandbox.display())))?;
+        if !secrets.is_empty() {
+            hand_over(secrets, holder, sandbox)?;
+        }
         let log = self.log(&format!("executors-{ip}"))?;
         let mut command = Command::new("nsenter");
         command.args(["--target", &holder.pid.to_string()]).args(["--pid", "--mount", "--net", "--uts", "--ipc", "--"]);
@@ -183,6 +189,28 @@ impl Machine {
             return Ok(());
         }
         Err(Error::Command { command: format!("starting the executor in {}", sandbox.display()), stderr: status.to_string() })
+    }
+
+    /// Gives the cluster's CA certificate, once there is one, to the master and to those agents that do not have it yet.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn publish_ca(&self, agents: &[Ipv4Addr]) -> Result<()> {
+        let from = cluster_ca(&self.lab_dir);
+        if !from.exists() {
+            return Ok(());
+        }
+        let of_agents = agents.iter().filter_map(|ip| self.holder(*ip)).map(view_of);
+        for root in of_agents.chain([PathBuf::from("/")]) {
+            let to = root.join(CA_BUNDLE);
+            if to.exists() {
+                continue;
+            }
+            let folder = to.parent().unwrap_or(&to);
+            fs::create_dir_all(folder).map_err(Error::io("creating", folder))?;
+            fs::copy(&from, &to).map_err(Error::io("writing", &to))?;
+        }
+        Ok(())
     }
 
     /// Whether the executor that wrote this status still runs.
@@ -284,6 +312,27 @@ impl Machine {
         }
         cgroups::remove(&cgroups::of_machine(&self.lab_dir, ip))
     }
+}
+
+/// Where machines of the cluster have its CA certificate.
+const CA_BUNDLE: &str = "run/dcos/pki/CA/ca-bundle.crt";
+
+/// The file system as a machine sees it, with what lies only in its memory.
+fn view_of(holder: ProcessId) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/root", holder.pid))
+}
+
+/// Where an executor finds the secrets of its task: in the memory of the machine, so that they are never on a disk.
+pub(crate) fn secrets_file(sandbox: &Path) -> PathBuf {
+    let name = sandbox.file_name().unwrap_or_default().to_string_lossy();
+    PathBuf::from(format!("run/lab/secrets-{name}"))
+}
+
+fn hand_over(secrets: &Secrets, holder: ProcessId, sandbox: &Path) -> Result<()> {
+    let path = view_of(holder).join(secrets_file(sandbox));
+    let text = serde_json::to_vec(secrets).map_err(|error| Error::Refused(error.to_string()))?;
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(Error::io("creating", &path))?;
+    file.write_all(&text).map_err(Error::io("writing", &path))
 }
 
 /// The lab's program as an agent sees it.

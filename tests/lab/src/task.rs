@@ -14,7 +14,7 @@ pub struct TaskSpec {
     pub id: String,
     /// Host name (IP) of the agent.
     pub agent: String,
-    /// Linux user; the lab knows root only.
+    /// Linux user who owns the sandbox and runs the command, but for what an image says itself.
     pub user: String,
     /// What to execute. Absent: the image's own command.
     pub command: Option<Command>,
@@ -157,12 +157,15 @@ pub enum TaskState {
     /// Ended because told to.
     #[serde(rename = "TASK_KILLED")]
     Killed,
+    /// Refused by the master: it never reached an agent.
+    #[serde(rename = "TASK_ERROR")]
+    Error,
 }
 
 impl TaskState {
     /// Whether nothing runs any more.
     pub fn is_terminal(self) -> bool {
-        matches!(self, Self::Finished | Self::Failed | Self::Killed)
+        matches!(self, Self::Finished | Self::Failed | Self::Killed | Self::Error)
     }
 }
 
@@ -185,6 +188,48 @@ pub struct TaskStatus {
     pub executor_pid: u32,
     /// Start time of that pid (clock ticks, field 22 of /proc/pid/stat), so that a reused pid is not taken for it.
     pub executor_start: u64,
+}
+
+/// A secret that a task wants: where it lies, and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretUse {
+    /// Path in the secret store.
+    pub source: String,
+    /// Where the task finds it.
+    pub place: SecretPlace,
+}
+
+/// See [`SecretUse`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretPlace {
+    /// The variable of that name.
+    Env(String),
+    /// The file at that path in the sandbox.
+    File(String),
+}
+
+/// What a task's secrets are. It goes to the executor by itself and is never part of [`TaskSpec`], which lies in the sandbox.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secrets {
+    /// Values of variables.
+    pub env: BTreeMap<String, Vec<u8>>,
+    /// Contents of files by path in the sandbox.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Secrets {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.env.is_empty() && self.files.is_empty()
+    }
+}
+
+/// Names, and no values.
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_list().entries(self.env.keys()).entries(self.files.keys()).finish()
+    }
 }
 
 /// `kill.json`: its presence tells the executor to end the task.

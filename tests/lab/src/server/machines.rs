@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{Host, Network, Role};
 use crate::dns::Zone;
 use crate::host::{AgentRole, MASTER, Machine};
-use crate::task::TaskStatus;
+use crate::task::{Secrets, TaskStatus};
 use crate::vips::{Vip, VipTable, named_vip_address};
 
 /// Names that every cluster has.
@@ -71,8 +71,8 @@ impl Host for Machines {
         self.machine.sandbox_root(agent)
     }
 
-    fn launch(&self, agent: Ipv4Addr, sandbox: &Path) -> Result<(), String> {
-        self.machine.launch(agent, sandbox).map_err(|error| error.to_string())
+    fn launch(&self, agent: Ipv4Addr, sandbox: &Path, secrets: &Secrets) -> Result<(), String> {
+        self.machine.launch(agent, sandbox, secrets).map_err(|error| error.to_string())
     }
 
     fn executor_alive(&self, status: &TaskStatus) -> bool {
@@ -80,6 +80,9 @@ impl Host for Machines {
     }
 
     fn publish(&self, network: &Network, agents: &[Ipv4Addr]) {
+        if let Err(error) = self.machine.publish_ca(agents) {
+            tracing::error!(%error, "CA not handed out");
+        }
         let mut names: BTreeMap<String, Vec<Ipv4Addr>> =
             FIXED_NAMES.iter().chain([&UNIVERSE]).map(|name| ((*name).to_owned(), vec![MASTER])).collect();
         names.extend(network.names.iter().map(|(name, addresses)| (format!("{name}.marathon.mesos"), addresses.clone())));

@@ -33,10 +33,11 @@ pub use enterprise::Security;
 pub use machines::Machines;
 pub use pose::{NEWEST, Pose};
 pub use state::{Agent, Faults, Options, State, Task, Violation, pose_file};
+pub(crate) use ticker::cluster_ca;
 pub use ticker::{tick, tick_forever};
 
 use crate::host::MASTER;
-use crate::task::TaskStatus;
+use crate::task::{Secrets, TaskStatus};
 
 /// Private or public agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,11 +97,11 @@ pub trait Host: Send + Sync {
     fn revive_agent(&self, agent: Ipv4Addr, fresh_disk: bool) -> Result<(), String>;
     /// Folder of that agent's sandboxes, as the server sees it.
     fn sandbox_root(&self, agent: Ipv4Addr) -> PathBuf;
-    /// Starts an executor for the sandbox (which holds `task.json`).
+    /// Starts an executor for the sandbox (which holds `task.json`) and hands it the task's secrets.
     ///
     /// # Errors
     /// A text for people.
-    fn launch(&self, agent: Ipv4Addr, sandbox: &Path) -> Result<(), String>;
+    fn launch(&self, agent: Ipv4Addr, sandbox: &Path, secrets: &Secrets) -> Result<(), String>;
     /// Whether the executor that wrote this status still runs.
     fn executor_alive(&self, status: &TaskStatus) -> bool;
     /// Told every 100 ms what names and VIPs there are; cheap when nothing changed.

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::{Host, Network, Role};
-use crate::task::TaskStatus;
+use crate::task::{Secrets, TaskStatus};
 
 /// Machines that only note what they are to launch.
 #[derive(Default)]
 pub(crate) struct Pretence {
     pub(crate) dir: PathBuf,
-    pub(crate) launched: Mutex<Vec<PathBuf>>,
+    pub(crate) launched: Mutex<Vec<(PathBuf, Secrets)>>,
 }
 
 impl Host for Pretence {
@@ -30,8 +30,8 @@ impl Host for Pretence {
     fn sandbox_root(&self, agent: Ipv4Addr) -> PathBuf {
         self.dir.join(agent.to_string())
     }
-    fn launch(&self, _: Ipv4Addr, sandbox: &Path) -> Result<(), String> {
-        self.launched.lock().unwrap().push(sandbox.to_owned());
+    fn launch(&self, _: Ipv4Addr, sandbox: &Path, secrets: &Secrets) -> Result<(), String> {
+        self.launched.lock().unwrap().push((sandbox.to_owned(), secrets.clone()));
         Ok(())
     }
     fn executor_alive(&self, _: &TaskStatus) -> bool {

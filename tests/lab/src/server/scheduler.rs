@@ -4,11 +4,11 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Host;
 use super::clock::now;
 use super::mesos::task_added;
 use super::state::{Agent, Framework, Launch, Presence, Resources, State, Task, write_atomically};
-use crate::task::{KillOrder, TaskSpec, TaskState};
+use super::{Host, Security};
+use crate::task::{KillOrder, SecretUse, TaskSpec, TaskState};
 
 /// Host ports that are given out, out of those that DC/OS offers on agents of both roles; below Linux' ephemeral ones.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -164,10 +164,40 @@ pub(crate) struct NewTask {
     pub(crate) labels: std::collections::BTreeMap<String, String>,
     /// What to run. Its `id` is the Mesos task id.
     pub(crate) spec: TaskSpec,
+    /// As whom it reads secrets: the id of its app, pod or job with slashes.
+    pub(crate) reader: String,
+    pub(crate) secrets: Vec<SecretUse>,
 }
 
-/// Puts the task among those of the cluster; the next tick hands it to an executor.
-pub(crate) fn launch(state: &mut State, host: &dyn Host, new: NewTask) {
+/// The Linux user of a task whose definition names none.
+pub(crate) fn default_user(state: &State) -> &'static str {
+    if state.pose.security == Security::Strict { UNPRIVILEGED } else { "root" }
+}
+
+/// Every framework may launch tasks as this user.
+const UNPRIVILEGED: &str = "nobody";
+
+/// Why the master refuses a task, in its words. It asks for the permission at every launch.
+fn refusal(state: &State, framework: Framework, user: &str) -> Option<String> {
+    let account = match framework {
+        Framework::Marathon => "dcos_marathon",
+        Framework::Metronome => "dcos_metronome",
+    };
+    let resource = format!("dcos:mesos:master:task:user:{user}");
+    let may = state.pose.security != Security::Strict || user == UNPRIVILEGED || state.enterprise.allows(account, &resource, "create");
+    (!may).then(|| format!("Not authorized to launch as user '{user}'"))
+}
+
+/// Puts tasks that are launched together (the containers of a pod) among those of the cluster; the next tick hands them to executors.
+/// Where the master refuses one, it refuses all.
+pub(crate) fn launch(state: &mut State, host: &dyn Host, tasks: Vec<NewTask>) {
+    let refusal = tasks.iter().find_map(|new| refusal(state, new.framework, &new.spec.user));
+    for new in tasks {
+        add(state, host, new, refusal.clone());
+    }
+}
+
+fn add(state: &mut State, host: &dyn Host, new: NewTask, refusal: Option<String>) {
     let Some(agent) = state.agents.get(&new.placement.agent) else { return };
     let agent_id = agent.id.clone();
     let run = uuid::Uuid::new_v4();
@@ -205,9 +235,15 @@ pub(crate) fn launch(state: &mut State, host: &dyn Host, new: NewTask) {
         updates: Vec::new(),
     };
     task.record(at);
-    let event = task_added(state, &task);
-    state.mesos_event(event);
-    state.launches.push(Launch { agent: task.agent, spec: new.spec });
+    if refusal.is_some() {
+        // Its framework hears of it in the next round; in Mesos' own lists and events it never appears.
+        task.message = refusal;
+        task.enter(TaskState::Error, at);
+    } else {
+        let event = task_added(state, &task);
+        state.mesos_event(event);
+        state.launches.push(Launch { agent: task.agent, spec: new.spec, reader: new.reader, secrets: new.secrets });
+    }
     state.tasks.insert(task.id.clone(), task);
     state.touch();
 }

@@ -13,7 +13,7 @@ use super::enterprise::Enterprise;
 use super::marathon::Marathon;
 use super::metronome::Metronome;
 use super::{Pose, Role};
-use crate::task::{KillOrder, TaskSpec, TaskState};
+use crate::task::{KillOrder, SecretUse, TaskSpec, TaskState};
 
 /// So many ended tasks are remembered.
 const COMPLETED_TASKS_KEPT: usize = 500;
@@ -236,6 +236,7 @@ impl Task {
             TaskState::Finished => "TASK_FINISHED",
             TaskState::Failed => "TASK_FAILED",
             TaskState::Killed => "TASK_KILLED",
+            TaskState::Error => "TASK_ERROR",
         }
     }
 
@@ -256,6 +257,11 @@ impl Task {
 pub(crate) struct Launch {
     pub(crate) agent: Ipv4Addr,
     pub(crate) spec: TaskSpec,
+    /// As whom the secret store is read: see [`Enterprise::secret_for`].
+    #[serde(default)]
+    pub(crate) reader: String,
+    #[serde(default)]
+    pub(crate) secrets: Vec<SecretUse>,
 }
 
 /// Everything.
@@ -404,6 +410,11 @@ impl State {
     /// Moves an ended task to the completed ones.
     pub(crate) fn complete(&mut self, id: &str) {
         if let Some(task) = self.tasks.remove(id) {
+            if task.state == TaskState::Error {
+                // Mesos lists no task that its master refused.
+                self.touch();
+                return;
+            }
             self.completed.push(task);
             if self.completed.len() > COMPLETED_TASKS_KEPT {
                 self.completed.remove(0);

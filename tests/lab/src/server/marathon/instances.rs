@@ -194,7 +194,7 @@ fn drop_tasks(state: &mut State, instance: &Instance) {
 /// All tasks of an instance have ended.
 fn end(state: &mut State, instance: &Instance) {
     let worst = instance.present_tasks(state).max_by_key(|task| match task.state {
-        TaskState::Failed => 2,
+        TaskState::Failed | TaskState::Error => 2,
         TaskState::Finished => 1,
         _ => 0,
     });
@@ -211,6 +211,7 @@ fn end(state: &mut State, instance: &Instance) {
     });
     let condition = match failure.as_ref().map(|failure| failure.state.as_str()) {
         Some("TASK_FAILED") => "Failed",
+        Some("TASK_ERROR") => "Error",
         Some("TASK_FINISHED") => "Finished",
         _ => "Killed",
     };

@@ -11,7 +11,7 @@ use crate::server::Host;
 use crate::server::clock::now;
 use crate::server::scheduler::{self, Constraint, Demand, NewTask, Placement, Reject};
 use crate::server::state::{Framework, Resources, State};
-use crate::task::{Artifact, Command, Docker, HealthCheck, HealthKind, PortMapping, TaskSpec, Volume};
+use crate::task::{Artifact, Command, Docker, HealthCheck, HealthKind, PortMapping, SecretPlace, SecretUse, TaskSpec, Volume};
 
 /// Starts what is scheduled, as far as there is room, a token, and no delay.
 pub(crate) fn launch_scheduled(state: &mut State, host: &dyn Host) {
@@ -46,7 +46,7 @@ fn launch(state: &mut State, host: &dyn Host, scheduled: &Instance, placement: &
     let mut instance = scheduled.clone();
     instance.incarnation += 1;
     let tasks = match instance.kind {
-        Kind::App => vec![app_task(&instance, placement)],
+        Kind::App => vec![app_task(state, &instance, placement)],
         Kind::Pod => pod_tasks(state, &instance, placement),
     };
     instance.tasks = tasks.iter().map(|task| task.spec.id.clone()).collect();
@@ -60,9 +60,7 @@ fn launch(state: &mut State, host: &dyn Host, scheduled: &Instance, placement: &
         "host": placement.agent, "runSpecVersion": instance.version(),
     });
     state.event("instance_changed_event", event);
-    for task in tasks {
-        scheduler::launch(state, host, task);
-    }
+    scheduler::launch(state, host, tasks);
     state.marathon.instances.insert(instance.id.clone(), instance);
     state.touch();
 }
@@ -71,15 +69,15 @@ fn launch(state: &mut State, host: &dyn Host, scheduled: &Instance, placement: &
 fn cannot_run(instance: &Instance) -> Option<String> {
     let definition = &instance.definition;
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let secret = |environment: &Value| environment.as_object().into_iter().flatten().any(|(_, value)| !value.is_string());
     match instance.kind {
         Kind::App => {
             let container = &definition["container"];
             if container["type"] == "MESOS" && container["docker"].is_object() {
                 return Some("an image in the Mesos containerizer".to_owned());
             }
-            if list(&container["volumes"]).iter().any(|v| !v["hostPath"].is_string()) {
-                return Some("a volume that is no host path".to_owned());
+            let is_docker = container["type"] == "DOCKER";
+            if list(&container["volumes"]).iter().any(|v| if is_docker { !v["hostPath"].is_string() } else { !v["secret"].is_string() }) {
+                return Some(if is_docker { "a volume that is no host path" } else { "a volume that is no secret" }.to_owned());
             }
             if list(&definition["networks"]).iter().any(|n| n["mode"] == "container") {
                 return Some("a container network".to_owned());
@@ -88,20 +86,20 @@ fn cannot_run(instance: &Instance) -> Option<String> {
             if checks.len() > 1 || checks.iter().any(|c| health_check(c, &[]).is_none()) {
                 return Some("health checks made by Marathon itself: only one MESOS_TCP, MESOS_HTTP(S) or COMMAND".to_owned());
             }
-            secret(&definition["env"]).then(|| "a secret".to_owned())
+            None
         }
         Kind::Pod => {
             let containers = list(&definition["containers"]);
             if containers.iter().any(|c| c["image"].is_object()) {
                 return Some("an image in a pod".to_owned());
             }
-            if !list(&definition["volumes"]).is_empty() {
-                return Some("a volume in a pod".to_owned());
+            if list(&definition["volumes"]).iter().any(|v| !v["secret"].is_string()) {
+                return Some("a volume in a pod that is no secret".to_owned());
             }
             if !list(&definition["networks"]).iter().all(|n| n["mode"] == "host") {
                 return Some("a pod with a network of its own".to_owned());
             }
-            (secret(&definition["environment"]) || containers.iter().any(|c| secret(&c["environment"]))).then(|| "a secret".to_owned())
+            None
         }
     }
 }
@@ -185,6 +183,24 @@ fn strings(object: &Value) -> BTreeMap<String, String> {
     object.as_object().into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
+/// Adds a definition's variables, which win over those that are there, and what it takes from secrets.
+fn take_environment(definition: &Value, of: &Value, env: &mut BTreeMap<String, String>, secrets: &mut Vec<SecretUse>) {
+    for (name, value) in of.as_object().into_iter().flatten() {
+        env.remove(name);
+        secrets.retain(|secret| secret.place != SecretPlace::Env(name.clone()));
+        match value.as_str() {
+            Some(text) => drop(env.insert(name.clone(), text.to_owned())),
+            None => secrets.push(secret(definition, &value["secret"], SecretPlace::Env(name.clone()))),
+        }
+    }
+}
+
+/// A declared secret; that it is declared was checked when the definition came.
+fn secret(definition: &Value, name: &Value, place: SecretPlace) -> SecretUse {
+    let source = definition["secrets"][name.as_str().unwrap_or_default()]["source"].as_str().unwrap_or_default();
+    SecretUse { source: source.to_owned(), place }
+}
+
 /// Variables that tasks of apps and pods have in common.
 fn common_env(instance: &Instance, task: &str, executor: &str, agent: Ipv4Addr, of: &Value) -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([
@@ -212,7 +228,7 @@ fn variable(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
 
-fn app_task(instance: &Instance, placement: &Placement) -> NewTask {
+fn app_task(state: &State, instance: &Instance, placement: &Placement) -> NewTask {
     let definition = &instance.definition;
     let id = format!("{}._app.{}", instance.id, instance.incarnation);
     let mut env = common_env(instance, &id, &id, placement.agent, definition);
@@ -221,7 +237,12 @@ fn app_task(instance: &Instance, placement: &Placement) -> NewTask {
         env.insert("MARATHON_APP_DOCKER_IMAGE".to_owned(), image.to_owned());
     }
     env.extend(port_env(definition, &placement.ports));
-    env.extend(strings(&definition["env"]));
+    let mut secrets = Vec::new();
+    take_environment(definition, &definition["env"], &mut env, &mut secrets);
+    for volume in container["volumes"].as_array().into_iter().flatten().filter(|volume| volume["secret"].is_string()) {
+        let path = volume["containerPath"].as_str().unwrap_or_default().to_owned();
+        secrets.push(secret(definition, &volume["secret"], SecretPlace::File(path)));
+    }
     let mut segments: Vec<&str> = instance.spec.trim_start_matches('/').split('/').collect();
     segments.reverse();
     let command = match (&definition["cmd"], &definition["args"]) {
@@ -243,7 +264,7 @@ fn app_task(instance: &Instance, placement: &Placement) -> NewTask {
         spec: TaskSpec {
             id,
             agent: placement.agent.to_string(),
-            user: definition["user"].as_str().unwrap_or("root").to_owned(),
+            user: definition["user"].as_str().unwrap_or(scheduler::default_user(state)).to_owned(),
             command,
             env,
             artifacts: artifacts(&definition["fetch"]),
@@ -251,6 +272,8 @@ fn app_task(instance: &Instance, placement: &Placement) -> NewTask {
             health: definition["healthChecks"].get(0).and_then(|check| health_check(check, &placement.ports)),
             grace_seconds: grace as u64,
         },
+        reader: instance.spec.clone(),
+        secrets,
     }
 }
 
@@ -381,9 +404,11 @@ fn pod_tasks(state: &State, instance: &Instance, placement: &Placement) -> Vec<N
             env.insert("MARATHON_CONTAINER_ID".to_owned(), name.to_owned());
             env.insert("MESOS_CONTAINER_IP".to_owned(), placement.agent.to_string());
             env.extend(endpoint_env.clone());
-            env.extend(strings(&definition["environment"]));
-            env.extend(strings(&container["environment"]));
-            let user = container["user"].as_str().or(definition["user"].as_str()).unwrap_or("root").to_owned();
+            let mut secrets = Vec::new();
+            take_environment(definition, &definition["environment"], &mut env, &mut secrets);
+            take_environment(definition, &container["environment"], &mut env, &mut secrets);
+            secrets.extend(secret_files(definition, container));
+            let user = container["user"].as_str().or(definition["user"].as_str()).unwrap_or(scheduler::default_user(state)).to_owned();
             let grace = container["lifecycle"]["killGracePeriodSeconds"].as_f64().unwrap_or(3.0);
             NewTask {
                 name: name.to_owned(),
@@ -406,9 +431,23 @@ fn pod_tasks(state: &State, instance: &Instance, placement: &Placement) -> Vec<N
                     health: pod_check(&container["healthCheck"], &ports),
                     grace_seconds: if sigkill { 0 } else { grace as u64 },
                 },
+                reader: instance.spec.clone(),
+                secrets,
             }
         })
         .collect()
+}
+
+/// What a container of a pod mounts of the pod's volumes, which are secrets all.
+fn secret_files(definition: &Value, container: &Value) -> Vec<SecretUse> {
+    let list = |of: &Value| of.as_array().cloned().unwrap_or_default();
+    let volumes = list(&definition["volumes"]);
+    let file = |mount: &Value| {
+        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"])?;
+        let path = mount["mountPath"].as_str().unwrap_or_default().to_owned();
+        Some(secret(definition, &volume["secret"], SecretPlace::File(path)))
+    };
+    list(&container["volumeMounts"]).iter().filter_map(file).collect()
 }
 
 fn pod_command(command: &Value) -> Option<Command> {

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::spec::{ConcurrencyPolicy, EnvValue, JobSpec, RestartPolicy};
 use crate::server::Host;
 use crate::server::clock::{civil, iso_offset, now};
-use crate::server::scheduler::{Constraint, Demand, NewTask, kill, launch, place};
+use crate::server::scheduler::{Constraint, Demand, NewTask, default_user, kill, launch, place};
 use crate::server::state::{Framework, Resources, State};
-use crate::task::{Artifact, Command, KillOrder, TaskSpec, TaskState};
+use crate::task::{Artifact, Command, KillOrder, SecretPlace, SecretUse, TaskSpec, TaskState};
 
 /// So many ended runs are remembered of each kind.
 const RUNS_KEPT: usize = 1000;
@@ -284,8 +284,13 @@ fn follow(state: &mut State, id: &str, task: &str, task_state: TaskState, at: f6
             run.note(task, "TASK_FINISHED", at);
             end(state, id, true, at);
         }
-        TaskState::Failed | TaskState::Killed => {
-            run.note(task, if task_state == TaskState::Failed { "TASK_FAILED" } else { "TASK_KILLED" }, at);
+        TaskState::Failed | TaskState::Killed | TaskState::Error => {
+            let status = match task_state {
+                TaskState::Failed => "TASK_FAILED",
+                TaskState::Killed => "TASK_KILLED",
+                _ => "TASK_ERROR",
+            };
+            run.note(task, status, at);
             if run.may_retry(at) {
                 run.current = None;
                 state.touch();
@@ -299,7 +304,8 @@ fn follow(state: &mut State, id: &str, task: &str, task_state: TaskState, at: f6
 fn launch_task(state: &mut State, host: &dyn Host, id: &str, at: f64) {
     let Some(run) = state.metronome.runs.get(id) else { return };
     let (spec, first) = (run.spec.clone(), run.tasks.is_empty());
-    if let Some(why) = spec.beyond_the_lab() {
+    let has_secrets = state.pose.features.iter().any(|feature| feature == "secrets");
+    if let Some(why) = spec.beyond_the_lab(has_secrets) {
         state.violate("metronome", &spec.id, format!("run {id} failed: {why}"));
         end(state, id, false, at);
         return;
@@ -345,7 +351,7 @@ fn launch_task(state: &mut State, host: &dyn Host, id: &str, at: f64) {
         labels: spec.labels.clone(),
         spec: TaskSpec {
             id: task.clone(),
-            user: run.user.clone().unwrap_or_else(|| "root".to_owned()),
+            user: run.user.clone().unwrap_or_else(|| default_user(state).to_owned()),
             command: run.cmd.clone().map(Command::Shell),
             env: environment(&spec, &format!("/{}", names.join("/")), &task, &agent),
             artifacts: run.artifacts.iter().map(artifact).collect(),
@@ -354,8 +360,10 @@ fn launch_task(state: &mut State, host: &dyn Host, id: &str, at: f64) {
             grace_seconds: grace(&spec),
             agent,
         },
+        reader: format!("/{}", spec.id.replace('.', "/")),
+        secrets: secrets(&spec),
     };
-    launch(state, host, new);
+    launch(state, host, vec![new]);
     if let Some(run) = state.metronome.runs.get_mut(id) {
         run.current = Some(task);
     }
@@ -363,6 +371,18 @@ fn launch_task(state: &mut State, host: &dyn Host, id: &str, at: f64) {
 
 fn grace(spec: &JobSpec) -> u64 {
     spec.run.task_kill_grace_period_seconds.map_or(GRACE_SECONDS, |seconds| u64::try_from(seconds).unwrap_or(0))
+}
+
+/// What the job's variables take from secrets. Files need a container, which the lab does not run.
+fn secrets(spec: &JobSpec) -> Vec<SecretUse> {
+    let secret = |(name, value): (&String, &EnvValue)| match value {
+        EnvValue::Text(_) => None,
+        EnvValue::Secret { secret } => {
+            let source = spec.run.secrets.get(secret)?.source.clone();
+            Some(SecretUse { source, place: SecretPlace::Env(name.clone()) })
+        }
+    };
+    spec.run.env.iter().filter_map(secret).collect()
 }
 
 /// What Marathon, which Metronome is built upon, gives a task without ports; the job's own variables win.

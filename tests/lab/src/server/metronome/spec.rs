@@ -97,7 +97,7 @@ pub(super) struct RunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "maybe_whole")]
     pub(super) task_kill_grace_period_seconds: Option<i64>,
     #[serde(default)]
-    secrets: BTreeMap<String, Secret>,
+    pub(super) secrets: BTreeMap<String, Secret>,
     #[serde(default)]
     networks: Vec<Network>,
 }
@@ -210,8 +210,8 @@ impl Default for Restart {
 
 /// Where a secret lies.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Secret {
-    source: String,
+pub(super) struct Secret {
+    pub(super) source: String,
 }
 
 /// A network that the task joins.
@@ -276,14 +276,14 @@ impl JobSpec {
     }
 
     /// What the lab cannot do for a run of this job.
-    pub(super) fn beyond_the_lab(&self) -> Option<&'static str> {
+    pub(super) fn beyond_the_lab(&self, has_secrets: bool) -> Option<&'static str> {
         let run = &self.run;
         if run.docker.is_some() || run.ucr.is_some() {
             Some("the lab does not run jobs in containers")
         } else if run.gpus > 0 {
             Some("no agent of the lab has a GPU")
-        } else if !run.secrets.is_empty() {
-            Some("the lab has no secret store")
+        } else if !run.secrets.is_empty() && !has_secrets {
+            Some("open DC/OS has no secret store")
         } else if !self.dependencies.is_empty() {
             Some("the lab does not chain jobs by dependencies")
         } else {

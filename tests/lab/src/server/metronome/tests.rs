@@ -272,7 +272,7 @@ async fn the_ticker_hands_the_task_to_an_executor_and_hears_its_end() {
     let cluster = Cluster::new();
     let run = cluster.run("x", Value::Null).await;
     tick(&cluster.shared);
-    let sandbox = cluster.host.launched.lock().unwrap().first().cloned().unwrap();
+    let sandbox = cluster.host.launched.lock().unwrap().first().cloned().unwrap().0;
     let spec: TaskSpec = serde_json::from_slice(&std::fs::read(sandbox.join("task.json")).unwrap()).unwrap();
     assert_eq!(spec.env["MESOS_TASK_ID"], spec.id);
     let status = TaskStatus {

@@ -405,7 +405,13 @@ fn check(app: &Fields, id: &str, role: &str, keeps: bool, around: &Surroundings,
     if secrets.is_some_and(|secrets| !is_empty(secrets)) && !around.secrets_enabled() {
         fault(faults, "/secrets", SECRETS_OFF);
     }
-    for (index, volume) in volumes(app).enumerate().filter(|(_, volume)| volume.get("secret").is_some()) {
+    let secret_volumes = || volumes(app).enumerate().filter(|(_, volume)| volume.get("secret").is_some());
+    if !around.secrets_enabled() && secret_volumes().next().is_some() {
+        // As with pods the path is the expression of Marathon's validator, and two alternatives failed.
+        fault(faults, "/container/secretVolumes(container)", "must be empty");
+        fault(faults, "/container/secretVolumes(container)", SECRETS_OFF);
+    }
+    for (index, volume) in secret_volumes() {
         if !declares(secrets, &volume["secret"]) {
             fault(faults, format!("/container/volumes({index})"), "volume.secret must refer to an existing secret");
         }
