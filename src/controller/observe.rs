@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::Cluster;
-use crate::dcos::ApiError;
 use crate::dcos::marathon::Instance;
+use crate::dcos::{ApiError, versions};
 use crate::documents;
 use crate::names::Host;
 use crate::options::Options;
@@ -23,9 +23,13 @@ pub(super) async fn cluster(cluster: &Cluster, options: &Options) -> Result<Obse
     let pod_id = documents::pod_id(options);
     let registry_id = documents::registry_id(options);
     let own_id = format!("/{}", options.service.name);
+    let metronome = async {
+        // Only jobs with secrets depend on it.
+        if options.has_account() { cluster.metronome.version().await } else { Ok(versions::Metronome::default()) }
+    };
     let (marathon, metronome, agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
         cluster.marathon.version(),
-        cluster.metronome.version(),
+        metronome,
         cluster.mesos.agents(),
         cluster.marathon.pod(&pod_id),
         cluster.marathon.app(&registry_id),
