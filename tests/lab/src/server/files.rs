@@ -276,4 +276,27 @@ mod tests {
         }
         assert_eq!(cluster.get("/slave/nobody/files/read?path=/etc/passwd").0, 404);
     }
+
+    #[test]
+    fn an_agents_state_has_the_form_of_a_real_ones() {
+        use crate::journal::{Content, Exchange};
+        let cluster = cluster();
+        let path = format!("{}/state.json", cluster.agent());
+        let recordings = crate::recordings::Recordings::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures")).unwrap();
+        let exchange = Exchange {
+            service: "admin_router".into(),
+            method: "GET".into(),
+            response_body: Content::Json(cluster.get(&path).1),
+            path,
+            query: String::new(),
+            request_type: None,
+            accept: None,
+            request_body: Content::Empty,
+            status: 200,
+            response_type: Some("application/json".into()),
+            unknown: false,
+        };
+        let verdict = recordings.check(&exchange);
+        assert!(matches!(verdict, crate::recordings::Verdict::Matches(_)), "{verdict:?}");
+    }
 }
