@@ -136,7 +136,7 @@ fn main() -> ExitCode {
     let arguments = without_command(std::env::args_os().collect());
     // Conventions of the dcos CLI for plugins.
     if arguments.get(1).is_some_and(|argument| argument == "--info") {
-        println!("{ABOUT}");
+        say(format_args!("{ABOUT}\n"));
         return ExitCode::SUCCESS;
     }
     let Cli { name, role } = match parsed(arguments) {
@@ -154,7 +154,7 @@ fn main() -> ExitCode {
             if json {
                 print_json(&report.agents)
             } else {
-                print!("{}", report.table())
+                say(report.table())
             }
             Ok(ExitCode::SUCCESS)
         }),
@@ -162,8 +162,8 @@ fn main() -> ExitCode {
             let report = service.report().await?;
             match (json, report.next.is_empty()) {
                 (true, _) => print_json(&serde_json::json!({ "next": report.next })),
-                (false, true) => println!("nothing is to be done"),
-                (false, false) => report.next.iter().for_each(|line| println!("{line}")),
+                (false, true) => say(format_args!("nothing is to be done\n")),
+                (false, false) => report.next.iter().for_each(|line| say(format_args!("{line}\n"))),
             }
             Ok(ExitCode::SUCCESS)
         }),
@@ -178,11 +178,11 @@ fn main() -> ExitCode {
         Role::Ca { client, json } => ask(&name, async move |service: Service| {
             let report = service.report().await?;
             match client {
-                Some(client) => print!("{}", operator::instructions(client, &report)),
+                Some(client) => say(operator::instructions(client, &report)),
                 None if json => {
                     print_json(&serde_json::json!({ "ca": report.ca, "fingerprint": report.ca_fingerprint, "names": report.names }));
                 }
-                None => print!("{}", report.ca),
+                None => say(&report.ca),
             }
             if report.ca.is_empty() {
                 eprintln!("{COMMAND}: there is no CA yet: {}", report.summary);
@@ -281,23 +281,31 @@ fn show(report: &Report, json: bool) -> ExitCode {
     if json {
         print_json(report);
     } else {
-        println!("{}", report.summary);
+        say(format_args!("{}\n", report.summary));
         if !report.agents.is_empty() {
-            print!("\n{}", report.table());
+            say(format_args!("\n{}", report.table()));
         }
         for (title, lines) in [("Problems", &report.problems), ("Next", &report.next)] {
             if !lines.is_empty() {
-                println!("\n{title}:");
-                lines.iter().for_each(|line| println!("  {line}"));
+                say(format_args!("\n{title}:\n"));
+                lines.iter().for_each(|line| say(format_args!("  {line}\n")));
             }
         }
     }
     if report.converged { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Prints at once, also through a pipe. A reader that has enough, as `head`, ends the program and is no fault.
+fn say(text: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    if write!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
 fn print_json(value: &impl serde::Serialize) {
     // Only maps with other keys than strings cannot be JSON; there are none.
-    println!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
+    say(format_args!("{}\n", serde_json::to_string_pretty(value).unwrap_or_default()));
 }
 
 /// Prints pieces of files, and above them whose they are, as `tail` does.
@@ -317,21 +325,19 @@ impl Printer {
         if title != self.title {
             let gap = if self.title.is_empty() { "" } else { "\n" };
             let end = if self.within_line { "\n" } else { "" };
-            println!("{end}{gap}{title}");
+            say(format_args!("{end}{gap}{title}\n"));
             self.title = title;
         }
-        print!("{text}");
+        say(text);
         self.within_line = !text.ends_with('\n');
-        // What is followed is wanted at once, also through a pipe.
-        drop(std::io::stdout().flush());
     }
 }
 
 fn restore(service: &str) -> ExitCode {
     match node::restore(HostRoot::default(), service) {
         Ok(notes) => {
-            notes.iter().for_each(|note| println!("{note}"));
-            println!("this host is as it was before {service}");
+            notes.iter().for_each(|note| say(format_args!("{note}\n")));
+            say(format_args!("this host is as it was before {service}\n"));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -355,7 +361,7 @@ fn check(path: PathBuf, json: bool) -> ExitCode {
         let fault = |fault: &Fault| serde_json::json!({ "field": fault.field, "value": fault.value, "reason": fault.reason, "remedy": fault.remedy });
         print_json(&faults.iter().map(fault).collect::<Vec<_>>());
     } else if faults.is_empty() {
-        println!("{shown}: no faults");
+        say(format_args!("{shown}: no faults\n"));
     } else {
         faults.iter().for_each(|fault| eprintln!("{fault}"));
     }

@@ -58,7 +58,7 @@ pub enum OperatorError {
     #[error("the HTTP client cannot be made")]
     Client(#[from] reqwest::Error),
     /// The controller or Metronome.
-    #[error("{service} does not answer; is it installed under this name (--name), and does `dcos service` show it?")]
+    #[error("{service} does not answer; `dcos package list` shows under APP what is installed, and --name takes it")]
     Unreachable {
         /// Name of the service.
         service: String,
@@ -203,7 +203,7 @@ impl Service {
     /// # Errors
     /// When the controller does not answer.
     pub async fn report(&self) -> Result<Report, OperatorError> {
-        tracing::info!("asking the controller of {}", self.name);
+        tracing::info!("GET /service/{}/v1/status", self.name);
         self.controller.get("/v1/status").await.map_err(|source| self.unreachable(source))
     }
 
@@ -213,26 +213,22 @@ impl Service {
     /// When somebody does not answer, or the run does not end.
     pub async fn order(&self, order: Order, mut progress: impl FnMut(&Report)) -> Result<Report, OperatorError> {
         let path = format!("/v1/jobs/{}.{}/runs", self.name.replace('/', "."), order.word());
-        tracing::info!("asking Metronome to run the job {}", path);
+        tracing::info!("POST /service/metronome{path}");
         let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
         let id = run["id"].as_str().unwrap_or_default().to_string();
         let started = Instant::now();
-        let (mut shown, mut seen) = (String::new(), false);
+        let mut shown = String::new();
         loop {
+            // A run that has ended has done so because all are proven, or because its own time was over.
+            let active = self.is_active(&format!("{path}/{id}")).await?;
             let report = self.report().await?;
             let line = report.progress();
             if line != shown {
                 progress(&report);
                 shown = line;
             }
-            let (active, fresh) = match report.orders.iter().find(|order| order.run == id) {
-                Some(order) => (true, order.fresh),
-                None => (false, false),
-            };
-            // A run that was seen and is gone has ended, between two looks.
-            let done = fresh || (seen && !active);
-            seen |= active;
-            if (report.converged && done) || report.refused {
+            let fresh = report.orders.iter().any(|order| order.run == id && order.fresh);
+            if (report.converged && fresh) || report.refused || !active {
                 return Ok(report);
             }
             if started.elapsed() > DEADLINE {
@@ -243,8 +239,17 @@ impl Service {
         }
     }
 
+    async fn is_active(&self, path: &str) -> Result<bool, OperatorError> {
+        tracing::info!("GET /service/metronome{path}");
+        match self.metronome.get::<Value>(path).await {
+            Ok(run) => Ok(run["completedAt"].is_null()),
+            Err(error) if error.is_absent() => Ok(false),
+            Err(error) => Err(self.unreachable(error)),
+        }
+    }
+
     async fn read_cluster<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, OperatorError> {
-        tracing::debug!("GET {path}");
+        tracing::info!("GET {path}");
         self.cluster.get(path).await.map_err(|source| refusal(source, OperatorError::Cluster))
     }
 

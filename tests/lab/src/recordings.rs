@@ -20,6 +20,10 @@ pub const UNRECORDED: &[(&str, &str)] = &[
     ("admin_router GET /pkgpanda/active.buildinfo.full.json 200", "only its status counts: no login is needed"),
     ("admin_router HEAD /pkgpanda/active.buildinfo.full.json 200", "only its status counts: no login is needed"),
     ("admin_router GET /ca/dcos-ca.crt 404", "open DC/OS has no certificate authority"),
+    ("admin_router GET /dcos-metadata/ui-config.json 200", "the CLI reads one field of it"),
+    ("mesos-agent GET /files/read 200", "as the CLI's source describes it"),
+    ("mesos-agent GET /files/read 404", "a task that is being started has no files yet"),
+    ("mesos-agent GET /files/browse 200", "as the CLI's source describes it"),
     ("marathon PUT /v2/pods/{id} 503", "a fault that a test ordered: Marathon's own time-out"),
     ("cosmos GET /package/resource 200", "bytes of another server, not JSON"),
 ];
@@ -413,11 +417,17 @@ fn behind(exchange: &Exchange) -> Option<(&str, String)> {
             return Some((service, rest));
         }
     }
+    if let Some(rest) = inner("/agent").or_else(|| inner("/slave")) {
+        let below_id = rest[1..].find('/').map_or("", |at| &rest[at + 1..]);
+        return Some(("mesos-agent", below_id.to_owned()));
+    }
     (!path.starts_with("/service/")).then(|| ("admin_router", path.to_owned()))
 }
 
 /// The path with ids replaced by what they are.
 fn route(service: &str, path: &str, body: &Content) -> String {
+    // The older name of the same.
+    let path = path.strip_suffix(".json").filter(|_| service.starts_with("mesos")).unwrap_or(path);
     let mut segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     match (service, segments.as_slice()) {
         ("marathon", ["v2", "apps", .., "versions", _]) => "/v2/apps/{id}/versions/{version}".to_owned(),
@@ -466,6 +476,7 @@ fn read(folder: &Path, file: &Path) -> Result<Option<Exchange>, LoadError> {
     }
     if let Some(stem) = name.strip_suffix(".headers") {
         let Some(request) = mesos_request(stem) else { return Ok(None) };
+        let service = if stem.starts_with("agent-") { "mesos-agent" } else { service };
         let mut response = load(file)?.trim_end().to_owned() + "\r\n\r\n";
         let body = file.with_file_name(format!("{stem}.json"));
         if body.exists() {
@@ -491,6 +502,9 @@ fn read(folder: &Path, file: &Path) -> Result<Option<Exchange>, LoadError> {
 
 /// The request of a recording that has only an answer: its file's name tells it. Agents have an API of their own.
 fn mesos_request(stem: &str) -> Option<String> {
+    if stem == "agent-state" {
+        return Some("GET /state HTTP/1.1\n\n".to_owned());
+    }
     if stem.starts_with("agent-") || stem.starts_with("scheduler-") {
         return None;
     }

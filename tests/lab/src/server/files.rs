@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State as Extracted;
 use axum::http::{HeaderMap, Method, Response, Uri};
-use axum::routing::any;
+use axum::routing::{any, get};
 use serde_json::{Value, json};
 
 use super::http::{Answer, Request, unknown_route};
@@ -24,9 +24,14 @@ const WORK_DIR: &str = "/var/lib/mesos";
 const MOST_BYTES: u64 = 16 * 4096;
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// `/agent/<id>/…`, and the older `/slave/<id>/…`.
+/// `/agent/<id>/…`, the older `/slave/<id>/…`, and where the CLI reads that logs are files there and not in the journal.
 pub(crate) fn router(state: SharedState) -> Router {
-    Router::new().route("/agent/{id}/{*path}", any(handle)).route("/slave/{id}/{*path}", any(handle)).with_state(state)
+    let strategy = json!({ "uiConfiguration": { "plugins": { "mesos": { "enabled": true, "logging-strategy": "logrotate" } } } });
+    Router::new()
+        .route("/dcos-metadata/ui-config.json", get(axum::Json(strategy)))
+        .route("/agent/{id}/{*path}", any(handle))
+        .route("/slave/{id}/{*path}", any(handle))
+        .with_state(state)
 }
 
 async fn handle(Extracted(shared): Extracted<SharedState>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response<Body> {
@@ -161,15 +166,12 @@ fn mode(mode: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
     use crate::server::pretence::Pretence;
-    use crate::server::scheduler::{NewTask, Placement, launch};
-    use crate::server::state::{Framework, Options, Resources};
-    use crate::server::{Role, Shared, agents};
-    use crate::task::TaskSpec;
+    use crate::server::state::Options;
+    use crate::server::{Role, Shared, agents, marathon, tick};
 
     const AGENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 80);
 
@@ -183,55 +185,40 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let host = Pretence { dir: dir.path().join("agents"), ..Pretence::default() };
         let shared = Shared::open(dir.path(), Arc::new(host), Options::default()).unwrap();
-        shared.change(|state| {
-            agents::register(state, AGENT, Role::Private);
-            for (id, container) in [("app.1", None), ("pod.instance-1.main", Some("main".to_owned()))] {
-                let spec = TaskSpec {
-                    id: id.into(),
-                    agent: AGENT.to_string(),
-                    user: "root".into(),
-                    command: None,
-                    env: BTreeMap::new(),
-                    artifacts: Vec::new(),
-                    docker: None,
-                    health: None,
-                    grace_seconds: 3,
-                };
-                let placement = Placement { agent: AGENT, ports: Vec::new(), role: "*" };
-                let new = NewTask {
-                    name: id.into(),
-                    framework: Framework::Marathon,
-                    owner: id.into(),
-                    executor_id: container.as_ref().map_or(id.into(), |_| "instance-pod.1".into()),
-                    container,
-                    resources: Resources::default(),
-                    executor_resources: None,
-                    placement,
-                    labels: BTreeMap::new(),
-                    spec,
-                };
-                launch(state, &*shared.host, new);
-            }
-        });
+        shared.change(|state| agents::register(state, AGENT, Role::Private));
+        let app = json!({ "id": "/app", "cmd": "x", "cpus": 0.1, "mem": 32 });
+        let container = json!({ "name": "main", "exec": { "command": { "shell": "x" } }, "resources": { "cpus": 0.1, "mem": 32 } });
+        let pod = json!({ "id": "/pod", "containers": [container], "networks": [{ "mode": "host" }] });
+        for (path, body) in [("/v2/apps", app), ("/v2/pods", pod)] {
+            let request = axum::http::Request::post(path).header("content-type", "application/json").body(Body::from(body.to_string()));
+            assert_eq!(call(marathon::router(shared.clone()), request.unwrap()).0, 201);
+        }
+        tick(&shared);
         for sandbox in shared.read(|state| state.tasks.values().map(|task| task.sandbox.clone()).collect::<Vec<_>>()) {
-            std::fs::create_dir_all(&sandbox).unwrap();
             std::fs::write(sandbox.join("stdout"), "first\nsecond\n").unwrap();
             std::os::unix::fs::symlink("/etc/passwd", sandbox.join("outside")).unwrap();
         }
         Cluster { shared, _dir: dir }
     }
 
+    fn call(router: Router, request: axum::http::Request<Body>) -> (u16, Value) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let answer = tower::ServiceExt::oneshot(router, request).await.unwrap();
+            let status = answer.status().as_u16();
+            let bytes = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+            (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+        })
+    }
+
     impl Cluster {
         fn get(&self, path: &str) -> (u16, Value) {
-            let uri: Uri = path.parse().unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            runtime.block_on(async {
-                let request = axum::http::Request::builder().uri(uri).body(Body::empty()).unwrap();
-                let answer = tower::ServiceExt::oneshot(router(self.shared.clone()), request).await.unwrap();
-                let status = answer.status().as_u16();
-                let bytes = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
-                (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
-            })
+            call(router(self.shared.clone()), axum::http::Request::get(path).body(Body::empty()).unwrap())
+        }
+
+        /// Task of the app or pod.
+        fn task(&self, of: &str) -> String {
+            self.shared.read(|state| state.tasks.keys().find(|id| id.starts_with(of)).unwrap().clone())
         }
 
         fn agent(&self) -> String {
@@ -239,10 +226,11 @@ mod tests {
         }
 
         /// The executor's folder, as the agent's state shows it.
-        fn directory(&self, executor: &str) -> String {
+        fn directory(&self, of: &str) -> String {
+            let task = self.task(of);
             let (_, state) = self.get(&format!("{}/state.json", self.agent()));
             let executors = state["frameworks"][0]["executors"].as_array().unwrap();
-            executors.iter().find(|e| e["id"] == executor).unwrap()["directory"].as_str().unwrap().to_owned()
+            executors.iter().find(|executor| executor["tasks"][0]["id"] == *task).unwrap()["directory"].as_str().unwrap().to_owned()
         }
 
         fn read(&self, path: &str, rest: &str) -> (u16, Value) {
@@ -253,22 +241,23 @@ mod tests {
     #[test]
     fn an_app_writes_into_the_folder_of_its_executor_and_a_pod_below_tasks() {
         let cluster = cluster();
-        let app = cluster.directory("app.1");
+        let app = cluster.directory("app");
         assert!(app.starts_with("/var/lib/mesos/slaves/"), "{app}");
         assert_eq!(cluster.read(&format!("{app}/stdout"), "offset=0&length=-1").1, json!({ "data": "first\nsecond\n", "offset": 0 }));
-        let pod = cluster.directory("instance-pod.1");
+        let pod = cluster.directory("pod");
         assert_eq!(
-            cluster.read(&format!("{pod}/tasks/pod.instance-1.main/stdout"), "offset=6&length=3").1,
+            cluster.read(&format!("{pod}/tasks/{}/stdout", cluster.task("pod")), "offset=6&length=3").1,
             json!({ "data": "sec", "offset": 6 })
         );
         let listed = cluster.get(&format!("{}/files/browse?path={app}", cluster.agent())).1;
-        assert_eq!((listed[1]["path"].as_str(), listed[1]["size"].as_u64()), (Some(&*format!("{app}/stdout")), Some(13)));
+        let file = listed.as_array().unwrap().iter().find(|file| file["path"] == *format!("{app}/stdout")).unwrap();
+        assert_eq!((file["size"].as_u64(), file["mode"].as_str()), (Some(13), Some("-rw-r--r--")));
     }
 
     #[test]
     fn an_offset_of_minus_one_or_beyond_the_end_tells_the_size() {
         let cluster = cluster();
-        let file = format!("{}/stdout", cluster.directory("app.1"));
+        let file = format!("{}/stdout", cluster.directory("app"));
         for offset in ["-1", "13", "99"] {
             let (status, answer) = cluster.read(&file, &format!("offset={offset}&length=10"));
             assert_eq!((status, answer), (200, json!({ "data": "", "offset": 13 })));
@@ -280,11 +269,34 @@ mod tests {
     #[test]
     fn nothing_outside_a_sandbox_is_read() {
         let cluster = cluster();
-        let app = cluster.directory("app.1");
+        let app = cluster.directory("app");
         for path in ["/etc/passwd", &format!("{app}/outside"), &format!("{app}/../../../../../../../../../../etc/passwd"), "/var/lib/mesos"]
         {
             assert_eq!(cluster.read(path, "offset=0").0, 404, "{path}");
         }
         assert_eq!(cluster.get("/slave/nobody/files/read?path=/etc/passwd").0, 404);
+    }
+
+    #[test]
+    fn an_agents_state_has_the_form_of_a_real_ones() {
+        use crate::journal::{Content, Exchange};
+        let cluster = cluster();
+        let path = format!("{}/state.json", cluster.agent());
+        let recordings = crate::recordings::Recordings::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures")).unwrap();
+        let exchange = Exchange {
+            service: "admin_router".into(),
+            method: "GET".into(),
+            response_body: Content::Json(cluster.get(&path).1),
+            path,
+            query: String::new(),
+            request_type: None,
+            accept: None,
+            request_body: Content::Empty,
+            status: 200,
+            response_type: Some("application/json".into()),
+            unknown: false,
+        };
+        let verdict = recordings.check(&exchange);
+        assert!(matches!(verdict, crate::recordings::Verdict::Matches(_)), "{verdict:?}");
     }
 }

@@ -256,7 +256,7 @@ fn state_summary(state: &State) -> Value {
 }
 
 fn full_state(state: &State) -> Value {
-    let listed: Vec<Value> = state.agents.values().filter(|a| a.is_listed()).map(|a| agent_with_full(state, a)).collect();
+    let listed: Vec<Value> = state.agents.values().filter(|a| a.is_listed()).map(|a| agent_summary(state, a)).collect();
     let unreachable = state.agents.values().filter(|a| !a.is_listed()).count();
     let start = state.marathon.started;
     json!({

@@ -2,6 +2,8 @@
 
 pub mod admin_router;
 pub mod agents;
+#[cfg(test)]
+mod cli_requests;
 mod clock;
 pub mod control;
 pub mod cosmos;

@@ -57,7 +57,7 @@ fn answer(state: &mut State, request: &Request) -> Answer {
             let pods: Vec<Value> = state.marathon.of_kind(Kind::Pod).map(|(_, spec)| spec.definition.clone()).collect();
             Answer::json(200, &pods.into())
         }
-        ("HEAD", "/v2/pods") => Answer::empty(200),
+        ("HEAD", "/v2/pods") => Answer::text(200, "application/json", ""),
         ("POST", "/v2/pods") => post(state, request, Kind::Pod),
         ("GET", "/v2/pods/::status") => {
             let pods: Vec<Value> = state.marathon.of_kind(Kind::Pod).map(|(_, spec)| views::pod_status(state, spec)).collect();
