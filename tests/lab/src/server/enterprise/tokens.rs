@@ -51,7 +51,7 @@ impl Enterprise {
         self.issue_until(uid, now() + LIFETIME)
     }
 
-    fn issue_until(&self, uid: &str, end: f64) -> String {
+    pub(super) fn issue_until(&self, uid: &str, end: f64) -> String {
         let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
         // Truncation is what a JWT's whole seconds want.
         #[allow(clippy::cast_possible_truncation)]
