@@ -18,9 +18,9 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
+use super::cosmos::{Cosmos, Upstreams};
 use super::enterprise::{self, ADMIN_ROUTER, SUPERUSER, iam, secrets, tokens};
 use super::{Security, SharedState, http};
-use super::cosmos::{Cosmos, Upstreams};
 use crate::journal::unknown;
 
 /// How old the table of services may be. The real one is up to 30 s behind.

@@ -152,8 +152,9 @@ impl Cosmos {
         let newest = packages.iter().enumerate().filter(|(index, package)| first_of_name(&packages, *index) && matches(package));
         let mut newest: Vec<&Package> = newest.map(|(_, package)| package).collect();
         newest.sort_by_key(|package| (!package.json["selected"].as_bool().unwrap_or(false), package.text("name").to_owned()));
-        let found =
-            newest.iter().map(|package| package.found(versions(&packages, package.text("name"), |release| json!(release)), &request.origin));
+        let found = newest
+            .iter()
+            .map(|package| package.found(versions(&packages, package.text("name"), |release| json!(release)), &request.origin));
         Ok(json!({ "packages": found.collect::<Vec<_>>() }))
     }
 

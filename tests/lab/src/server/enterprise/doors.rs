@@ -171,9 +171,7 @@ fn metronome_need(method: &Method, path: &str, body: &[u8]) -> Need {
     let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match (method.as_str(), segments.as_slice()) {
         ("GET", ["v1", "jobs" | "queue"]) => Need::Filter,
-        ("POST", ["v1", "jobs"]) => {
-            id_in(body).map_or(Need::Token, |id| Need::Of(id.trim_start_matches('/').to_owned(), "create"))
-        }
+        ("POST", ["v1", "jobs"]) => id_in(body).map_or(Need::Token, |id| Need::Of(id.trim_start_matches('/').to_owned(), "create")),
         ("GET", ["v1", "jobs", id, ..]) => Need::Of((*id).to_owned(), "read"),
         ("DELETE", ["v1", "jobs", id]) => Need::Of((*id).to_owned(), "delete"),
         (_, ["v1", "jobs", id, ..]) => Need::Of((*id).to_owned(), "update"),

@@ -166,7 +166,8 @@ fn add_user(state: &mut State, uid: &str, request: &Request) -> Result<Answer, A
     }
     let body = parsed(request, &["description", "password", "public_key", "provider_type", "provider_id"])?;
     let text = |field: &str| body[field].as_str().map(str::to_owned);
-    let account = Account { description: text("description").unwrap_or_default(), password: text("password"), public_key: text("public_key") };
+    let account =
+        Account { description: text("description").unwrap_or_default(), password: text("password"), public_key: text("public_key") };
     match (&account.password, &account.public_key) {
         (Some(password), None) if password.len() >= 5 => {}
         (Some(_), None) => return Err(fault(400, "ERR_INVALID_PASSWORD", "Password does not match rules: at least 5 characters.")),

@@ -99,8 +99,7 @@ impl Enterprise {
         ] {
             new.accounts.insert(uid.to_owned(), Account { description: description.to_owned(), ..Account::default() });
         }
-        let superuser =
-            Account { description: "Initial superuser".to_owned(), password: Some("deleteme".to_owned()), public_key: None };
+        let superuser = Account { description: "Initial superuser".to_owned(), password: Some("deleteme".to_owned()), public_key: None };
         new.accounts.insert(BOOTSTRAP_USER.to_owned(), superuser);
         for (uid, resource, action) in [
             (BOOTSTRAP_USER, SUPERUSER, "full"),

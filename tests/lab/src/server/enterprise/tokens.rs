@@ -138,7 +138,8 @@ pub(super) mod tests {
     use std::process::{Command, Stdio};
 
     fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
-        let mut child = Command::new("openssl").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            Command::new("openssl").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success());
@@ -171,7 +172,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_token_is_shown_in_one_of_three_ways() {
-        for (name, value) in [("authorization", "token=a.b"), ("authorization", "Bearer a.b"), ("cookie", "x=y; dcos-acs-auth-cookie=a.b")] {
+        for (name, value) in [("authorization", "token=a.b"), ("authorization", "Bearer a.b"), ("cookie", "x=y; dcos-acs-auth-cookie=a.b")]
+        {
             assert_eq!(shown(&showing(name, value)).as_deref(), Some("a.b"));
         }
         assert_eq!(shown(&HeaderMap::new()), None);
