@@ -6,6 +6,9 @@ pub mod certificates;
 pub(crate) mod doors;
 pub(crate) mod iam;
 pub(crate) mod secrets;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod through_doors;
 pub(crate) mod tls;
 pub(crate) mod tokens;
 
