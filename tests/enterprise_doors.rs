@@ -18,7 +18,8 @@ fn an_operator_comes_in_by_tls_with_a_token_and_as_far_as_the_permissions_go() {
     assert!(!refused.status.success(), "{}", refused.stdout);
     cluster.dcos_ok(&["auth", "login", "--username=bootstrapuser", "--password=deleteme"]);
     assert_eq!(cluster.dcos_ok(&["package", "search", "private-registry", "--json"]).matches("\"name\": \"private-registry\"").count(), 1);
-    assert!(cluster.dcos_ok(&["service", "--json"]).contains("\"name\": \"marathon\""));
+    let (code, agents) = cluster.http("GET", "/mesos/slaves", None);
+    assert!(code == 200 && agents.contains("192.168.1.80"), "{agents}");
     assert_eq!(cluster.dcos_ok(&["marathon", "app", "list", "--json"]).trim(), "[]");
     assert_eq!(cluster.dcos_ok(&["job", "list", "--json"]).trim(), "[]");
 
@@ -56,6 +57,15 @@ fn an_operator_comes_in_by_tls_with_a_token_and_as_far_as_the_permissions_go() {
     let (code, text) = ci("POST", "/service/marathon/v2/apps", Some(&app("/other")));
     assert_eq!((code, text.as_str()), (403, r#"{"message":"Not Authorized to perform this action!"}"#));
 
+    // Cosmos asks Marathon as its caller: what may be listed of Cosmos, but not installed at Marathon, is refused by Marathon.
+    cluster.dcos_ok(&["config", "set", "core.dcos_acs_token", &token]);
+    assert!(!cluster.dcos(&["package", "list"]).status.success());
+    grant("dcos:adminrouter:package", "full");
+    assert_eq!(cluster.dcos_ok(&["package", "list", "--json"]).trim(), "[]");
+    let refused = cluster.install(&json!({}));
+    assert!(!refused.status.success() && refused.stderr.contains("You are not authorized"), "{}{}", refused.stdout, refused.stderr);
+    cluster.dcos_ok(&["auth", "login", "--username=bootstrapuser", "--password=deleteme"]);
+
     // Secrets.
     let secret = "/secrets/v1/secret/default/ci/key";
     let value = json!({ "value": "x" });
@@ -78,4 +88,7 @@ fn an_operator_comes_in_by_tls_with_a_token_and_as_far_as_the_permissions_go() {
     assert_eq!(cluster.http("GET", secret, None).0, 503);
     cluster.lab.control("POST", "/enterprise/unseal", None).unwrap();
     assert_eq!(cluster.http("GET", secret, None).0, 200);
+    let journal = std::fs::read_to_string(cluster.lab.path().join("journal.jsonl")).unwrap();
+    assert!(!journal.contains(&token) && !journal.contains("deleteme"), "tokens and passwords are not journalled");
+    cluster.assert_servers_answered_as_the_real_ones();
 }

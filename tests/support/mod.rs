@@ -251,7 +251,7 @@ impl Cluster {
             }
             match recordings.check(exchange) {
                 Verdict::Matches(_) => matching += 1,
-                Verdict::OfThePackage => {}
+                Verdict::OfThePackage | Verdict::OfEnterprise => {}
                 Verdict::Unrecorded(what) if listed.contains(&what.as_str()) => {}
                 Verdict::Unrecorded(what) => *faults.entry(format!("{call}: no recording of {what}")).or_default() += 1,
                 Verdict::Differs(how) => *faults.entry(format!("{call}: {}", how.join("; "))).or_default() += 1,
