@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lab::recordings::{Recordings, UNRECORDED, Verdict};
+use lab::server::{NEWEST, Security};
 use lab::{ExecOutput, Lab, LabOptions};
 use serde_json::{Value, json};
 
@@ -24,19 +25,73 @@ pub(crate) type Picture = BTreeMap<PathBuf, (u32, Vec<u8>)>;
 pub(crate) struct Cluster {
     pub(crate) lab: Lab,
     home: tempfile::TempDir,
+    security: Security,
 }
 
 impl Cluster {
     /// A cluster that knows the package, with a dcos CLI that knows the cluster.
     pub(crate) fn start(agents: u8, public: u8) -> Self {
+        Self::start_as(agents, public, NEWEST, Security::Open)
+    }
+
+    /// The same as another version, or as Enterprise; there the CLI is logged in as the superuser.
+    pub(crate) fn start_as(agents: u8, public: u8, dcos: &str, security: Security) -> Self {
         let images = ["registry.tar", "canary.tar"].map(|name| made(&format!("target/images/{name}"))).to_vec();
         let home = tempfile::tempdir().unwrap();
         let dir = PathBuf::from(format!("/var/tmp/private-registry-test-{}", home.path().file_name().unwrap().to_string_lossy()));
-        let options = LabOptions { dir: Some(dir), agents, public, images, package: Some(made("target/package")), ..LabOptions::default() };
-        let cluster = Self { lab: Lab::start(options).unwrap_or_else(|error| panic!("{error}")), home };
-        cluster.dcos_ok(&["config", "set", "core.dcos_url", ADMIN]);
+        let package = Some(made("target/package"));
+        let dcos = dcos.to_owned();
+        let options = LabOptions { dir: Some(dir), agents, public, images, package, dcos, security, ..LabOptions::default() };
+        let cluster = Self { lab: Lab::start(options).unwrap_or_else(|error| panic!("{error}")), home, security };
+        cluster.dcos_ok(&["config", "set", "core.dcos_url", cluster.admin()]);
+        if security != Security::Open {
+            cluster.dcos_ok(&["config", "set", "core.ssl_verify", cluster.ca().to_str().unwrap()]);
+            cluster.dcos_ok(&["config", "set", "core.dcos_acs_token", &cluster.token("bootstrapuser", "deleteme")]);
+        }
         cluster.dcos_ok(&["package", "repo", "add", "lab", UNIVERSE, "--index=0"]);
         cluster
+    }
+
+    /// Admin Router, with TLS in Enterprise.
+    pub(crate) fn admin(&self) -> &'static str {
+        if self.security == Security::Open { ADMIN } else { "https://192.168.1.69" }
+    }
+
+    /// The cluster's authority, in Enterprise.
+    pub(crate) fn ca(&self) -> PathBuf {
+        lab::server::enterprise::certificates::ca_file(self.lab.path())
+    }
+
+    /// A fresh token of a user.
+    pub(crate) fn token(&self, uid: &str, password: &str) -> String {
+        let login = json!({ "uid": uid, "password": password });
+        let (code, text) = self.http_with(None, "POST", "/acs/api/v1/auth/login", Some(&login));
+        assert_eq!(code, 200, "{text}");
+        serde_json::from_str::<Value>(&text).unwrap()["token"].as_str().unwrap().to_owned()
+    }
+
+    /// A request to Admin Router from the master; in Enterprise as the superuser.
+    pub(crate) fn http(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
+        let token = (self.security != Security::Open).then(|| self.token("bootstrapuser", "deleteme"));
+        self.http_with(token.as_deref(), method, path, body)
+    }
+
+    /// The same with this token or none.
+    pub(crate) fn http_with(&self, token: Option<&str>, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
+        let (url, ca) = (format!("{}{path}", self.admin()), self.ca());
+        let mut argv =
+            vec!["curl", "--silent", "--show-error", "--max-time", "150", "--write-out", "\n%{http_code}", "--request", method, &url];
+        if self.security != Security::Open {
+            argv.extend(["--cacert", ca.to_str().unwrap()]);
+        }
+        let authorization = token.map(|token| format!("Authorization: token={token}"));
+        argv.extend(authorization.iter().flat_map(|header| ["--header", header]));
+        let body = body.map(Value::to_string);
+        argv.extend(body.iter().flat_map(|body| ["--header", "Content-Type: application/json", "--data-binary", body]));
+        let output = self.lab.exec("master", &argv).unwrap();
+        assert!(output.status.success(), "{method} {url}: {}", output.stderr);
+        let (text, code) = output.stdout.rsplit_once('\n').unwrap();
+        (code.parse().unwrap(), text.to_owned())
     }
 
     /// Runs the real dcos CLI.
@@ -89,7 +144,7 @@ impl Cluster {
 
     /// The controller's report through Admin Router; none while it does not answer.
     pub(crate) fn status(&self) -> Option<Value> {
-        let (code, text) = self.lab.http("GET", &format!("{ADMIN}/service/private-registry/v1/status"), None).ok()?;
+        let (code, text) = self.http("GET", "/service/private-registry/v1/status", None);
         (code == 200).then(|| serde_json::from_str(&text).ok())?
     }
 
@@ -102,14 +157,14 @@ impl Cluster {
 
     /// A read of Marathon or Metronome through Admin Router.
     pub(crate) fn get(&self, path: &str) -> Value {
-        let (code, text) = self.lab.http("GET", &format!("{ADMIN}/service{path}"), None).unwrap();
+        let (code, text) = self.http("GET", &format!("/service{path}"), None);
         assert_eq!(code, 200, "{path}: {text}");
         serde_json::from_str(&text).unwrap()
     }
 
     /// A write to Marathon.
     pub(crate) fn marathon(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
-        let (code, text) = self.lab.http(method, &format!("{ADMIN}/service/marathon/v2{path}"), Some(body)).unwrap();
+        let (code, text) = self.http(method, &format!("/service/marathon/v2{path}"), Some(body));
         (code, serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
@@ -196,7 +251,7 @@ impl Cluster {
             }
             match recordings.check(exchange) {
                 Verdict::Matches(_) => matching += 1,
-                Verdict::OfThePackage => {}
+                Verdict::OfThePackage | Verdict::OfEnterprise => {}
                 Verdict::Unrecorded(what) if listed.contains(&what.as_str()) => {}
                 Verdict::Unrecorded(what) => *faults.entry(format!("{call}: no recording of {what}")).or_default() += 1,
                 Verdict::Differs(how) => *faults.entry(format!("{call}: {}", how.join("; "))).or_default() += 1,

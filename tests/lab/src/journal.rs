@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 /// Bodies beyond so many bytes are passed on unseen: neither artifacts nor streams belong into a journal.
 const LIMIT: u64 = 256 * 1024;
 
+/// Below these, bodies are passwords, tokens and secrets: they stay out of a file that outlives the lab.
+const SECRETS: [&str; 2] = ["/acs/api/v1/auth/", "/secrets/v1/secret/"];
+
 /// A request and its answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Exchange {
@@ -62,7 +65,7 @@ pub enum Content {
     Json(Value),
     /// UTF-8 that is not JSON.
     Text(String),
-    /// A stream, or longer than the journal takes, or not UTF-8.
+    /// A stream, a secret, longer than the journal takes, or not UTF-8.
     Unseen,
 }
 
@@ -116,6 +119,7 @@ pub fn read(file: &PathBuf) -> io::Result<Vec<Exchange>> {
 async fn record(State(journal): State<Arc<Journal>>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let (request_body, body) = look(body).await;
+    let is_secret = SECRETS.iter().any(|prefix| head.uri.path().starts_with(prefix));
     let mut exchange = Exchange {
         service: journal.service.to_owned(),
         method: head.method.to_string(),
@@ -123,7 +127,7 @@ async fn record(State(journal): State<Arc<Journal>>, request: Request, next: Nex
         query: head.uri.query().unwrap_or_default().to_owned(),
         request_type: text(&head.headers, header::CONTENT_TYPE),
         accept: text(&head.headers, header::ACCEPT),
-        request_body,
+        request_body: if is_secret { Content::Unseen } else { request_body },
         status: 0,
         response_type: None,
         response_body: Content::Empty,
@@ -134,7 +138,7 @@ async fn record(State(journal): State<Arc<Journal>>, request: Request, next: Nex
     let (response_body, body) = look(body).await;
     exchange.status = head.status.as_u16();
     exchange.response_type = text(&head.headers, header::CONTENT_TYPE);
-    exchange.response_body = response_body;
+    exchange.response_body = if is_secret { Content::Unseen } else { response_body };
     exchange.unknown = head.status == StatusCode::NOT_IMPLEMENTED;
     journal.write(&exchange);
     Response::from_parts(head, body)

@@ -24,8 +24,10 @@ use crate::{
     process::{run as run_to_end, spawn_error, write_atomically},
 };
 
+/// Says where Marathon is, and what opens it.
+const DOOR: &str = "http://192.168.1.69:7070/enterprise/marathon-lb";
 /// Where the apps are.
-const MARATHON: &str = "http://marathon.mesos:8080/v2/apps?embed=apps.tasks";
+const APPS: &str = "/v2/apps?embed=apps.tasks";
 /// Pause between two looks at Marathon. The real one listens to events, which is as quick.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Marathon must have answered by then.
@@ -76,11 +78,9 @@ pub fn run() -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|source| spawn_error("marathon-lb", source))?;
     runtime.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build();
-        let client = client.map_err(|error| Error::Refused(format!("no HTTP client: {error}")))?;
         let mut trouble = None;
         loop {
-            let apps = apps(&client).await;
+            let apps = apps().await;
             let now = apps.as_ref().err().map(ToString::to_string);
             if now != trouble {
                 eprintln!("marathon-lb: {}", now.as_deref().unwrap_or("Marathon answers again"));
@@ -96,8 +96,20 @@ pub fn run() -> Result<()> {
     })
 }
 
-async fn apps(client: &reqwest::Client) -> reqwest::Result<Value> {
-    client.get(MARATHON).send().await?.error_for_status()?.json().await
+/// Asked anew each time: the token may have expired, or the whole cluster be another one.
+async fn apps() -> reqwest::Result<Value> {
+    let client = || reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
+    let door: Value = client().build()?.get(DOOR).send().await?.error_for_status()?.json().await?;
+    let text = |field: &str| door[field].as_str();
+    let mut client = client();
+    if let Some(ca) = text("ca") {
+        client = client.add_root_certificate(reqwest::Certificate::from_pem(ca.as_bytes())?);
+    }
+    let mut request = client.build()?.get(format!("{}{APPS}", text("marathon").unwrap_or_default()));
+    if let Some(token) = text("token") {
+        request = request.header("authorization", format!("token={token}"));
+    }
+    request.send().await?.error_for_status()?.json().await
 }
 
 /// HAProxy in master-worker mode: on SIGUSR2 the master starts a new worker, which takes over the listening sockets, and lets the old

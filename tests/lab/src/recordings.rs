@@ -122,6 +122,8 @@ pub enum Verdict {
     OfThePackage,
     /// No recording of this call with this status; the text is what [`UNRECORDED`] lists.
     Unrecorded(String),
+    /// An answer of what Enterprise adds, which is closed: there is nothing to hold it against.
+    OfEnterprise,
     /// Where it differs, in words.
     Differs(Vec<String>),
 }
@@ -213,7 +215,7 @@ impl Recordings {
         let groups = self.calls.get(&call.key()).map(Vec::as_slice).unwrap_or_default();
         let same_status: Vec<&Group> = groups.iter().filter(|group| group.status == exchange.status).collect();
         if same_status.is_empty() {
-            return Verdict::Unrecorded(unrecorded);
+            return if is_of_enterprise(&exchange) { Verdict::OfEnterprise } else { Verdict::Unrecorded(unrecorded) };
         }
         let media_type = media_type(exchange.response_type.as_deref());
         let Some(group) = same_status.iter().find(|group| group.media_type == media_type) else {
@@ -422,6 +424,15 @@ fn behind(exchange: &Exchange) -> Option<(&str, String)> {
         return Some(("mesos-agent", below_id.to_owned()));
     }
     (!path.starts_with("/service/")).then(|| ("admin_router", path.to_owned()))
+}
+
+/// Whether only Enterprise has this: its own servers, the refusal of a caller, and the way from HTTP to HTTPS.
+fn is_of_enterprise(exchange: &Exchange) -> bool {
+    let path = exchange.path.as_str();
+    let own = ["/acs/api/v1/", "/secrets/v1/"].iter().any(|prefix| path.starts_with(prefix))
+        || path == "/dcos-metadata/bootstrap-config.json"
+        || (path == "/ca/dcos-ca.crt" && exchange.status == 200);
+    matches!(exchange.status, 401 | 403) || (exchange.service == "admin_router" && (own || exchange.status == 307))
 }
 
 /// The path with ids replaced by what they are.
@@ -666,6 +677,20 @@ mod tests {
     fn a_status_that_was_never_recorded_is_said_so() {
         let verdict = load_all().check(&get("marathon", "/v2/apps/a", 418, json!({})));
         assert_eq!(verdict, Verdict::Unrecorded("marathon GET /v2/apps/{id} 418".to_owned()));
+    }
+
+    #[test]
+    fn what_enterprise_adds_has_no_recording_to_be_held_against() {
+        let recordings = load_all();
+        for (service, path, status) in [
+            ("admin_router", "/acs/api/v1/users/ci", 200),
+            ("admin_router", "/secrets/v1/secret/default/a/b", 404),
+            ("admin_router", "/service/marathon/v2/apps", 401),
+            ("marathon", "/v2/apps", 403),
+        ] {
+            assert_eq!(recordings.check(&get(service, path, status, json!({}))), Verdict::OfEnterprise, "{path}");
+        }
+        assert!(matches!(recordings.check(&get("marathon", "/acs/api/v1/users/ci", 200, json!({}))), Verdict::Unrecorded(_)));
     }
 
     #[test]

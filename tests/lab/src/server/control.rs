@@ -6,9 +6,10 @@ use std::time::Duration;
 use axum::Router;
 use serde_json::{Value, json};
 
+use super::enterprise::{MARATHON_LB, certificates};
 use super::http::{Answer, Request, serve};
 use super::state::{Faults, Task};
-use super::{Role, SharedState, agents};
+use super::{Role, Security, SharedState, agents};
 
 /// Routes.
 pub fn router(state: SharedState) -> Router {
@@ -45,6 +46,18 @@ fn answer(shared: &SharedState, request: &Request) -> Answer {
             });
             Answer::empty(204)
         }
+        ("POST", ["enterprise", change @ ("expire-tokens" | "seal" | "unseal")]) => {
+            shared.change(|state| {
+                match *change {
+                    "seal" => state.enterprise.sealed = true,
+                    "unseal" => state.enterprise.sealed = false,
+                    _ => state.enterprise.expire_tokens(),
+                }
+                state.touch();
+            });
+            Answer::empty(204)
+        }
+        ("GET", ["enterprise", "marathon-lb"]) => marathon_lb(shared),
         ("GET", ["faults"]) => Answer::json(200, &shared.read(|s| json!(s.faults))),
         ("POST", ["faults"]) => match serde_json::from_slice::<Faults>(&request.body) {
             Ok(faults) => {
@@ -65,6 +78,18 @@ fn answer(shared: &SharedState, request: &Request) -> Answer {
             Answer::empty(202)
         }
         _ => Answer::message(404, "no such control"),
+    }
+}
+
+/// How the lab's Marathon-LB asks Marathon. The real one's package is given an account by its operator.
+fn marathon_lb(shared: &SharedState) -> Answer {
+    let (security, token) = shared.read(|state| (state.pose.security, state.enterprise.issue(MARATHON_LB)));
+    if security != Security::Strict {
+        return Answer::json(200, &json!({ "marathon": "http://marathon.mesos:8080" }));
+    }
+    match std::fs::read_to_string(certificates::ca_file(&shared.dir)) {
+        Ok(ca) => Answer::json(200, &json!({ "marathon": "https://marathon.mesos:8443", "token": token, "ca": ca })),
+        Err(error) => Answer::message(500, error.to_string()),
     }
 }
 

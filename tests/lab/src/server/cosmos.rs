@@ -11,6 +11,7 @@ mod package;
 mod repository;
 mod uninstall;
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,6 +27,9 @@ use error::Error;
 use media::{CALLS, Call};
 use repository::{Package, Repository};
 
+use super::Security;
+use crate::host::MASTER;
+
 /// A request's body is at most this long.
 const BODY_LIMIT: usize = 4 * 1024 * 1024;
 
@@ -40,13 +44,17 @@ pub struct Upstreams {
     pub metronome: String,
     /// Of Admin Router.
     pub admin_router: String,
+    /// PEM of the authority that Admin Router's certificate is of; none when it is asked without TLS.
+    pub ca: Option<String>,
 }
 
 impl Upstreams {
-    /// On the lab's master.
-    pub fn master() -> Self {
-        let at = |port: &str| format!("http://192.168.1.69{port}");
-        Self { marathon: at(":8080"), mesos: at(":5050"), metronome: at(":9000"), admin_router: at("") }
+    /// On the lab's master. In Enterprise, `ca` is the cluster's; in strict mode the servers hear only their neighbours without TLS.
+    pub fn master(security: Security, ca: Option<String>) -> Self {
+        let host = if security == Security::Strict { Ipv4Addr::LOCALHOST } else { MASTER };
+        let at = |port: u16| format!("http://{host}:{port}");
+        let scheme = if ca.is_some() { "https" } else { "http" };
+        Self { marathon: at(8080), mesos: at(5050), metronome: at(9000), admin_router: format!("{scheme}://{MASTER}"), ca }
     }
 }
 
@@ -87,7 +95,11 @@ impl Cosmos {
             Some(previous) if previous.scheme() == attempt.url().scheme() && attempt.previous().len() < 10 => attempt.follow(),
             _ => attempt.stop(),
         });
-        let client = reqwest::Client::builder().redirect(policy).no_proxy().build().map_err(std::io::Error::other)?;
+        let mut client = reqwest::Client::builder().redirect(policy).no_proxy();
+        if let Some(ca) = &upstreams.ca {
+            client = client.add_root_certificate(reqwest::Certificate::from_pem(ca.as_bytes()).map_err(std::io::Error::other)?);
+        }
+        let client = client.build().map_err(std::io::Error::other)?;
         Ok(Arc::new(Self { upstreams, client, file: file.to_owned(), kept: Mutex::new(kept) }))
     }
 
@@ -140,16 +152,17 @@ impl Cosmos {
         let newest = packages.iter().enumerate().filter(|(index, package)| first_of_name(&packages, *index) && matches(package));
         let mut newest: Vec<&Package> = newest.map(|(_, package)| package).collect();
         newest.sort_by_key(|package| (!package.json["selected"].as_bool().unwrap_or(false), package.text("name").to_owned()));
-        let found =
-            newest.iter().map(|package| package.found(versions(&packages, package.text("name"), |release| json!(release)), &request.host));
+        let found = newest
+            .iter()
+            .map(|package| package.found(versions(&packages, package.text("name"), |release| json!(release)), &request.origin));
         Ok(json!({ "packages": found.collect::<Vec<_>>() }))
     }
 
     async fn describe(&self, request: &Asked, version: &str) -> Result<Value, Error> {
         let package = self.package(request.required("packageName")?, request.text("packageVersion")).await?;
         match version {
-            "v2" => package.described_v2(&request.host),
-            _ => Ok(json!({ "package": package.described(&request.host) })),
+            "v2" => package.described_v2(&request.origin),
+            _ => Ok(json!({ "package": package.described(&request.origin) })),
         }
     }
 
@@ -183,7 +196,7 @@ impl Cosmos {
             }
         }
         if version == "v2" {
-            let described = package.described(&request.host);
+            let described = package.described(&request.origin);
             for (field, value) in [("cli", described.pointer("/resource/cli")), ("postInstallNotes", described.get("postInstallNotes"))] {
                 if let Some(value) = value {
                     answer[field] = value.clone();
@@ -199,7 +212,7 @@ impl Cosmos {
         let wanted = installed.iter().filter(|(app, package)| {
             name.is_none_or(|name| package.text("name") == name) && app_id.as_deref().is_none_or(|id| app["id"] == id)
         });
-        let shown = wanted.map(|(app, package)| json!({ "appId": app["id"], "packageInformation": package.information(&request.host) }));
+        let shown = wanted.map(|(app, package)| json!({ "appId": app["id"], "packageInformation": package.information(&request.origin) }));
         Ok(json!({ "packages": shown.collect::<Vec<_>>() }))
     }
 
@@ -263,7 +276,7 @@ impl Cosmos {
             .collect();
         let given = package::options_of_app(&app);
         Ok(json!({
-            "package": package.described(&request.host),
+            "package": package.described(&request.origin),
             "upgradesTo": upgrades,
             "downgradesTo": downgrades,
             "resolvedOptions": options::resolve(package.json.get("config").filter(|config| !config.is_null()), &given)?,
@@ -292,7 +305,7 @@ impl Cosmos {
         let (status, body) = self.marathon(Method::PUT, &path, Some(&new), &request.authorization).await?;
         let mut deployment = success(status, body)?;
         Ok(json!({
-            "package": package.described(&request.host),
+            "package": package.described(&request.origin),
             "resolvedOptions": options::resolve(package.json.get("config").filter(|config| !config.is_null()), &given)?,
             "marathonDeploymentId": deployment["deploymentId"].take(),
         }))
@@ -445,7 +458,8 @@ impl Cosmos {
 /// What a request asks, once its headers are in order.
 struct Asked {
     body: Value,
-    host: String,
+    /// Scheme and host by which the caller knows the cluster.
+    origin: String,
     /// `Authorization` only: it is passed on.
     authorization: HeaderMap,
 }
@@ -456,12 +470,13 @@ impl Asked {
         let body = if body.is_empty() { b"{}" } else { body };
         let text = String::from_utf8_lossy(body);
         let parsed = repository::parse(&text).map_err(|error| not_parsed(&error.parsing_message()))?;
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("leader.mesos").to_owned();
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("leader.mesos");
+        let scheme = headers.get("x-forwarded-proto").and_then(|scheme| scheme.to_str().ok()).unwrap_or("http");
         let mut authorization = HeaderMap::new();
         if let Some(token) = headers.get(header::AUTHORIZATION) {
             authorization.insert(header::AUTHORIZATION, token.clone());
         }
-        Ok(Self { body: parsed, host, authorization })
+        Ok(Self { body: parsed, origin: format!("{scheme}://{host}"), authorization })
     }
 
     fn text(&self, field: &str) -> Option<&str> {

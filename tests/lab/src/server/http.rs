@@ -68,7 +68,7 @@ impl Request {
 }
 
 /// Percent-decodes; `plus` also turns `+` into a space.
-fn decode(text: &str, plus: bool) -> String {
+pub(crate) fn decode(text: &str, plus: bool) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut index = 0;

@@ -192,18 +192,35 @@ pub async fn serve(dir: &Path, options: Options) -> std::io::Result<()> {
             }
         }
     });
+    let security = shared.read(|state| state.pose.security);
+    let tls = match security {
+        Security::Open => None,
+        _ => Some(enterprise::certificates::prepare(dir)?),
+    };
     let journal = dir.join("journal.jsonl");
-    let services: [(&'static str, u16, axum::Router); 4] = [
-        ("admin_router", 80, admin_router::router(shared.clone())?),
-        ("marathon", 8080, marathon::router(shared.clone())),
-        ("mesos", 5050, mesos::router(shared.clone())),
-        ("metronome", 9000, metronome::router(shared.clone())),
+    // Without TLS, strict mode hears but its own machine.
+    let plain = if security == Security::Strict { Ipv4Addr::LOCALHOST } else { MASTER };
+    let services: [(&'static str, u16, u16, axum::Router); 3] = [
+        ("marathon", 8080, 8443, enterprise::doors::marathon(&shared, marathon::router(shared.clone()))),
+        ("metronome", 9000, 9443, enterprise::doors::metronome(&shared, metronome::router(shared.clone()))),
+        ("mesos", 5050, 0, enterprise::doors::mesos(&shared, mesos::router(shared.clone()))),
     ];
-    for (name, port, router) in services {
-        spawn(port, crate::journal::wrap(router, name, &journal)?).await?;
+    for (name, port, tls_port, router) in services {
+        let router = crate::journal::wrap(router, name, &journal)?;
+        spawn((plain, port), router.clone()).await?;
+        if let Some(tls) = tls.as_ref().filter(|_| tls_port != 0) {
+            enterprise::tls::spawn((MASTER, tls_port).into(), router, tls.clone()).await?;
+        }
     }
-    spawn(7070, control::router(shared.clone())).await?;
-    spawn(8000, universe::router(dir.join("universe"))).await?;
+    let admin_router = crate::journal::wrap(admin_router::router(shared.clone())?, "admin_router", &journal)?;
+    if let Some(tls) = tls {
+        enterprise::certificates::put_on_master(dir)?;
+        enterprise::tls::spawn((MASTER, 443).into(), admin_router::with_tls(admin_router.clone()), tls).await?;
+    }
+    let at_80 = if security == Security::Strict { admin_router::only_with_tls(admin_router) } else { admin_router };
+    spawn((MASTER, 80), at_80).await?;
+    spawn((MASTER, 7070), control::router(shared.clone())).await?;
+    spawn((MASTER, 8000), universe::router(dir.join("universe"))).await?;
     tokio::spawn(async move {
         if let Err(error) = crate::dns::serve(zone, (MASTER, 53).into()).await {
             tracing::error!(%error, "DNS ended");
@@ -213,8 +230,8 @@ pub async fn serve(dir: &Path, options: Options) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn spawn(port: u16, router: axum::Router) -> std::io::Result<()> {
-    let listener = tokio::net::TcpListener::bind((MASTER, port)).await?;
+async fn spawn((host, port): (Ipv4Addr, u16), router: axum::Router) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::bind((host, port)).await?;
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, port, "server ended");

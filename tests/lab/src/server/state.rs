@@ -303,6 +303,7 @@ impl State {
     /// An empty cluster.
     pub fn new(options: Options, pose: Pose) -> Self {
         Self {
+            enterprise: Enterprise::new(pose.security),
             pose,
             options,
             faults: Faults::default(),
@@ -310,7 +311,6 @@ impl State {
             tasks: BTreeMap::new(),
             completed: Vec::new(),
             violations: Vec::new(),
-            enterprise: Enterprise::default(),
             cluster_id: uuid::Uuid::new_v4().to_string(),
             agents_ever: 0,
             last_version: 0.0,

@@ -74,9 +74,9 @@ impl Package {
     }
 
     /// The answer of `/package/describe` in its version 3.
-    pub(crate) fn described(&self, host: &str) -> Value {
+    pub(crate) fn described(&self, origin: &str) -> Value {
         let mut definition = self.definition();
-        proxy_urls(&mut definition, host);
+        proxy_urls(&mut definition, origin);
         definition
     }
 
@@ -84,13 +84,13 @@ impl Package {
     ///
     /// # Errors
     /// A package of packaging version 4 or 5 cannot be shown so.
-    pub(crate) fn described_v2(&self, host: &str) -> Result<Value, Error> {
+    pub(crate) fn described_v2(&self, origin: &str) -> Result<Value, Error> {
         let packaging = self.packaging();
         if packaging > '3' {
             let message = format!("A v{packaging} package cannot be converted into a v2 DescribeResponse");
             return Err(Error::new("ConversionFromPackageToV2DescribeResponse", message));
         }
-        let mut described = self.described(host);
+        let mut described = self.described(origin);
         if let Some(fields) = described.as_object_mut() {
             fields.remove("releaseVersion");
             fields.entry("selected").or_insert(json!(false));
@@ -100,7 +100,7 @@ impl Package {
     }
 
     /// What the catalog's search shows of the newest version, with all `versions`.
-    pub(crate) fn found(&self, versions: Map<String, Value>, host: &str) -> Value {
+    pub(crate) fn found(&self, versions: Map<String, Value>, origin: &str) -> Value {
         let mut found = json!({
             "name": self.json["name"],
             "currentVersion": self.json["version"],
@@ -114,21 +114,21 @@ impl Package {
         }
         if let Some(images) = self.json.pointer("/resource/images").and_then(without_nulls) {
             let mut resource = json!({ "resource": { "images": images } });
-            proxy_urls(&mut resource, host);
+            proxy_urls(&mut resource, origin);
             found["images"] = resource["resource"]["images"].take();
         }
         found
     }
 
     /// What `/package/list` shows.
-    pub(crate) fn information(&self, host: &str) -> Value {
+    pub(crate) fn information(&self, origin: &str) -> Value {
         let mut definition = self.definition();
         let mut listed: Map<String, Value> =
             LISTED.iter().filter_map(|field| Some(((*field).to_owned(), definition.get(field)?.clone()))).collect();
         listed.entry("selected").or_insert(json!(false));
         listed.entry("framework").or_insert(json!(false));
         let mut information = json!({ "packageDefinition": listed });
-        proxy_urls(&mut definition, host);
+        proxy_urls(&mut definition, origin);
         if let Some(Value::Object(mut resource)) = definition.get_mut("resource").map(Value::take) {
             resource.remove("cli");
             if !resource.is_empty() {
@@ -235,8 +235,8 @@ pub(crate) fn resource_urls(package: &Value) -> Vec<String> {
 }
 
 /// Icons, artifacts and CLI binaries are shown as URLs below Cosmos itself, which fetches them.
-fn proxy_urls(package: &mut Value, host: &str) {
-    each_url(package, &mut |url| *url = format!("http://{host}/package/resource?url={url}"));
+fn proxy_urls(package: &mut Value, origin: &str) {
+    each_url(package, &mut |url| *url = format!("{origin}/package/resource?url={url}"));
 }
 
 fn each_url(package: &mut Value, change: &mut impl FnMut(&mut String)) {

@@ -27,7 +27,7 @@ pub(crate) async fn begin(cosmos: &Arc<Cosmos>, app: &Value, authorization: &Hea
     if app.pointer(&format!("/labels/{LABEL}")).is_none() {
         let (status, body) = cosmos.marathon(Method::DELETE, &format!("/v2/apps/{id}?force=true"), None, authorization).await?;
         success(status, body)?;
-        return teardown(cosmos, app).await;
+        return teardown(cosmos, app, authorization).await;
     }
     let (status, body) = cosmos.marathon(Method::GET, &format!("/v2/apps/{id}"), None, authorization).await?;
     let mut stored = success(status, body)?["app"].take();
@@ -51,11 +51,11 @@ pub(crate) async fn begin(cosmos: &Arc<Cosmos>, app: &Value, authorization: &Hea
 }
 
 /// A framework of that name is torn down. More than one is an error; none is fine.
-async fn teardown(cosmos: &Cosmos, app: &Value) -> Result<(), Error> {
+async fn teardown(cosmos: &Cosmos, app: &Value, authorization: &HeaderMap) -> Result<(), Error> {
     let Some(name) = app.pointer("/labels/DCOS_PACKAGE_FRAMEWORK_NAME").and_then(Value::as_str) else { return Ok(()) };
     let unreachable = |error: reqwest::Error| Error::new("EndpointUriConnection", error.to_string()).status(StatusCode::BAD_GATEWAY);
     let url = format!("{}/master/frameworks", cosmos.upstreams.mesos);
-    let answer = cosmos.client.get(url).send().await.map_err(unreachable)?;
+    let answer = cosmos.client.get(url).headers(authorization.clone()).send().await.map_err(unreachable)?;
     let answer: Value = answer.json().await.map_err(unreachable)?;
     let frameworks = answer["frameworks"].as_array().into_iter().flatten();
     let ids: Vec<&str> =
@@ -64,7 +64,8 @@ async fn teardown(cosmos: &Cosmos, app: &Value) -> Result<(), Error> {
         [] => Ok(()),
         [id] => {
             let url = format!("{}/master/teardown", cosmos.upstreams.mesos);
-            cosmos.client.post(url).body(format!("frameworkId={id}")).send().await.map_err(unreachable)?;
+            let request = cosmos.client.post(url).headers(authorization.clone()).body(format!("frameworkId={id}"));
+            request.send().await.map_err(unreachable)?;
             Ok(())
         }
         ids => Err(Error::new("MultipleFrameworkIds", format!("Uninstalled package, but there are multiple frameworks named [{name}]"))
