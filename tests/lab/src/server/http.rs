@@ -120,6 +120,10 @@ impl Answer {
         Self::json(status, &serde_json::json!({ "message": message.into() }))
     }
 
+    pub(crate) fn body(&self) -> &str {
+        &self.body
+    }
+
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self

@@ -31,7 +31,7 @@ use tokio::sync::broadcast;
 pub use enterprise::Security;
 pub use machines::Machines;
 pub use pose::{NEWEST, Pose};
-pub use state::{Agent, Faults, Options, State, Task, Violation, pose_file};
+pub use state::{Agent, Extras, Faults, Options, State, Task, Violation, pose_file};
 pub use ticker::{tick, tick_forever};
 
 use crate::host::MASTER;
