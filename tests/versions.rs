@@ -4,11 +4,11 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lab::host::AgentRole;
 use serde_json::{Value, json};
-use support::Cluster;
+use support::{Cluster, Picture};
 
 /// Hosts of a pod's instances, one entry an instance.
 fn hosts(cluster: &Cluster, pod: &str) -> Vec<String> {
@@ -16,11 +16,41 @@ fn hosts(cluster: &Cluster, pod: &str) -> Vec<String> {
     status["instances"].as_array().unwrap().iter().map(|i| i["agentHostname"].as_str().unwrap().to_owned()).collect()
 }
 
+/// What every version must come to: all agents are trusted, one that joins as well, and nothing is left in the end.
+fn a_whole_life(cluster: &Cluster) {
+    let before: BTreeMap<String, Picture> = cluster.agents().into_iter().map(|agent| (agent.clone(), cluster.picture(&agent))).collect();
+    cluster.install_and_wait(&json!({ "registry": { "host": "192.168.1.80" }, "exposure": { "marathon_lb": false } }));
+    let new = cluster.lab.add_agent(AgentRole::Private).unwrap();
+    cluster.wait("the new agent to be trusted", 60, || cluster.agent_state(&new).is_some_and(|(state, _)| state == "trusted"));
+    let pull = "docker tag canary:1 192.168.0.1/a/b:1 && docker push -q 192.168.0.1/a/b:1";
+    cluster.sh_ok("192.168.1.80", pull);
+    cluster.sh_ok(&new, "docker pull -q 192.168.0.1/a/b:1");
+    cluster.uninstall();
+    for (agent, before) in &before {
+        let strip = |picture: &Picture| -> Picture {
+            picture.iter().filter(|(path, _)| !path.starts_with("data")).map(|(path, state)| (path.clone(), state.clone())).collect()
+        };
+        let (before, after) = (strip(before), strip(&cluster.picture(agent)));
+        let changed: BTreeSet<_> = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
+        assert!(changed.is_empty(), "{agent}: {changed:?}");
+    }
+    cluster.assert_servers_answered_as_the_real_ones();
+}
+
+#[test]
+fn dcos_1_9_is_served_from_the_first_agent_to_the_last_trace() {
+    a_whole_life(&Cluster::start_on("1.9.0", 1, 1));
+}
+
+#[test]
+fn dcos_1_13_is_served_from_the_first_agent_to_the_last_trace() {
+    a_whole_life(&Cluster::start_on("1.13.0", 1, 1));
+}
+
 /// Marathon 1.4.2 (DC/OS 1.9.0) was seen to put two instances of a UNIQUE pod on one agent when the pod is scaled.
 #[test]
 fn a_marathon_that_forgets_unique_gets_one_node_on_every_agent_all_the_same() {
-    let cluster = Cluster::start(2, 0);
-    cluster.lab.control("POST", "/marathon-version/1.4.2", None).unwrap();
+    let cluster = Cluster::start_on("1.9.0", 2, 0);
 
     // First that the lab shows the fault at all: a plain pod, scaled as anybody would.
     let pod = |instances: u64| {

@@ -133,6 +133,12 @@ enum Kind {
 enum AgentVerb {
     /// Start a new agent and print its address
     Add {
+        /// GPUs that it has
+        #[arg(long, default_value_t = 0)]
+        gpus: u32,
+        /// Region that it is in, if not the master's
+        #[arg(long)]
+        region: Option<String>,
         /// A public one
         #[arg(long)]
         public: bool,
@@ -207,8 +213,9 @@ impl From<Kind> for agent::MachineKind {
 
 fn on_agents(dir: &Path, verb: &AgentVerb) -> Result<()> {
     let (method, path, body) = match verb {
-        AgentVerb::Add { public } => {
-            ("POST", "/agents".to_owned(), Some(serde_json::json!({ "role": if *public { "public" } else { "private" } })))
+        AgentVerb::Add { public, gpus, region } => {
+            let role = if *public { "public" } else { "private" };
+            ("POST", "/agents".to_owned(), Some(serde_json::json!({ "role": role, "gpus": gpus, "region": region })))
         }
         AgentVerb::Leave { ip } => ("POST", format!("/agents/{ip}/leave"), None),
         AgentVerb::Die { ip } => ("POST", format!("/agents/{ip}/die"), None),

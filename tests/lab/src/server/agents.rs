@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::clock::now;
 use super::mesos::{agent_added, agent_removed, task_updated};
-use super::state::{Agent, Presence, State};
+use super::state::{Agent, Extras, Presence, State};
 use super::{Role, SharedState};
 use crate::task::TaskState;
 
@@ -12,18 +12,23 @@ use crate::task::TaskState;
 ///
 /// # Errors
 /// The host could not make it.
-pub fn join(shared: &SharedState, role: Role) -> Result<Ipv4Addr, String> {
+pub fn join(shared: &SharedState, role: Role, extras: Extras) -> Result<Ipv4Addr, String> {
     let ip = shared.host.add_agent(role)?;
-    shared.change(|state| register(state, ip, role));
+    shared.change(|state| register_with(state, ip, role, extras));
     Ok(ip)
 }
 
 /// Registers an agent under a new id.
 pub(crate) fn register(state: &mut State, ip: Ipv4Addr, role: Role) {
+    register_with(state, ip, role, Extras::default());
+}
+
+/// The same for an agent that has something special.
+pub(crate) fn register_with(state: &mut State, ip: Ipv4Addr, role: Role, extras: Extras) {
     let id = format!("{}-S{}", state.cluster_id, state.agents_ever);
     state.agents_ever += 1;
     let registered = now();
-    let agent = Agent { id, ip, role, presence: Presence::Active, filled: false, registered, reregistered: registered };
+    let agent = Agent { id, ip, role, presence: Presence::Active, filled: false, registered, reregistered: registered, extras };
     let event = agent_added(state, &agent);
     state.mesos_event(event);
     state.agents.insert(ip, agent);
@@ -79,7 +84,7 @@ pub fn revive(shared: &SharedState, ip: Ipv4Addr, fresh_disk: bool) -> Result<()
         }
         let Some(mut agent) = state.agents.remove(&ip) else { return };
         if fresh_disk {
-            register(state, ip, agent.role);
+            register_with(state, ip, agent.role, agent.extras);
         } else {
             agent.presence = Presence::Active;
             agent.reregistered = now();

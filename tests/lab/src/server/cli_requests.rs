@@ -125,9 +125,10 @@ impl Lab {
             mesos: format!("http://{}", listening(mesos::router(shared.clone())).await),
             metronome: format!("http://{}", listening(metronome::router(shared.clone())).await),
             admin_router: "http://127.0.0.1:9".into(),
+            ca: None,
         };
         let cosmos = Cosmos::open(&dir.path().join("cosmos.json"), upstreams.clone()).unwrap();
-        let router = admin_router::serve(Cluster { upstreams, version: "2.2.1".into(), id: "an-id".into() }, cosmos);
+        let router = admin_router::serve(Cluster { upstreams, version: "2.2.1".into(), id: "an-id".into() }, cosmos, None);
         let recordings = Recordings::load(&fixtures()).unwrap();
         Self { shared, router, repositories, recordings, _dir: dir }
     }
@@ -182,7 +183,8 @@ impl Lab {
 
     fn verdict(&self, exchange: &Exchange) -> Option<String> {
         match self.recordings.check(exchange) {
-            Verdict::Matches(_) | Verdict::OfThePackage => None,
+            Verdict::Matches(_) | Verdict::OfThePackage | Verdict::OfEnterprise => None,
+            Verdict::OtherVersion(what) => Some(format!("recorded of other versions only: {what}")),
             Verdict::Unrecorded(what) if UNRECORDED.iter().any(|(known, _)| *known == what) => None,
             Verdict::Unrecorded(what) => Some(format!("no recording of {what}")),
             Verdict::Differs(how) => Some(how.join("; ")),

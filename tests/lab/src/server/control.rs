@@ -100,7 +100,11 @@ fn add_agent(shared: &SharedState, request: &Request) -> Answer {
         Some("public") => Role::Public,
         _ => return Answer::message(400, "role must be private or public"),
     };
-    match agents::join(shared, role) {
+    let extras = match serde_json::from_value(body) {
+        Ok(extras) => extras,
+        Err(error) => return Answer::message(400, error.to_string()),
+    };
+    match agents::join(shared, role, extras) {
         Ok(ip) => Answer::json(200, &json!({ "ip": ip })),
         Err(message) => Answer::message(500, message),
     }

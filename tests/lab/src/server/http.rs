@@ -120,6 +120,23 @@ impl Answer {
         Self::json(status, &serde_json::json!({ "message": message.into() }))
     }
 
+    pub(crate) fn status(&self) -> u16 {
+        self.status.as_u16()
+    }
+
+    /// With another media type in place of JSON's, or of none.
+    pub(crate) fn with_media_type(mut self, media_type: &str) -> Self {
+        self.headers.retain(|(name, value)| *name != "content-type" || value != "application/json");
+        if !self.headers.iter().any(|(name, _)| *name == "content-type") {
+            self.headers.push(("content-type", media_type.to_owned()));
+        }
+        self
+    }
+
+    pub(crate) fn body(&self) -> &str {
+        &self.body
+    }
+
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self

@@ -1,4 +1,4 @@
-//! The Mesos master 1.11.0: the old endpoints and the operator API.
+//! The Mesos master: the old endpoints and the operator API.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -24,16 +24,34 @@ const MASTER: &str = "192.168.1.69";
 /// Seconds between HEARTBEAT events.
 const HEARTBEAT_SECONDS: u64 = 15;
 
-const AGENT_CAPABILITIES: [&str; 8] = [
-    "MULTI_ROLE",
-    "HIERARCHICAL_ROLE",
-    "RESERVATION_REFINEMENT",
-    "RESOURCE_PROVIDER",
-    "RESIZE_VOLUME",
-    "AGENT_OPERATION_FEEDBACK",
-    "AGENT_DRAINING",
-    "TASK_RESOURCE_LIMITS",
+/// What agents can do, and since when.
+const AGENT_CAPABILITIES: [(&str, [u32; 3]); 8] = [
+    ("MULTI_ROLE", [1, 3, 0]),
+    ("HIERARCHICAL_ROLE", [1, 4, 0]),
+    ("RESERVATION_REFINEMENT", [1, 4, 0]),
+    ("RESOURCE_PROVIDER", [1, 5, 0]),
+    ("RESIZE_VOLUME", [1, 7, 0]),
+    ("AGENT_OPERATION_FEEDBACK", [1, 8, 0]),
+    ("AGENT_DRAINING", [1, 9, 0]),
+    ("TASK_RESOURCE_LIMITS", [1, 10, 0]),
 ];
+
+fn agent_capabilities(state: &State) -> Vec<&'static str> {
+    AGENT_CAPABILITIES.iter().filter(|(_, since)| state.pose.mesos_from(*since)).map(|(name, _)| *name).collect()
+}
+
+/// Takes out what this Mesos does not yet show of an agent or of itself.
+fn leave_out(value: &mut Value, names: &[&str]) {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|name, _| !names.contains(&name.as_str()));
+    }
+}
+
+/// Where an agent is, if that is not where the master is.
+fn domain(state: &State, agent: &Agent) -> Option<Value> {
+    let region = agent.extras.region.as_ref().filter(|_| state.pose.has_fault_domains())?;
+    Some(json!({ "fault_domain": { "region": { "name": region }, "zone": { "name": format!("{region}-a") } } }))
+}
 
 /// Routes.
 pub fn router(state: SharedState) -> Router {
@@ -76,7 +94,7 @@ fn agent_summary(state: &State, agent: &Agent) -> Value {
         role => (json!({ role: total.clone() }), amounts(&Resources::default(), None)),
     };
     let attributes: Map<String, Value> = agent.attributes().into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
-    json!({
+    let mut value = json!({
         "id": agent.id,
         "hostname": agent.ip,
         "port": 5051,
@@ -92,8 +110,26 @@ fn agent_summary(state: &State, agent: &Agent) -> Value {
         "active": true,
         "deactivated": false,
         "version": state.pose.mesos,
-        "capabilities": AGENT_CAPABILITIES,
-    })
+        "capabilities": agent_capabilities(state),
+    });
+    if let Some(domain) = domain(state, agent) {
+        value["domain"] = domain;
+    }
+    leave_out_of_agent(state, agent, &mut value);
+    value
+}
+
+fn leave_out_of_agent(state: &State, agent: &Agent, value: &mut Value) {
+    if !state.pose.deactivates_agents() {
+        leave_out(value, &["deactivated"]);
+    }
+    if !state.pose.shows_capabilities() {
+        leave_out(value, &["capabilities"]);
+        #[expect(clippy::float_cmp, reason = "one is a copy of the other until the agent comes back")]
+        if agent.registered == agent.reregistered {
+            leave_out(value, &["reregistered_time"]);
+        }
+    }
 }
 
 fn agent_with_full(state: &State, agent: &Agent) -> Value {
@@ -108,6 +144,9 @@ fn agent_with_full(state: &State, agent: &Agent) -> Value {
     value["unreserved_resources_full"] = unreserved.into();
     value["used_resources_full"] = used.into();
     value["offered_resources_full"] = json!([]);
+    if !state.pose.shows_capabilities() {
+        leave_out(&mut value, &["unreserved_resources_full"]);
+    }
     value
 }
 
@@ -121,7 +160,7 @@ fn allocated(state: &State, agent: &Agent) -> Vec<Value> {
 
 /// `{"disk":…,"mem":…,"gpus":0.0,"cpus":…[,"ports":"[a-b, c-d]"]}`.
 fn amounts(resources: &Resources, ports: Option<Vec<(u16, u16)>>) -> Value {
-    let mut value = json!({ "disk": resources.disk, "mem": resources.mem, "gpus": 0.0, "cpus": resources.cpus });
+    let mut value = json!({ "disk": resources.disk, "mem": resources.mem, "gpus": resources.gpus, "cpus": resources.cpus });
     if let Some(ranges) = ports.filter(|ranges| !ranges.is_empty()) {
         let ranges: Vec<String> = ranges.iter().map(|(begin, end)| format!("{begin}-{end}")).collect();
         value["ports"] = format!("[{}]", ranges.join(", ")).into();
@@ -134,7 +173,7 @@ fn resource_list(resources: &Resources, ranges: Option<&[(u16, u16)]>, role: Opt
     let used: Vec<(u16, u16)> = resources.ports.iter().map(|p| (*p, *p)).collect();
     let ranges = ranges.unwrap_or(&used);
     let mut list = Vec::new();
-    for (name, amount) in [("cpus", resources.cpus), ("mem", resources.mem), ("disk", resources.disk)] {
+    for (name, amount) in [("cpus", resources.cpus), ("mem", resources.mem), ("disk", resources.disk), ("gpus", resources.gpus)] {
         if amount > 0.0 {
             list.push(json!({ "name": name, "type": "SCALAR", "scalar": { "value": amount } }));
         }
@@ -259,7 +298,7 @@ fn full_state(state: &State) -> Value {
     let listed: Vec<Value> = state.agents.values().filter(|a| a.is_listed()).map(|a| agent_summary(state, a)).collect();
     let unreachable = state.agents.values().filter(|a| !a.is_listed()).count();
     let start = state.marathon.started;
-    json!({
+    let mut value = json!({
         "version": state.pose.mesos,
         "build_date": "2021-01-01 00:00:00",
         "build_time": 1_609_459_200.0,
@@ -283,7 +322,11 @@ fn full_state(state: &State) -> Value {
         "completed_frameworks": [],
         "orphan_tasks": [],
         "unregistered_frameworks": [],
-    })
+    });
+    if !state.pose.shows_capabilities() {
+        leave_out(&mut value, &["capabilities"]);
+    }
+    value
 }
 
 fn full_framework(state: &State, framework: Framework) -> Value {
@@ -310,6 +353,9 @@ fn full_framework(state: &State, framework: Framework) -> Value {
     });
     if let Value::Object(fields) = fields {
         extend(&mut value, fields);
+    }
+    if !state.pose.mesos_from([1, 11, 0]) {
+        leave_out(&mut value, &["offer_constraints"]);
     }
     value
 }
@@ -443,6 +489,10 @@ fn old_task(state: &State, task: &Task) -> Value {
         "role": task.resource_role,
         "statuses": statuses.collect::<Vec<_>>(),
     });
+    if !state.pose.deactivates_agents() {
+        // A task's role came with 1.9 as well.
+        leave_out(&mut value, &["role"]);
+    }
     if !task.labels.is_empty() {
         let labels: Vec<Value> = task.labels.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
         value["labels"] = labels.into();
@@ -511,7 +561,7 @@ fn operator_call(shared: &SharedState, request: &Request) -> Response<Body> {
 }
 
 fn get_master(state: &State) -> Value {
-    json!({
+    let mut value = json!({
         "master_info": {
             "id": state.cluster_id,
             // Network byte order read as little endian, as Mesos prints it.
@@ -525,17 +575,23 @@ fn get_master(state: &State) -> Value {
         },
         "start_time": state.marathon.started,
         "elected_time": state.marathon.started,
-    })
+    });
+    if !state.pose.shows_capabilities() {
+        leave_out(&mut value, &["start_time", "elected_time"]);
+        leave_out(&mut value["master_info"], &["capabilities"]);
+    }
+    value
 }
 
 fn get_agents(state: &State) -> Value {
     let agents: Vec<Value> = state.agents.values().filter(|a| a.is_listed()).map(|a| agent_v1(state, a)).collect();
-    json!({ "agents": agents, "recovered_agents": [] })
+    // Before, an empty list is no list.
+    if state.pose.shows_capabilities() { json!({ "agents": agents, "recovered_agents": [] }) } else { json!({ "agents": agents }) }
 }
 
 fn agent_v1(state: &State, agent: &Agent) -> Value {
     let role = agent.resource_role();
-    let own_role = (role != "*").then_some(role);
+    let own_role = (role != "*" || !state.pose.shows_capabilities()).then_some(role);
     let mut info = json!({
         "hostname": agent.ip,
         "port": 5051,
@@ -547,7 +603,12 @@ fn agent_v1(state: &State, agent: &Agent) -> Value {
         info["attributes"] = attributes.into();
     }
     info["id"] = json!({ "value": agent.id });
-    info["checkpoint"] = true.into();
+    if state.pose.shows_capabilities() {
+        info["checkpoint"] = true.into();
+    }
+    if let Some(domain) = domain(state, agent) {
+        info["domain"] = domain;
+    }
     let nanoseconds = |seconds: f64| json!({ "nanoseconds": (seconds * 1e9) as u64 });
     let mut value = json!({
         "agent_info": info,
@@ -563,7 +624,8 @@ fn agent_v1(state: &State, agent: &Agent) -> Value {
     if !allocated.is_empty() {
         value["allocated_resources"] = allocated.into();
     }
-    value["capabilities"] = AGENT_CAPABILITIES.iter().map(|c| json!({ "type": c })).collect::<Vec<_>>().into();
+    value["capabilities"] = agent_capabilities(state).into_iter().map(|c| json!({ "type": c })).collect::<Vec<_>>().into();
+    leave_out_of_agent(state, agent, &mut value);
     value
 }
 
@@ -609,7 +671,7 @@ fn subscribed(state: &State) -> Value {
             })
         })
         .collect();
-    json!({
+    let mut event = json!({
         "type": "SUBSCRIBED",
         "subscribed": {
             "get_state": {
@@ -622,9 +684,12 @@ fn subscribed(state: &State) -> Value {
                 "get_frameworks": { "frameworks": frameworks },
                 "get_agents": get_agents(state),
             },
-            "heartbeat_interval_seconds": HEARTBEAT_SECONDS as f64,
         },
-    })
+    });
+    if state.pose.has_heartbeats() {
+        event["subscribed"]["heartbeat_interval_seconds"] = json!(HEARTBEAT_SECONDS as f64);
+    }
+    event
 }
 
 /// Each event is its length in decimal, a newline, and the JSON.
@@ -636,7 +701,7 @@ fn record(event: &Value) -> Bytes {
 fn subscribe(shared: &SharedState) -> Response<Body> {
     // Subscribed before the snapshot is taken: an event may then come twice, but none is missed.
     let mut events = shared.mesos_events.subscribe();
-    let snapshot = shared.read(subscribed);
+    let (snapshot, beats) = shared.read(|state| (subscribed(state), state.pose.has_heartbeats()));
     let (sender, receiver) = mpsc::channel::<Bytes>(64);
     tokio::spawn(async move {
         let heartbeat = json!({ "type": "HEARTBEAT" });
@@ -646,7 +711,7 @@ fn subscribe(shared: &SharedState) -> Response<Body> {
         }
         loop {
             let event = tokio::select! {
-                _ = beat.tick() => heartbeat.clone(),
+                _ = beat.tick(), if beats => heartbeat.clone(),
                 event = events.recv() => match event {
                     Ok(event) => event,
                     // A subscriber that is too slow is cut off, as Mesos does by closing the connection.

@@ -34,7 +34,7 @@ use tokio::sync::broadcast;
 pub use enterprise::Security;
 pub use machines::Machines;
 pub use pose::{NEWEST, Pose};
-pub use state::{Agent, Faults, Options, State, Task, Violation, pose_file};
+pub use state::{Agent, Extras, Faults, Options, State, Task, Violation, pose_file};
 pub(crate) use ticker::cluster_ca;
 pub use ticker::{tick, tick_forever};
 

@@ -126,6 +126,17 @@ impl Pose {
         !self.marathon_from(MARATHON_1_5)
     }
 
+    /// GROUP_BY without a value divides by zero and stops the launcher (commit ddd6b19b1: recorded on 1.11.24; not on 1.4.2 and 1.7.202).
+    pub(crate) fn divides_by_zero(&self) -> bool {
+        self.marathon_from([1, 11, 0])
+    }
+
+    /// Numbers of definitions that are whole are shown without a decimal point (recorded on 1.4.2 and 1.7.202; with one on 1.11.24).
+    /// That 1.8 began it is a guess.
+    pub(crate) fn prints_whole_numbers_plainly(&self) -> bool {
+        !self.marathon_from([1, 8, 0])
+    }
+
     /// Some 404 have an empty list of details. Recorded on 1.11.24, not on 1.7.202; that 1.8 began it is a guess.
     pub(crate) fn absent_has_details(&self) -> bool {
         self.marathon_from([1, 8, 0])
@@ -158,8 +169,8 @@ impl Pose {
         self.marathon_from([1, 6, 0])
     }
 
-    /// `agentId` in `::status` of a pod (1.5).
-    pub(crate) fn shows_agent_ids_of_pods(&self) -> bool {
+    /// `agentId` and `localVolumes` of instances (1.5; recorded without on 1.4.2, with on 1.7.202).
+    pub(crate) fn shows_agents_and_volumes_of_instances(&self) -> bool {
         self.marathon_from(MARATHON_1_5)
     }
 
@@ -176,9 +187,15 @@ impl Pose {
         self.mesos_from([1, 5, 0])
     }
 
-    /// The operator API streams frameworks as well (1.4), so that the list of agents is not all of a SUBSCRIBED.
+    /// The master can deactivate and drain agents, and lists whether it has (1.9).
     pub(crate) fn deactivates_agents(&self) -> bool {
         self.mesos_from([1, 9, 0])
+    }
+
+    /// Before 1.4 the master shows little of itself and its agents: no capabilities, no time of a registration anew that never was,
+    /// no `checkpoint` (recorded on 1.2.0; that 1.4 began it is a guess).
+    pub(crate) fn shows_capabilities(&self) -> bool {
+        self.mesos_from([1, 4, 0])
     }
 
     /// Agents have a region and a zone (`domain`, 1.5).

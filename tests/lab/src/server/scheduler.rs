@@ -19,6 +19,9 @@ pub(crate) struct Demand {
     pub(crate) cpus: f64,
     pub(crate) mem: f64,
     pub(crate) disk: f64,
+    pub(crate) gpus: f64,
+    /// Agents with GPUs do, although it asks for none.
+    pub(crate) unrestricted: bool,
     /// Host ports; 0 for any.
     pub(crate) ports: Vec<u16>,
     /// Roles of the resources that it may take: `*`, `slave_public`.
@@ -47,6 +50,7 @@ pub(crate) enum Reject {
     InsufficientMemory,
     InsufficientDisk,
     InsufficientPorts,
+    DeclinedScarceResources,
 }
 
 /// An agent and the host ports for the task there.
@@ -81,7 +85,10 @@ fn fit(state: &State, demand: &Demand, occupied: &[Ipv4Addr], agent: &Agent) -> 
     if !demand.roles.iter().any(|role| role == agent.resource_role()) {
         return Err(Reject::UnfulfilledRole);
     }
-    if !demand.constraints.iter().all(|constraint| constraint.allows(agent, occupied)) {
+    // Metronome is not asked about regions and GPUs: whether it declines them was not looked at.
+    let elsewhere = agent.extras.region.is_some() && state.pose.knows_regions() && state.pose.has_fault_domains();
+    let asks_where = demand.constraints.iter().any(|constraint| matches!(constraint.field.as_str(), "@region" | "@zone"));
+    if elsewhere && !asks_where || !demand.constraints.iter().all(|constraint| constraint.allows(agent, occupied)) {
         return Err(Reject::UnfulfilledConstraint);
     }
     let (total, used) = (agent.total(), state.used(agent));
@@ -96,7 +103,11 @@ fn fit(state: &State, demand: &Demand, occupied: &[Ipv4Addr], agent: &Agent) -> 
     if !fits(demand.disk, total.disk, used.disk) {
         return Err(Reject::InsufficientDisk);
     }
-    ports(&demand.ports, &used.ports, agent).ok_or(Reject::InsufficientPorts)
+    let ports = ports(&demand.ports, &used.ports, agent).ok_or(Reject::InsufficientPorts)?;
+    if agent.extras.gpus > 0 && demand.gpus == 0.0 && !demand.unrestricted && state.pose.keeps_gpus_for_those_who_ask() {
+        return Err(Reject::DeclinedScarceResources);
+    }
+    Ok(ports)
 }
 
 fn ports(wanted: &[u16], used: &[u16], agent: &Agent) -> Option<Vec<u16>> {
@@ -122,6 +133,8 @@ impl Constraint {
     fn allows(&self, agent: &Agent, occupied: &[Ipv4Addr]) -> bool {
         let attribute = match self.field.as_str() {
             "hostname" | "@hostname" => Some(agent.ip.to_string()),
+            "@region" => agent.extras.region.clone(),
+            "@zone" => agent.extras.region.as_ref().map(|region| format!("{region}-a")),
             field => agent.attributes().into_iter().find(|(name, _)| *name == field).map(|(_, value)| value.to_owned()),
         };
         // An agent that lacks the attribute passes only an UNLIKE (Marathon, Constraints.checkMissingAttribute).

@@ -21,7 +21,7 @@ const COMPLETED_TASKS_KEPT: usize = 500;
 /// Set at `up`; changeable over the control API.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Options {
-    /// Pod tasks are killed without SIGTERM, as Mesos 1.2 does.
+    /// Pod tasks are killed without SIGTERM. A new state takes it from the pose: so does Mesos 1.2.
     pub sigkill_pods: bool,
     /// Seconds after which Mesos gives up an agent that died.
     pub lost_after_seconds: f64,
@@ -29,7 +29,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sigkill_pods: true, lost_after_seconds: 5.0 }
+        Self { sigkill_pods: false, lost_after_seconds: 5.0 }
     }
 }
 
@@ -65,6 +65,9 @@ pub struct Resources {
     pub mem: f64,
     /// MB.
     pub disk: f64,
+    /// Whole ones.
+    #[serde(default)]
+    pub gpus: f64,
     /// Host ports.
     pub ports: Vec<u16>,
 }
@@ -74,6 +77,7 @@ impl Resources {
         self.cpus += other.cpus;
         self.mem += other.mem;
         self.disk += other.disk;
+        self.gpus += other.gpus;
         self.ports.extend(&other.ports);
     }
 }
@@ -110,6 +114,19 @@ pub struct Agent {
     pub registered: f64,
     /// Unix time.
     pub reregistered: f64,
+    /// What it has besides.
+    #[serde(default, flatten)]
+    pub extras: Extras,
+}
+
+/// What makes Marathon decline an agent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Extras {
+    /// Number of GPUs.
+    pub gpus: u32,
+    /// Region other than the master's.
+    pub region: Option<String>,
 }
 
 impl Agent {
@@ -120,7 +137,7 @@ impl Agent {
 
     /// All it has, as an agent of that size would report it.
     pub(crate) fn total(&self) -> Resources {
-        Resources { cpus: 4.0, mem: 14_000.0, disk: 35_000.0, ports: Vec::new() }
+        Resources { cpus: 4.0, mem: 14_000.0, disk: 35_000.0, gpus: self.extras.gpus.into(), ports: Vec::new() }
     }
 
     /// The role that its resources are reserved to.
@@ -302,6 +319,7 @@ pub struct State {
 impl State {
     /// An empty cluster.
     pub fn new(options: Options, pose: Pose) -> Self {
+        let options = Options { sigkill_pods: pose.kills_pods_outright(), ..options };
         Self {
             enterprise: Enterprise::new(pose.security),
             pose,

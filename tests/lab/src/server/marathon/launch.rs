@@ -129,6 +129,8 @@ fn demand(state: &State, instance: &Instance) -> Demand {
         cpus: resources.iter().map(|of| amount(of, "cpus")).sum(),
         mem: resources.iter().map(|of| amount(of, "mem")).sum(),
         disk: resources.iter().map(|of| amount(of, "disk")).sum(),
+        gpus: resources.iter().map(|of| amount(of, "gpus")).sum(),
+        unrestricted: definition["labels"]["GPU_SCHEDULING_BEHAVIOR"] == "unrestricted",
         ports,
         // Without a word about roles: unreserved resources only.
         roles: if roles.is_empty() { vec!["*".to_owned()] } else { roles },
@@ -172,7 +174,7 @@ fn app_ports(definition: &Value) -> Vec<u16> {
 
 fn resources(of: &Value, ports: Vec<u16>) -> Resources {
     let amount = |name: &str| of[name].as_f64().unwrap_or(0.0);
-    Resources { cpus: amount("cpus"), mem: amount("mem"), disk: amount("disk"), ports }
+    Resources { cpus: amount("cpus"), mem: amount("mem"), disk: amount("disk"), gpus: amount("gpus"), ports }
 }
 
 fn labels(definition: &Value) -> BTreeMap<String, String> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use tokio::sync::mpsc;
 
-use super::definitions::{self, Stored, Surroundings};
+use super::definitions::{self, Stored, Surroundings, shown};
 use super::deployments::{self, Change, Target};
 use super::views::{self, Embeds, top_group};
 use super::{Backoff, Goal, Kind, RunSpec, instances};
@@ -32,7 +32,19 @@ async fn handle(Extracted(shared): Extracted<SharedState>, method: Method, uri: 
     if request.method == Method::GET && request.path == "/v2/events" {
         return events(&shared, &request);
     }
-    shared.change(|state| answer(state, &request)).into_response()
+    let (answer, is_1_4) = shared.change(|state| (answer(state, &request), state.pose.has_apps_of_1_4()));
+    if is_1_4 { with_quality(answer, &request).into_response() } else { answer.into_response() }
+}
+
+/// Marathon 1.4 names a quality, even where there is no body; but not where an exception became an answer. Recorded on 1.4.2.
+fn with_quality(answer: Answer, request: &Request) -> Answer {
+    let is_exception = match answer.status() {
+        // A pod's id that is not the path's is an answer, and the only one that begins with a newline.
+        400 => !answer.body().starts_with('\n'),
+        404 => request.method == Method::DELETE && request.path.starts_with("/v2/apps") || answer.body().contains("URI not found"),
+        status => matches!(status, 409 | 415 | 500..),
+    };
+    if is_exception { answer } else { answer.with_media_type("application/json; qs=2") }
 }
 
 fn answer(state: &mut State, request: &Request) -> Answer {
@@ -54,7 +66,8 @@ fn answer(state: &mut State, request: &Request) -> Answer {
         ("POST", "/v2/apps") => post(state, request, Kind::App),
         ("GET", "/v2/tasks") => all_tasks(state),
         ("GET", "/v2/pods") => {
-            let pods: Vec<Value> = state.marathon.of_kind(Kind::Pod).map(|(_, spec)| spec.definition.clone()).collect();
+            let pods: Vec<Value> =
+                state.marathon.of_kind(Kind::Pod).map(|(_, spec)| shown(&spec.definition, Kind::Pod, &state.pose)).collect();
             Answer::json(200, &pods.into())
         }
         ("HEAD", "/v2/pods") => Answer::text(200, "application/json", ""),
@@ -81,9 +94,21 @@ fn answer(state: &mut State, request: &Request) -> Answer {
             } else if let (Some(id), "DELETE") = (rest("/v2/queue").and_then(|rest| rest.strip_suffix("/delay")), method) {
                 reset_delay(state, id)
             } else {
-                unknown_route(request)
+                not_found(state, request)
             }
         }
+    }
+}
+
+/// What the lab does not know, or what no Marathon does.
+fn not_found(state: &State, request: &Request) -> Answer {
+    const KNOWN: [&str; 10] = ["apps", "pods", "groups", "deployments", "queue", "tasks", "info", "leader", "events", "artifacts"];
+    let known = |rest: &str| KNOWN.contains(&rest.split('/').next().unwrap_or_default());
+    match request.path.strip_prefix("/v2/") {
+        Some(rest) if known(rest) => unknown_route(request),
+        None => unknown_route(request),
+        Some(_) if state.pose.names_unknown_uris() => Answer::message(404, format!("URI not found: {}", request.path)),
+        Some(_) => Answer::message(500, "URI not found"),
     }
 }
 
@@ -135,9 +160,17 @@ fn all_tasks(state: &State) -> Answer {
     Answer::json(200, &json!({ "tasks": tasks }))
 }
 
-fn absent(kind: Kind, id: &str) -> Answer {
+fn absent(state: &State, kind: Kind, id: &str) -> Answer {
     let noun = if kind == Kind::App { "App" } else { "Pod" };
-    Answer::json(404, &json!({ "message": format!("{noun} '{id}' does not exist"), "details": [] }))
+    absence(state, format!("{noun} '{id}' does not exist"))
+}
+
+fn absence(state: &State, message: String) -> Answer {
+    if state.pose.absent_has_details() {
+        Answer::json(404, &json!({ "message": message, "details": [] }))
+    } else {
+        Answer::message(404, message)
+    }
 }
 
 fn app(state: &mut State, request: &Request, path: &str) -> Answer {
@@ -150,7 +183,7 @@ fn app(state: &mut State, request: &Request, path: &str) -> Answer {
     match method {
         "GET" => match (state.marathon.specs.get(path).filter(|spec| spec.kind == Kind::App), Embeds::of(request, "app.")) {
             (_, Err(unknown)) => Answer::message(501, format!("the lab cannot embed {unknown}")),
-            (None, _) => absent(Kind::App, path),
+            (None, _) => absent(state, Kind::App, path),
             (Some(spec), Ok(embeds)) => Answer::json(200, &json!({ "app": views::app(state, spec, &embeds) })),
         },
         "PUT" | "PATCH" => put_app(state, request, path),
@@ -160,7 +193,9 @@ fn app(state: &mut State, request: &Request, path: &str) -> Answer {
 }
 
 fn app_verb(state: &mut State, request: &Request, id: &str, verb: &str) -> Answer {
-    let Some(spec) = state.marathon.specs.get(id).filter(|spec| spec.kind == Kind::App).cloned() else { return absent(Kind::App, id) };
+    let Some(spec) = state.marathon.specs.get(id).filter(|spec| spec.kind == Kind::App).cloned() else {
+        return absent(state, Kind::App, id);
+    };
     match verb {
         "/tasks" => Answer::json(200, &json!({ "tasks": views::tasks(state, id) })),
         "/versions" => {
@@ -230,10 +265,10 @@ fn post(state: &mut State, request: &Request, kind: Kind) -> Answer {
         return locked;
     }
     let deployment = store(state, kind, stored, None);
-    let Some(spec) = state.marathon.specs.get(&id) else { return absent(kind, &id) };
+    let Some(spec) = state.marathon.specs.get(&id) else { return absent(state, kind, &id) };
     let body = match kind {
         Kind::App => views::new_app(state, spec),
-        Kind::Pod => spec.definition.clone(),
+        Kind::Pod => shown(&spec.definition, kind, &state.pose),
     };
     // Without /v2/apps or /v2/pods: the real one does so, too.
     Answer::json(201, &body).header("location", format!("http://192.168.1.69:8080{id}")).header("marathon-deployment-id", deployment)
@@ -282,12 +317,12 @@ fn pod(state: &mut State, request: &Request, path: &str) -> Answer {
         ("GET", None, None) => {
             // JSON in a string: a slip of the real one.
             let inner = format!("{{\"message\": \"pod with {id} does not exist\"}}");
-            Answer::json(404, &json!({ "message": inner, "details": [] }))
+            absence(state, inner)
         }
-        ("GET", None, Some(spec)) => Answer::json(200, &spec.definition),
+        ("GET", None, Some(spec)) => Answer::json(200, &shown(&spec.definition, Kind::Pod, &state.pose)),
         ("PUT", None, _) => put_pod(state, request, id),
         ("DELETE", None, _) => delete(state, request, Kind::Pod, id),
-        ("GET", Some("status" | "versions"), None) => absent(Kind::Pod, id),
+        ("GET", Some("status" | "versions"), None) => absent(state, Kind::Pod, id),
         ("GET", Some("status"), Some(spec)) => Answer::json(200, &views::pod_status(state, &spec)),
         ("GET", Some("versions"), Some(spec)) => {
             Answer::json(200, &spec.versions.iter().map(|definition| definition["version"].clone()).collect::<Vec<_>>().into())
@@ -311,14 +346,14 @@ fn put_pod(state: &mut State, request: &Request, id: &str) -> Answer {
     if let Err(locked) = deployments::take_lock(state, &[id], request.flag("force")) {
         return locked;
     }
-    let body = stored.definition.clone();
+    let body = shown(&stored.definition, Kind::Pod, &state.pose);
     let deployment = store(state, Kind::Pod, stored, None);
     Answer::json(200, &body).header("marathon-deployment-id", deployment)
 }
 
 fn kill_instance(state: &mut State, instance_id: &str) -> Answer {
     let Some(instance) = state.marathon.instances.get(instance_id).cloned() else {
-        return Answer::json(404, &json!({ "message": format!("Task '{instance_id}' does not exist"), "details": [] }));
+        return absence(state, format!("Task '{instance_id}' does not exist"));
     };
     instances::kill_tasks(state, &instance);
     let (host, agent) = instance.agent.clone().map_or((Value::Null, Value::Null), |(ip, id)| (json!(ip), json!(id)));
@@ -401,7 +436,7 @@ fn store(state: &mut State, kind: Kind, stored: Stored, change: Option<Change>) 
         (Kind::Pod, Some(_)) => ("pod_updated_event", format!("/v2/pods{id}")),
     };
     let data = match kind {
-        Kind::App => json!({ "clientIp": "192.168.1.69", "uri": uri, "appDefinition": spec.definition }),
+        Kind::App => json!({ "clientIp": "192.168.1.69", "uri": uri, "appDefinition": shown(&spec.definition, kind, &state.pose) }),
         Kind::Pod => json!({ "clientIp": "192.168.1.69", "uri": uri }),
     };
     state.marathon.specs.insert(id.clone(), spec);
@@ -415,7 +450,7 @@ fn delete(state: &mut State, request: &Request, kind: Kind, id: &str) -> Answer 
         let noun = if kind == Kind::App { "App" } else { "Pod" };
         let message = format!("{noun} '{id}' does not exist");
         // Apps lack the details here, as recorded.
-        return if kind == Kind::App { Answer::message(404, message) } else { absent(kind, id) };
+        return if kind == Kind::App { Answer::message(404, message) } else { absent(state, kind, id) };
     }
     // A pod under deployment is refused, an app is not: its deletion supersedes the deployment.
     if let Err(locked) = deployments::take_lock(state, &[id], kind == Kind::App || request.flag("force")) {
@@ -459,7 +494,7 @@ fn post_group(state: &mut State, request: &Request) -> Answer {
 fn group(state: &mut State, request: &Request, id: &str) -> Answer {
     let exists = views::all_groups(state).iter().any(|group| group == id);
     match (request.method.as_str(), exists) {
-        ("GET" | "DELETE", false) => Answer::json(404, &json!({ "message": format!("Group '{id}' does not exist"), "details": [] })),
+        ("GET" | "DELETE", false) => absence(state, format!("Group '{id}' does not exist")),
         ("GET", true) => Answer::json(200, &views::group(state, id)),
         ("PUT", _) => {
             let body: Value = serde_json::from_slice(&request.body).unwrap_or(Value::Null);

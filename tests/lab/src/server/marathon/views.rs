@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::definitions::shown;
 use super::launch::rejects;
 use super::{Failure, Goal, Instance, Kind, RunSpec, deployments};
 use crate::server::clock::{iso, now};
@@ -41,7 +42,7 @@ impl Embeds {
 
 /// An app with the fields that change by themselves.
 pub(super) fn app(state: &State, spec: &RunSpec, embeds: &Embeds) -> Value {
-    let mut view = spec.definition.clone();
+    let mut view = shown(&spec.definition, spec.kind, &state.pose);
     let id = view["id"].as_str().unwrap_or_default().to_owned();
     // Tasks come with counts and deployments (Marathon, AppInfoBaseData: they are counted from the same data).
     if embeds.has("counts") || embeds.has("tasks") {
@@ -64,12 +65,15 @@ pub(super) fn app(state: &State, spec: &RunSpec, embeds: &Embeds) -> Value {
     view
 }
 
-/// The answer to a POST of an app: without `versionInfo`, as recorded.
+/// The answer to a POST of an app: without `versionInfo`, but for Marathon 1.4, as recorded; the older ones add that there are no tasks.
 pub(super) fn new_app(state: &State, spec: &RunSpec) -> Value {
-    let mut view = spec.definition.clone();
+    let mut view = shown(&spec.definition, spec.kind, &state.pose);
     let id = view["id"].as_str().unwrap_or_default().to_owned();
-    if let Some(fields) = view.as_object_mut() {
+    if let Some(fields) = view.as_object_mut().filter(|_| !state.pose.has_apps_of_1_4()) {
         fields.remove("versionInfo");
+    }
+    if !state.pose.absent_has_details() {
+        view["tasks"] = json!([]);
     }
     extend(&mut view, counts(state, &id));
     view["deployments"] = deployments::of(state, &id).into();
@@ -110,10 +114,10 @@ fn last_failure(id: &str, failure: &Failure) -> Value {
 
 /// All tasks of an app.
 pub(super) fn tasks(state: &State, id: &str) -> Vec<Value> {
-    state.marathon.instances_of(id).flat_map(|i| i.present_tasks(state).map(move |task| app_task(i, task))).collect()
+    state.marathon.instances_of(id).flat_map(|i| i.present_tasks(state).map(move |task| app_task(state, i, task))).collect()
 }
 
-fn app_task(instance: &Instance, task: &Task) -> Value {
+fn app_task(state: &State, instance: &Instance, task: &Task) -> Value {
     let mut view = json!({
         "appId": instance.spec,
         "healthCheckResults": [],
@@ -129,6 +133,7 @@ fn app_task(instance: &Instance, task: &Task) -> Value {
         "localVolumes": [],
         "role": instance.definition["role"],
     });
+    leave_out_newer(&mut view, state);
     if let Some(started) = task.started {
         view["startedAt"] = iso(started).into();
     }
@@ -144,6 +149,10 @@ fn app_task(instance: &Instance, task: &Task) -> Value {
         } else {
             result["lastFailure"] = iso(since).into();
             result["lastFailureCause"] = "".into();
+        }
+        if healthy && state.pose.has_apps_of_1_4() {
+            result["lastFailure"] = Value::Null;
+            result["lastFailureCause"] = Value::Null;
         }
         view["healthCheckResults"] = json!([result]);
     }
@@ -163,7 +172,7 @@ pub(super) fn pod_status(state: &State, spec: &RunSpec) -> Value {
     let changed = instances.iter().map(|i| i.since).fold(state.marathon.started, f64::max);
     json!({
         "id": id,
-        "spec": spec.definition,
+        "spec": shown(&spec.definition, spec.kind, &state.pose),
         "status": if stable == spec.scale() && instances.len() == stable { "STABLE" } else { "DEGRADED" },
         "statusSince": iso(changed),
         "instances": views,
@@ -201,7 +210,7 @@ fn pod_instance(state: &State, instance: &Instance) -> Value {
         if placed { own + containers.iter().map(|c| amount(&c["resources"], name)).sum::<f64>() } else { own }
     };
     let (host, agent) = instance.agent.clone().map_or((Value::Null, Value::Null), |(ip, id)| (json!(ip), json!(id)));
-    json!({
+    let mut view = json!({
         "id": instance.id,
         "status": status,
         "statusSince": iso(instance.since),
@@ -216,7 +225,21 @@ fn pod_instance(state: &State, instance: &Instance) -> Value {
         "lastUpdated": iso(instance.since),
         "lastChanged": iso(instance.since),
         "role": instance.definition["role"],
-    })
+    });
+    leave_out_newer(&mut view, state);
+    view
+}
+
+/// Takes out what this Marathon does not yet show of an instance, a task or a queue's item.
+fn leave_out_newer(view: &mut Value, state: &State) {
+    let Some(fields) = view.as_object_mut() else { return };
+    if !state.pose.has_roles() {
+        fields.shift_remove("role");
+    }
+    if !state.pose.shows_agents_and_volumes_of_instances() {
+        fields.shift_remove("agentId");
+        fields.shift_remove("localVolumes");
+    }
 }
 
 fn pod_container(container: &Value, task: &Task) -> Value {
@@ -280,7 +303,8 @@ fn queue_item(state: &State, id: &str, spec: &RunSpec, last_offers: bool) -> Opt
             "rejectSummaryLaunchAttempt": summary,
         },
     });
-    item[if spec.kind == Kind::App { "app" } else { "pod" }] = spec.definition.clone();
+    leave_out_newer(&mut item, state);
+    item[if spec.kind == Kind::App { "app" } else { "pod" }] = shown(&spec.definition, spec.kind, &state.pose);
     if last_offers {
         item["lastUnusedOffers"] = json!([]);
     }
@@ -299,7 +323,7 @@ fn reject_summary(rejects: &[Reject]) -> Value {
         ("InsufficientDisk", Some(Reject::InsufficientDisk)),
         ("InsufficientGpus", None),
         ("InsufficientPorts", Some(Reject::InsufficientPorts)),
-        ("DeclinedScarceResources", None),
+        ("DeclinedScarceResources", Some(Reject::DeclinedScarceResources)),
     ];
     let mut left = rejects.len();
     let step = |(name, reject): &(&str, Option<Reject>)| {
@@ -323,13 +347,13 @@ pub(super) fn group(state: &State, id: &str) -> Value {
     below.sort();
     let mut view = json!({
         "id": id,
-        "apps": direct(Kind::App).map(|(_, spec)| spec.definition.clone()).collect::<Vec<_>>(),
+        "apps": direct(Kind::App).map(|(_, spec)| shown(&spec.definition, spec.kind, &state.pose)).collect::<Vec<_>>(),
         "pods": direct(Kind::Pod).map(|(_, spec)| pod_status(state, spec)).collect::<Vec<_>>(),
         "groups": below.iter().map(|id| group(state, id)).collect::<Vec<_>>(),
         "dependencies": [],
         "version": state.marathon.version,
     });
-    if id != "/" {
+    if id != "/" && state.pose.has_roles() {
         let top = top_group(&format!("{id}/x")).unwrap_or_default();
         view["enforceRole"] = state.marathon.groups.get(&top).copied().unwrap_or(false).into();
     }
@@ -356,8 +380,56 @@ pub(super) fn top_group(id: &str) -> Option<String> {
     id.trim_start_matches('/').split_once('/').map(|(top, _)| top.to_owned())
 }
 
+/// What 1.4.2 lacks of the settings that 1.11.24 shows, as recorded.
+const SETTINGS_AFTER_1_4: [&str; 24] = [
+    "access_control_allow_origin",
+    "decline_offer_duration",
+    "default_network_name",
+    "env_vars_prefix",
+    "launch_token",
+    "launch_token_refresh_interval",
+    "maintenance_mode",
+    "max_instances_per_offer",
+    "mesos_bridge_name",
+    "mesos_heartbeat_failure_threshold",
+    "mesos_heartbeat_interval",
+    "min_revive_offers_interval",
+    "new_group_enforce_role",
+    "offer_matching_timeout",
+    "on_elected_prepare_timeout",
+    "scale_apps_initial_delay",
+    "scale_apps_interval",
+    "store_cache",
+    "task_launch_confirm_timeout",
+    "task_lost_expunge_initial_delay",
+    "task_lost_expunge_interval",
+    "zk_compression",
+    "zk_compression_threshold",
+    "zk_connection_timeout",
+];
+
 /// `/v2/info`: the settings of open DC/OS, as recorded.
 pub(super) fn info(state: &State) -> Value {
+    let mut info = newest_info(state);
+    let take = |info: &mut Value, names: &[&str]| {
+        for part in ["marathon_config", "zookeeper_config"] {
+            if let Some(settings) = info[part].as_object_mut() {
+                settings.retain(|name, _| !names.contains(&name.as_str()));
+            }
+        }
+    };
+    if !state.pose.has_roles() {
+        take(&mut info, &["new_group_enforce_role", "maintenance_mode"]);
+    }
+    if state.pose.has_apps_of_1_4() {
+        take(&mut info, &SETTINGS_AFTER_1_4);
+        take(&mut info, &["zk_max_node_size"]);
+        info["event_subscriber"] = Value::Null;
+    }
+    info
+}
+
+fn newest_info(state: &State) -> Value {
     json!({
         "name": "marathon",
         "version": state.pose.marathon,

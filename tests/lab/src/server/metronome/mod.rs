@@ -262,7 +262,7 @@ fn get_job(metronome: &Metronome, request: &Request, id: &str) -> Answer {
 }
 
 fn create_job(shared: &SharedState, request: &Request) -> Answer {
-    let spec = match definition(request, |body| JobSpec::read(body, None)) {
+    let spec = match definition(request, |body| shared.read(|state| JobSpec::read(body, None, &state.pose))) {
         Ok(spec) => spec,
         Err(answer) => return answer,
     };
@@ -282,7 +282,7 @@ fn create_job(shared: &SharedState, request: &Request) -> Answer {
 }
 
 fn update_job(shared: &SharedState, request: &Request, id: &str) -> Answer {
-    let spec = match definition(request, |body| JobSpec::read(body, Some(id))) {
+    let spec = match definition(request, |body| shared.read(|state| JobSpec::read(body, Some(id), &state.pose))) {
         Ok(spec) => spec,
         Err(answer) => return answer,
     };

@@ -319,10 +319,9 @@ fn launch_task(state: &mut State, host: &dyn Host, id: &str, at: f64) {
         cpus: run.cpus,
         mem: run.mem,
         disk: run.disk,
-        ports: Vec::new(),
         roles: vec!["*".to_owned()],
         constraints: run.placement.constraints.iter().filter_map(constraint).collect(),
-        pack: false,
+        ..Demand::default()
     };
     let Ok(placement) = place(state, &demand, &[]) else { return };
     if first {
@@ -345,7 +344,7 @@ fn launch_task(state: &mut State, host: &dyn Host, id: &str, at: f64) {
         owner: id.to_owned(),
         container: None,
         executor_id: task.clone(),
-        resources: Resources { cpus: run.cpus, mem: run.mem, disk: run.disk, ports: Vec::new() },
+        resources: Resources { cpus: run.cpus, mem: run.mem, disk: run.disk, ..Resources::default() },
         executor_resources: None,
         placement,
         labels: spec.labels.clone(),

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::server::Pose;
 use crate::server::http::Answer;
 
 /// Id of a job: names joined by dots.
@@ -206,18 +207,57 @@ fn open(required: &'static [&'static str], fields: Vec<(&'static str, Schema)>) 
     Object { fields, required, closed: false }
 }
 
+/// Keys of a job and the Metronome whose schema has them, from the schemas of the releases: what a schema does not have is refused.
+const SINCE: [(&str, [u32; 3]); 12] = [
+    ("docker.forcePullImage", [0, 3, 3]),
+    ("run.taskKillGracePeriodSeconds", [0, 3, 3]),
+    ("docker.privileged", [0, 4, 3]),
+    ("docker.parameters", [0, 4, 3]),
+    ("run.secrets", [0, 4, 2]),
+    ("run.ucr", [0, 6, 10]),
+    ("run.gpus", [0, 6, 10]),
+    ("volume.secret", [0, 6, 10]),
+    ("run.networks", [0, 6, 44]),
+    // Later than 0.6.44: when exactly was not looked up, so only the newest has them.
+    ("job.dependencies", [0, 6, 70]),
+    ("job.schedules", [0, 6, 70]),
+    ("constraint.IS", [0, 6, 21]),
+];
+
+fn has(pose: &Pose, key: &str) -> bool {
+    let since = SINCE.iter().find(|(name, _)| *name == key).map(|(_, since)| *since);
+    // The options of docker were brought to the line of 0.3 as well.
+    let in_old_line =
+        matches!(key, "docker.privileged" | "docker.parameters") && pose.metronome_from([0, 3, 6]) && !pose.metronome_from([0, 4, 0]);
+    in_old_line || since.is_none_or(|since| pose.metronome_from(since))
+}
+
+/// The fields of that object which this Metronome knows.
+fn of(pose: &Pose, object: &str, fields: Vec<(&'static str, Schema)>) -> Vec<(&'static str, Schema)> {
+    fields.into_iter().filter(|(name, _)| has(pose, &format!("{object}.{name}"))).collect()
+}
+
+/// Whether the operator IS is known, and EQ is another word for it.
+pub(super) fn has_is(pose: &Pose) -> bool {
+    has(pose, "constraint.IS")
+}
+
 /// A job, as `POST /v1/jobs` takes it.
-pub(super) fn job() -> Schema {
+pub(super) fn job(pose: &Pose) -> Schema {
     closed(
         &["id", "run"],
-        vec![
-            ("id", id(JOB_ID)),
-            ("description", text()),
-            ("dependencies", list(Schema::Object(open(&[], vec![("id", id(JOB_ID))])))),
-            ("labels", map(text())),
-            ("schedules", list(schedule_with(JOB_ID))),
-            ("run", run()),
-        ],
+        of(
+            pose,
+            "job",
+            vec![
+                ("id", id(JOB_ID)),
+                ("description", text()),
+                ("dependencies", list(Schema::Object(open(&[], vec![("id", id(JOB_ID))])))),
+                ("labels", map(text())),
+                ("schedules", list(schedule_with(JOB_ID))),
+                ("run", run(pose)),
+            ],
+        ),
     )
 }
 
@@ -240,49 +280,56 @@ fn schedule_with(pattern: &'static str) -> Schema {
     ))
 }
 
-fn run() -> Schema {
+fn run(pose: &Pose) -> Schema {
     let artifact =
         closed(&["uri"], vec![("uri", text()), ("executable", Schema::Bool), ("extract", Schema::Bool), ("cache", Schema::Bool)]);
     let network =
         closed(&["mode"], vec![("name", text()), ("mode", one_of(&["host", "container/bridge", "container"])), ("labels", map(text()))]);
     let image = closed(&["id"], vec![("id", text()), ("kind", one_of(&["docker", "appc"])), ("forcePull", Schema::Bool)]);
-    let docker = vec![
-        ("image", text()),
-        ("forcePullImage", Schema::Bool),
-        ("privileged", Schema::Bool),
-        ("parameters", list(closed(&["key", "value"], vec![("key", text()), ("value", text())]))),
-    ];
-    let constraint = closed(
-        &["attribute", "operator"],
-        vec![("attribute", text()), ("operator", one_of(&["IS", "EQ", "LIKE", "UNLIKE"])), ("value", text())],
+    let docker = of(
+        pose,
+        "docker",
+        vec![
+            ("image", text()),
+            ("forcePullImage", Schema::Bool),
+            ("privileged", Schema::Bool),
+            ("parameters", list(closed(&["key", "value"], vec![("key", text()), ("value", text())]))),
+        ],
     );
+    let operators: &[&str] = if has_is(pose) { &["IS", "EQ", "LIKE", "UNLIKE"] } else { &["EQ", "LIKE", "UNLIKE"] };
+    let constraint = closed(&["attribute", "operator"], vec![("attribute", text()), ("operator", one_of(operators)), ("value", text())]);
     let restart =
         closed(&["policy"], vec![("policy", one_of(&["NEVER", "ON_FAILURE"])), ("activeDeadlineSeconds", Schema::Whole { minimum: None })]);
-    let volume = closed(
-        &["containerPath"],
-        vec![("containerPath", filled()), ("hostPath", filled()), ("mode", one_of(&["RO", "RW"])), ("secret", filled())],
-    );
+    let volume = vec![("containerPath", filled()), ("hostPath", filled()), ("mode", one_of(&["RO", "RW"])), ("secret", filled())];
+    // Before there were secrets, a volume was one of the host.
+    let needs: &[&str] = if has(pose, "volume.secret") { &["containerPath"] } else { &["containerPath", "hostPath", "mode"] };
+    let volume = closed(needs, of(pose, "volume", volume));
+    let env = if has(pose, "run.secrets") { Schema::TextOr(open(&[], vec![("secret", text())])) } else { text() };
     closed(
         &["cpus", "mem", "disk"],
-        vec![
-            ("args", list(text())),
-            ("artifacts", list(artifact)),
-            ("cmd", filled()),
-            ("cpus", Schema::Number { minimum: Some(0.01) }),
-            ("gpus", Schema::Whole { minimum: Some(0.0) }),
-            ("disk", Schema::Number { minimum: Some(0.0) }),
-            ("networks", list(network)),
-            ("ucr", closed(&["image"], vec![("image", image), ("privileged", Schema::Bool)])),
-            ("docker", closed(&["image"], docker)),
-            ("env", map(Schema::TextOr(open(&[], vec![("secret", text())])))),
-            ("maxLaunchDelay", Schema::Whole { minimum: Some(1.0) }),
-            ("mem", Schema::Number { minimum: Some(32.0) }),
-            ("placement", closed(&[], vec![("constraints", list(constraint))])),
-            ("user", text()),
-            ("taskKillGracePeriodSeconds", Schema::Number { minimum: None }),
-            ("restart", restart),
-            ("volumes", list(volume)),
-            ("secrets", map(Schema::Object(open(&[], vec![("source", text())])))),
-        ],
+        of(
+            pose,
+            "run",
+            vec![
+                ("args", list(text())),
+                ("artifacts", list(artifact)),
+                ("cmd", filled()),
+                ("cpus", Schema::Number { minimum: Some(0.01) }),
+                ("gpus", Schema::Whole { minimum: Some(0.0) }),
+                ("disk", Schema::Number { minimum: Some(0.0) }),
+                ("networks", list(network)),
+                ("ucr", closed(&["image"], vec![("image", image), ("privileged", Schema::Bool)])),
+                ("docker", closed(&["image"], docker)),
+                ("env", map(env)),
+                ("maxLaunchDelay", Schema::Whole { minimum: Some(1.0) }),
+                ("mem", Schema::Number { minimum: Some(32.0) }),
+                ("placement", closed(&[], vec![("constraints", list(constraint))])),
+                ("user", text()),
+                ("taskKillGracePeriodSeconds", Schema::Number { minimum: None }),
+                ("restart", restart),
+                ("volumes", list(volume)),
+                ("secrets", map(Schema::Object(open(&[], vec![("source", text())])))),
+            ],
+        ),
     )
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::cron::Cron;
 use super::schema::{self, Fault};
+use crate::server::Pose;
 use crate::server::clock::{iso_offset, now};
 
 /// The names under which tzdata knows the one time zone that the lab can reckon with.
@@ -120,7 +121,6 @@ pub(super) struct Placement {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Constraint {
     pub(super) attribute: String,
-    #[serde(deserialize_with = "operator")]
     pub(super) operator: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) value: Option<String>,
@@ -241,10 +241,15 @@ impl From<Vec<Fault>> for Refused {
 
 impl JobSpec {
     /// Reads a job. `id`, where given, wins over the one in the body.
-    pub(super) fn read(value: &Value, id: Option<&str>) -> Result<Self, Refused> {
-        ok(schema::job().faults(value))?;
+    pub(super) fn read(value: &Value, id: Option<&str>, pose: &Pose) -> Result<Self, Refused> {
+        ok(schema::job(pose).faults(value))?;
         ok(unreadable_job(value))?;
         let mut job: Self = parse(value)?;
+        if schema::has_is(pose) {
+            for constraint in job.run.placement.constraints.iter_mut().filter(|constraint| constraint.operator == "EQ") {
+                "IS".clone_into(&mut constraint.operator);
+            }
+        }
         if let Some(id) = id {
             id.clone_into(&mut job.id);
         }
@@ -496,11 +501,6 @@ fn whole<'a, D: Deserializer<'a>>(deserializer: D) -> Result<i64, D::Error> {
 
 fn maybe_whole<'a, D: Deserializer<'a>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     whole(deserializer).map(Some)
-}
-
-fn operator<'a, D: Deserializer<'a>>(deserializer: D) -> Result<String, D::Error> {
-    let operator = String::deserialize(deserializer)?;
-    Ok(if operator == "EQ" { "IS".to_owned() } else { operator })
 }
 
 fn yes() -> bool {

@@ -10,7 +10,7 @@ use super::read::{
 use super::{
     ARTIFACTS, ENVIRONMENT, Faults, Fields, KILL_SELECTION, LIMITS, LINUX_INFO, NETWORK, PERSISTENT, PULL_CONFIG, SECRETS, SECRETS_OFF,
     Stored, Surroundings, UNREACHABLE, absolute, are_unique, check_accepted_roles, check_environment, check_networks, constraint_fault,
-    declares, fault, id_fault, invalid_json, list, mode, name_networks, not_valid, parse, role, without_repeats,
+    declares, fault, id_fault, invalid_json, list, mode, name_networks, not_valid, older, parse, role, without_repeats,
 };
 use crate::server::http::Answer;
 
@@ -162,15 +162,21 @@ fn volume(reading: &mut Reading, value: &Value, path: &str) -> Option<Value> {
 
 /// POST, or PUT of a whole definition. `path_id` is the id in the URL of a PUT and wins over the body's.
 pub(crate) fn app(body: &[u8], path_id: Option<&str>, around: &Surroundings) -> Result<Stored, Answer> {
-    let (given, mut dropped) = given(body, path_id)?;
-    let given = migrate(given)?;
-    let mut app = given.clone();
-    app.shift_remove("version");
-    finish(app, &given, None, around, &mut dropped)
+    older::app(body, true, around.pose, |body| {
+        let (given, mut dropped) = given(body, path_id)?;
+        let given = migrate(given)?;
+        let mut app = given.clone();
+        app.shift_remove("version");
+        finish(app, &given, None, around, &mut dropped)
+    })
 }
 
 /// PUT or PATCH of an existing app: what is given replaces that of `existing`.
 pub(crate) fn app_update(body: &[u8], path_id: &str, existing: &Value, around: &Surroundings) -> Result<Stored, Answer> {
+    older::app(body, false, around.pose, |body| update(body, path_id, existing, around))
+}
+
+fn update(body: &[u8], path_id: &str, existing: &Value, around: &Surroundings) -> Result<Stored, Answer> {
     let (given, mut dropped) = given(body, Some(path_id))?;
     if given.contains_key("version") {
         if given.keys().any(|key| key != "id" && key != "version") {
@@ -305,6 +311,10 @@ fn finish(
         app.insert("residency".to_owned(), Value::Object(complete(RESIDENCY, Fields::new())));
     }
 
+    if let Some(Value::Array(roles)) = app.get_mut("acceptedResourceRoles") {
+        older::strip_accepted_roles(roles, around.role, "/acceptedResourceRoles", around, dropped);
+        without_repeats(roles);
+    }
     let mut faults = Faults::new();
     // A role that was accepted once stays good.
     let kept = app.get("role").and_then(Value::as_str).filter(|_| !sent.contains_key("role")).map(str::to_owned);
@@ -317,19 +327,16 @@ fn finish(
 
     app.insert("role".to_owned(), json!(role));
     name_networks(&mut app);
-    if let Some(Value::Array(roles)) = app.get_mut("acceptedResourceRoles") {
-        without_repeats(roles);
-    }
+    app.entry("unreachableStrategy").or_insert_with(|| if keeps { json!("disabled") } else { around.unreachable_default() });
     if keeps {
         app.entry("upgradeStrategy").or_insert_with(|| json!({ "maximumOverCapacity": 0.0, "minimumHealthCapacity": 0.5 }));
-        app.entry("unreachableStrategy").or_insert_with(|| json!("disabled"));
     }
     #[expect(clippy::cast_possible_truncation, reason = "Marathon's flag is a whole number of seconds")]
     app.entry("maxLaunchDelaySeconds").or_insert_with(|| json!(around.pose.max_launch_delay_seconds as i64));
     assign_service_ports(&mut app, existing, around)?;
     let poison = list(&app, "constraints")
         .iter()
-        .any(|constraint| constraint[1] == "GROUP_BY" && constraint.get(2).is_none())
+        .any(|constraint| around.pose.divides_by_zero() && constraint[1] == "GROUP_BY" && constraint.get(2).is_none())
         .then(|| "constraint GROUP_BY without a value: division by zero".to_owned());
     set_version(&mut app, existing, around);
     Ok(Stored { definition: Value::Object(complete(APP, app)), dropped: std::mem::take(dropped), poison })
@@ -418,7 +425,7 @@ fn check(app: &Fields, id: &str, role: &str, keeps: bool, around: &Surroundings,
     }
     // With a role that is not allowed, Marathon looks no further at roles.
     if !faults.iter().any(|(path, _)| path == "/role") {
-        check_accepted_roles(list(app, "acceptedResourceRoles"), role, faults);
+        check_accepted_roles(list(app, "acceptedResourceRoles"), role, around, faults);
     }
     if app.get("acceptedResourceRoles").is_some_and(is_empty) {
         fault(faults, "/acceptedResourceRoles", "must not be empty");

@@ -1,9 +1,11 @@
-//! What clients send as apps and pods, and what Marathon 1.11 makes of it: the stored definition or the refusal.
+//! What clients send as apps and pods, and what Marathon makes of it: the stored definition or the refusal.
+//! Here is Marathon 1.11; `older` has what former versions do in another way.
 //!
 //! A definition passes four stations: JSON ([`parse`]), types ([`read`]; refused as "Invalid JSON"), rules (refused as
 //! "Object is not valid"), and defaults. Texts and orders are those of the recordings.
 
 mod app;
+mod older;
 mod pod;
 mod read;
 #[cfg(test)]
@@ -14,6 +16,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 pub(crate) use app::{app, app_update};
+pub(crate) use older::shown;
 
 pub(crate) use pod::pod;
 
@@ -35,6 +38,12 @@ pub(crate) struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
+    /// The unreachable strategy of who names none.
+    fn unreachable_default(&self) -> Value {
+        let (inactive, expunge) = self.pose.unreachable_default();
+        json!({ "inactiveAfterSeconds": inactive, "expungeAfterSeconds": expunge })
+    }
+
     fn secrets_enabled(&self) -> bool {
         self.pose.features.iter().any(|feature| feature == "secrets")
     }
@@ -202,8 +211,8 @@ fn role(given: &Fields, id: &str, around: &Surroundings, faults: &mut Faults) ->
     role.to_owned()
 }
 
-fn check_accepted_roles(accepted: &[Value], role: &str, faults: &mut Faults) {
-    if accepted.iter().any(|accepted| accepted != "*" && accepted != role) {
+fn check_accepted_roles(accepted: &[Value], role: &str, around: &Surroundings, faults: &mut Faults) {
+    if around.pose.has_roles() && accepted.iter().any(|accepted| accepted != "*" && accepted != role) {
         fault(faults, "/acceptedResourceRoles", format!("acceptedResourceRoles can only contain * and {role}"));
     }
 }

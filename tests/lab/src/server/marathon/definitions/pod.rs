@@ -6,7 +6,7 @@ use super::read::{AMOUNT, COUNT, FULL_TEXT, Field, Kind, PORT, Reading, TEXT, co
 use super::{
     ARTIFACTS, ENVIRONMENT, Faults, Fields, KILL_SELECTION, LIMITS, LINUX_INFO, NETWORK, PERSISTENT, PULL_CONFIG, SECRETS, SECRETS_OFF,
     Stored, Surroundings, UNREACHABLE, absolute, are_unique, check_accepted_roles, check_environment, check_networks, constraint_fault,
-    declares, fault, id_fault, invalid_json, list, mode, name_networks, not_valid, parse, role, without_repeats,
+    declares, fault, id_fault, invalid_json, list, mode, name_networks, not_valid, older, parse, role, without_repeats,
 };
 use crate::server::http::Answer;
 
@@ -155,6 +155,10 @@ fn scheduling(reading: &mut Reading, value: &Value, path: &str) -> Option<Value>
 
 /// POST, or PUT to the id in the URL.
 pub(crate) fn pod(body: &[u8], path_id: Option<&str>, around: &Surroundings) -> Result<Stored, Answer> {
+    older::pod(body, around.pose, |body| read(body, path_id, around))
+}
+
+fn read(body: &[u8], path_id: Option<&str>, around: &Surroundings) -> Result<Stored, Answer> {
     let value = parse(body)?;
     let mut reading = Reading::default();
     let mut pod = reading.given(POD, &value, "");
@@ -165,6 +169,10 @@ pub(crate) fn pod(body: &[u8], path_id: Option<&str>, around: &Surroundings) -> 
         return Err(Answer::text(400, "application/json", &format!("\n{body}\n")));
     }
     complete_endpoints(&mut pod);
+    if let Some(Value::Array(roles)) = pod.get_mut("scheduling").and_then(|s| s.get_mut("placement")?.get_mut("acceptedResourceRoles")) {
+        let path = "/scheduling/placement/acceptedResourceRoles";
+        older::strip_accepted_roles(roles, around.role, path, around, &mut reading.dropped);
+    }
     let keeps = list(&pod, "volumes").iter().any(|volume| volume.get("persistent").is_some());
 
     let mut faults = Faults::new();
@@ -179,8 +187,8 @@ pub(crate) fn pod(body: &[u8], path_id: Option<&str>, around: &Surroundings) -> 
     let mut scheduling = pod.shift_remove("scheduling").and_then(|scheduling| scheduling.as_object().cloned()).unwrap_or_default();
     if keeps {
         scheduling.entry("upgrade").or_insert_with(|| json!({ "minimumHealthCapacity": 0.5, "maximumOverCapacity": 0.0 }));
-        scheduling.entry("unreachableStrategy").or_insert_with(|| json!("disabled"));
     }
+    scheduling.entry("unreachableStrategy").or_insert_with(|| if keeps { json!("disabled") } else { around.unreachable_default() });
     let mut scheduling = complete(SCHEDULING, scheduling);
     if let Some(backoff) = scheduling["backoff"].as_object_mut() {
         backoff.entry("maxLaunchDelay").or_insert_with(|| json!(around.pose.max_launch_delay_seconds));
@@ -189,7 +197,7 @@ pub(crate) fn pod(body: &[u8], path_id: Option<&str>, around: &Surroundings) -> 
         without_repeats(roles);
     }
     pod.insert("scheduling".to_owned(), Value::Object(scheduling));
-    let poison = poison(&pod);
+    let poison = poison(&pod, around);
     Ok(Stored { definition: Value::Object(complete(POD, pod)), dropped: reading.dropped, poison })
 }
 
@@ -249,7 +257,7 @@ fn check(pod: &Fields, id: &str, role: &str, around: &Surroundings, faults: &mut
     if !are_unique(volumes.iter().map(|volume| &volume["name"])) {
         fault(faults, "/volumes", "volume names are unique");
     }
-    check_scheduling(pod, role, faults);
+    check_scheduling(pod, role, around, faults);
     if let Some(instances) = pod.get("scaling").and_then(|scaling| scaling["instances"].as_i64()).filter(|instances| *instances < 0) {
         fault(faults, "/scaling/instances", format!("got {instances}, expected 0 or more"));
     }
@@ -321,7 +329,7 @@ fn check_container(pod: &Fields, container: &Value, path: &str, around: &Surroun
     }
 }
 
-fn check_scheduling(pod: &Fields, role: &str, faults: &mut Faults) {
+fn check_scheduling(pod: &Fields, role: &str, around: &Surroundings, faults: &mut Faults) {
     let Some(placement) = pod.get("scheduling").and_then(|scheduling| scheduling.get("placement")) else { return };
     let constraints: Vec<Option<&str>> = items(placement, "constraints")
         .iter()
@@ -341,17 +349,18 @@ fn check_scheduling(pod: &Fields, role: &str, faults: &mut Faults) {
     }
     // With a role that is not allowed, Marathon looks no further at roles.
     if !faults.iter().any(|(path, _)| path == "/role") {
-        check_accepted_roles(items(placement, "acceptedResourceRoles"), role, faults);
+        check_accepted_roles(items(placement, "acceptedResourceRoles"), role, around, faults);
     }
 }
 
-fn poison(pod: &Fields) -> Option<String> {
+fn poison(pod: &Fields, around: &Surroundings) -> Option<String> {
     let is_lost = |endpoint: &Value| endpoint.get("hostPort").is_some() && endpoint.get("containerPort").is_none();
     let endpoints = || containers(pod).iter().flat_map(|container| items(container, "endpoints"));
     if list(pod, "networks").is_empty() && endpoints().any(is_lost) {
         return Some("no networks, but an endpoint with a host port: unexpected combination of network mode and endpoint ports".to_owned());
     }
     let constraints = pod.get("scheduling").map(|scheduling| items(&scheduling["placement"], "constraints")).unwrap_or_default();
-    let divides_by_zero = |constraint: &Value| constraint["operator"] == "GROUP_BY" && constraint.get("value").is_none();
+    let divides_by_zero =
+        |constraint: &Value| around.pose.divides_by_zero() && constraint["operator"] == "GROUP_BY" && constraint.get("value").is_none();
     constraints.iter().any(divides_by_zero).then(|| "constraint GROUP_BY without a value: division by zero".to_owned())
 }
