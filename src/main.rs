@@ -108,6 +108,15 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
+    /// Print the commands that make a service account with all it needs (DC/OS Enterprise)
+    Grants {
+        /// The file given to `dcos package install --options=`; without it the defaults
+        #[arg(long)]
+        options: Option<PathBuf>,
+        /// Print an array of account, resource and action
+        #[arg(long)]
+        json: bool,
+    },
     /// Put this host back as it was: for an agent that was away while the package was uninstalled
     Restore,
     /// Watch the cluster and act (the Marathon app)
@@ -204,6 +213,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Role::Check { options, json } => check(options, json),
+        Role::Grants { options, json } => grants(options, json),
         Role::Restore => restore(&name),
         Role::Controller => forever(async { controller::run(Setting::from_env()?).await }),
         Role::Init => forever(init::run()),
@@ -285,7 +295,8 @@ fn show(report: &Report, json: bool) -> ExitCode {
         if !report.agents.is_empty() {
             say(format_args!("\n{}", report.table()));
         }
-        for (title, lines) in [("Problems", &report.problems), ("Next", &report.next)] {
+        let problems: Vec<String> = report.trouble.iter().chain(&report.problems).cloned().collect();
+        for (title, lines) in [("Problems", &problems), ("Next", &report.next)] {
             if !lines.is_empty() {
                 say(format_args!("\n{title}:\n"));
                 lines.iter().for_each(|line| say(format_args!("  {line}\n")));
@@ -366,6 +377,22 @@ fn check(path: PathBuf, json: bool) -> ExitCode {
         faults.iter().for_each(|fault| eprintln!("{fault}"));
     }
     if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(BAD_INPUT) }
+}
+
+fn grants(path: Option<PathBuf>, json: bool) -> ExitCode {
+    match path.map_or_else(|| Ok(operator::defaults()), operator::check) {
+        Ok(Ok(options)) if json => print_json(&operator::grants(&options)),
+        Ok(Ok(options)) => say(operator::account_commands(&options)),
+        Ok(Err(faults)) => {
+            eprintln!("{faults}");
+            return ExitCode::from(BAD_INPUT);
+        }
+        Err(error) => {
+            eprintln!("private-registry: {error}");
+            return ExitCode::from(BAD_INPUT);
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 #[cfg(test)]

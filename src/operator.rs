@@ -9,9 +9,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::controller::Report;
+use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
 use crate::names::HostPort;
 use crate::options::{Faults, Options};
@@ -265,6 +266,49 @@ fn refusal(source: ApiError, otherwise: impl FnOnce(ApiError) -> OperatorError) 
         ApiError::Refused { status: 403, .. } => OperatorError::Forbidden(source),
         source => otherwise(source),
     }
+}
+
+/// The options without a file.
+///
+/// # Errors
+/// None: the defaults are usable, which a test checks.
+pub fn defaults() -> Result<Options, Faults> {
+    Options::from_json(&json!({}))
+}
+
+/// Name of the account where the options give none.
+const ACCOUNT: &str = "private-registry";
+
+/// What the service account and the platform's own accounts need in DC/OS Enterprise: account, resource, action.
+pub fn grants(options: &Options) -> Vec<Value> {
+    let own = grants::all(options).into_iter().map(|grant| (account(options), grant));
+    let entry = |(account, grant): (&str, Grant)| json!({ "account": account, "resource": grant.resource, "action": grant.action });
+    own.chain(grants::platform()).map(entry).collect()
+}
+
+fn account(options: &Options) -> &str {
+    if options.service.service_account.is_empty() { ACCOUNT } else { &options.service.service_account }
+}
+
+/// The commands that make a service account and give it, and the platform's own accounts, all that is needed.
+pub fn account_commands(options: &Options) -> String {
+    let account = account(options);
+    let own_secret = format!("{}/service-account", options.service.name);
+    let secret = if options.has_account() { &options.service.service_account_secret } else { &own_secret };
+    let mut text = format!(
+        "dcos security org service-accounts keypair private-key.pem public-key.pem\n\
+         dcos security org service-accounts create -p public-key.pem -d 'Private registry' {account}\n\
+         dcos security secrets create-sa-secret --strict private-key.pem {account} {secret}\n\
+         rm private-key.pem\n"
+    );
+    for grant in grants::all(options) {
+        text += &format!("{}\n", grant.command(account));
+    }
+    text += "# In strict mode the controller and the nodes run as root only if Marathon may start such tasks:\n";
+    for (account, grant) in grants::platform() {
+        text += &format!("{}\n", grant.command(account));
+    }
+    text + &format!("# Then install with service.service_account_secret = {secret}\n")
 }
 
 /// Every fault of an options file.

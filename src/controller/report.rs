@@ -35,6 +35,9 @@ pub struct Report {
     pub next: Vec<String>,
     /// What stands in the way.
     pub problems: Vec<String>,
+    /// Why the last pass failed, if it did; the rest is then what the pass before saw.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// Active runs of the init job.
     pub orders: Vec<OrderReport>,
 }
@@ -112,6 +115,7 @@ impl Report {
                 .flat_map(|status| status.errors.clone())
                 .chain(not_stored(wanted, observed))
                 .collect(),
+            trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
         }
     }

@@ -32,7 +32,6 @@ pub(crate) struct Shared {
 
 struct Now {
     report: Report,
-    trouble: Option<String>,
     actions: Vec<String>,
     beat: Instant,
     removed: Option<bool>,
@@ -41,7 +40,7 @@ struct Now {
 impl Shared {
     pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
         let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
-        let now = Now { report, trouble: None, actions: Vec::new(), beat: Instant::now(), removed: None };
+        let now = Now { report, actions: Vec::new(), beat: Instant::now(), removed: None };
         Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new() }
     }
 
@@ -56,11 +55,11 @@ impl Shared {
             tracing::info!("{}", report.summary);
         }
         now.report = report;
-        now.trouble = None;
     }
 
     pub(super) fn trouble(&self, text: String) {
-        self.now().trouble = Some(text);
+        let report = &mut self.now().report;
+        (report.trouble, report.converged) = (Some(text), false);
     }
 
     pub(super) fn acted(&self, text: String) {
@@ -103,7 +102,7 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
 
 async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
     let now = shared.now();
-    Html(page::render(&now.report, now.trouble.as_deref(), &now.actions))
+    Html(page::render(&now.report, &now.actions))
 }
 
 async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
