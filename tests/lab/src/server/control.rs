@@ -38,13 +38,6 @@ fn answer(shared: &SharedState, request: &Request) -> Answer {
             }
             Err(error) => Answer::message(400, error.to_string()),
         },
-        ("POST", ["marathon-version", version]) => {
-            shared.change(|state| {
-                state.pose.marathon = (*version).to_owned();
-                state.touch();
-            });
-            Answer::empty(204)
-        }
         ("GET", ["faults"]) => Answer::json(200, &shared.read(|s| json!(s.faults))),
         ("POST", ["faults"]) => match serde_json::from_slice::<Faults>(&request.body) {
             Ok(faults) => {
