@@ -17,10 +17,10 @@ fn hosts(cluster: &Cluster, pod: &str) -> Vec<String> {
 }
 
 /// What every version must come to: all agents are trusted, one that joins as well, and nothing is left in the end.
-fn a_whole_life(cluster: &Cluster) {
+fn a_whole_life(cluster: &Cluster, joining: &Value) {
     let before: BTreeMap<String, Picture> = cluster.agents().into_iter().map(|agent| (agent.clone(), cluster.picture(&agent))).collect();
     cluster.install_and_wait(&json!({ "registry": { "host": "192.168.1.80" }, "exposure": { "marathon_lb": false } }));
-    let new = cluster.lab.add_agent(AgentRole::Private).unwrap();
+    let new = cluster.lab.control("POST", "/agents", Some(joining)).unwrap()["ip"].as_str().unwrap().to_owned();
     cluster.wait("the new agent to be trusted", 60, || cluster.agent_state(&new).is_some_and(|(state, _)| state == "trusted"));
     let pull = "docker tag canary:1 192.168.0.1/a/b:1 && docker push -q 192.168.0.1/a/b:1";
     cluster.sh_ok("192.168.1.80", pull);
@@ -39,12 +39,13 @@ fn a_whole_life(cluster: &Cluster) {
 
 #[test]
 fn dcos_1_9_is_served_from_the_first_agent_to_the_last_trace() {
-    a_whole_life(&Cluster::start_on("1.9.0", 1, 1));
+    a_whole_life(&Cluster::start_on("1.9.0", 1, 1), &json!({ "role": "private" }));
 }
 
+/// From here on Marathon keeps agents with GPUs for those who ask, and it declines other regions' already.
 #[test]
 fn dcos_1_13_is_served_from_the_first_agent_to_the_last_trace() {
-    a_whole_life(&Cluster::start_on("1.13.0", 1, 1));
+    a_whole_life(&Cluster::start_on("1.13.0", 1, 1), &json!({ "role": "private", "gpus": 2, "region": "far" }));
 }
 
 /// Marathon 1.4.2 (DC/OS 1.9.0) was seen to put two instances of a UNIQUE pod on one agent when the pod is scaled.

@@ -39,13 +39,6 @@ fn answer(shared: &SharedState, request: &Request) -> Answer {
             }
             Err(error) => Answer::message(400, error.to_string()),
         },
-        ("POST", ["marathon-version", version]) => {
-            shared.change(|state| {
-                state.pose.marathon = (*version).to_owned();
-                state.touch();
-            });
-            Answer::empty(204)
-        }
         ("POST", ["enterprise", change @ ("expire-tokens" | "seal" | "unseal")]) => {
             shared.change(|state| {
                 match *change {

@@ -740,3 +740,46 @@ impl HttpBody for Stream {
         self.0.poll_recv(context).map(|part| part.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::super::state::{Extras, Options};
+    use super::super::{Pose, Role, Security, agents};
+    use super::*;
+
+    fn cluster(dcos: &str) -> State {
+        let mut state = State::new(Options::default(), Pose::of(dcos, Security::Open).unwrap());
+        let extras = Extras { gpus: 1, region: Some("far".to_owned()) };
+        agents::register_with(&mut state, Ipv4Addr::new(192, 168, 1, 80), Role::Private, extras);
+        state
+    }
+
+    #[test]
+    fn agents_are_shown_with_what_their_version_knows() {
+        let keys = ["deactivated", "capabilities", "domain", "reregistered_time"];
+        let cases = [
+            ("1.9.0", [false, false, false, false]),
+            ("1.10.4", [false, true, false, true]),
+            ("1.13.0", [false, true, true, true]),
+            ("2.0.0", [true, true, true, true]),
+        ];
+        for (dcos, expected) in cases {
+            let state = cluster(dcos);
+            let agent = slaves(&state, None)["slaves"][0].clone();
+            assert_eq!(keys.map(|key| agent.get(key).is_some()), expected, "{dcos}");
+            let v1 = get_agents(&state)["agents"][0].clone();
+            let domain = v1["agent_info"].get("domain").is_some();
+            assert_eq!([v1.get("deactivated").is_some(), v1.get("capabilities").is_some(), domain], expected[..3], "{dcos}");
+            assert_eq!(agent["resources"]["gpus"], 1.0);
+            assert_eq!(agent["version"], state.pose.mesos.as_str());
+        }
+    }
+
+    #[test]
+    fn a_subscriber_is_promised_heartbeats_from_dcos_1_11_on() {
+        let promises = |dcos| subscribed(&cluster(dcos))["subscribed"].get("heartbeat_interval_seconds").is_some();
+        assert_eq!(["1.9.0", "1.10.4", "1.11.0", "2.2.1"].map(promises), [false, false, true, true]);
+    }
+}

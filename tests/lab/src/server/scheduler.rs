@@ -282,8 +282,8 @@ pub(crate) fn kill(state: &mut State, id: &str, order: KillOrder) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::state::Options;
-    use crate::server::{Role, agents};
+    use crate::server::state::{Extras, Options};
+    use crate::server::{Pose, Role, Security, agents};
 
     fn cluster() -> State {
         let mut state = State::new(Options::default(), super::super::Pose::open_2_2());
@@ -323,6 +323,32 @@ mod tests {
         let all: Vec<Ipv4Addr> = state.agents.keys().copied().collect();
         assert_eq!(place(&state, &unique, &all[..1]).unwrap().agent, all[1]);
         assert_eq!(place(&state, &unique, &all), Err(vec![Reject::UnfulfilledConstraint; 2]));
+    }
+
+    #[test]
+    fn agents_with_gpus_are_kept_for_those_who_ask_from_dcos_1_13_on() {
+        for (dcos, is_kept) in [("1.12.0", false), ("1.13.0", true), ("2.2.1", true)] {
+            let mut state = State::new(Options::default(), Pose::of(dcos, Security::Open).unwrap());
+            let extras = Extras { gpus: 2, region: None };
+            agents::register_with(&mut state, Ipv4Addr::new(192, 168, 1, 80), Role::Private, extras);
+            let plain = demand(&["*"], &[]);
+            let declined = Err(vec![Reject::DeclinedScarceResources]);
+            assert_eq!(place(&state, &plain, &[]) == declined, is_kept, "{dcos}");
+            assert!(place(&state, &Demand { gpus: 1.0, ..plain.clone() }, &[]).is_ok());
+            assert!(place(&state, &Demand { unrestricted: true, ..plain }, &[]).is_ok());
+        }
+    }
+
+    #[test]
+    fn agents_in_another_region_take_only_who_names_a_region_from_dcos_1_11_on() {
+        for (dcos, is_declined) in [("1.10.4", false), ("1.11.0", true), ("2.2.1", true)] {
+            let mut state = State::new(Options::default(), Pose::of(dcos, Security::Open).unwrap());
+            let extras = Extras { gpus: 0, region: Some("far".to_owned()) };
+            agents::register_with(&mut state, Ipv4Addr::new(192, 168, 1, 80), Role::Private, extras);
+            assert_eq!(place(&state, &demand(&["*"], &[]), &[]).is_err(), is_declined, "{dcos}");
+            assert!(place(&state, &demand(&["*"], &[("@region", "UNLIKE", Some("^$"))]), &[]).is_ok());
+            assert!(place(&state, &demand(&["*"], &[("@region", "IS", Some("near"))]), &[]).is_err());
+        }
     }
 
     #[test]

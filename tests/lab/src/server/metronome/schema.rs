@@ -333,3 +333,48 @@ fn run(pose: &Pose) -> Schema {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Security;
+
+    fn refuses(dcos: &str, change: impl FnOnce(&mut Value)) -> bool {
+        let mut job_spec = json!({ "id": "j", "run": { "cmd": "true", "cpus": 0.1, "mem": 32, "disk": 0 } });
+        assert!(job(&Pose::of(dcos, Security::Open).unwrap()).faults(&job_spec).is_empty());
+        change(&mut job_spec);
+        !job(&Pose::of(dcos, Security::Open).unwrap()).faults(&job_spec).is_empty()
+    }
+
+    /// Versions of DC/OS whose Metronome refuses a run with that.
+    fn refused_by(key: &str, value: &Value) -> Vec<&'static str> {
+        Pose::versions().into_iter().filter(|dcos| refuses(dcos, |job| job["run"][key] = value.clone())).collect()
+    }
+
+    #[test]
+    fn a_key_is_refused_by_every_version_before_the_one_that_it_came_with() {
+        let image = |more: &Value| {
+            let mut docker = json!({ "image": "a" });
+            docker.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            docker
+        };
+        assert!(refused_by("docker", &image(&json!({}))).is_empty());
+        assert_eq!(refused_by("docker", &image(&json!({ "forcePullImage": true }))), ["1.9.0", "1.10.4"]);
+        assert_eq!(refused_by("docker", &image(&json!({ "privileged": true }))), ["1.9.0", "1.10.4", "1.11.0"]);
+        assert_eq!(refused_by("secrets", &json!({ "s": { "source": "a" } })), ["1.9.0", "1.9.10", "1.10.4", "1.11.0"]);
+        assert_eq!(refused_by("gpus", &json!(1)), ["1.9.0", "1.9.10", "1.10.4", "1.11.0", "1.12.0"]);
+        let constraint = |operator: &str| json!({ "constraints": [{ "attribute": "a", "operator": operator, "value": "b" }] });
+        assert_eq!(refused_by("placement", &constraint("IS")), ["1.9.0", "1.9.10", "1.10.4", "1.11.0", "1.12.0"]);
+        assert!(refused_by("placement", &constraint("EQ")).is_empty());
+        let networks = refused_by("networks", &json!([{ "mode": "host" }]));
+        assert_eq!(networks, Pose::versions()[..7]);
+    }
+
+    #[test]
+    fn the_refusal_names_the_keys() {
+        let faults = job(&Pose::of("1.9.0", Security::Open).unwrap())
+            .faults(&json!({ "id": "j", "run": { "cmd": "true", "cpus": 0.1, "mem": 32, "disk": 0, "networks": [] } }));
+        assert_eq!(faults[0].path, "/run");
+        assert_eq!(faults[0].errors, ["Additional properties are not allowed, but found properties 'networks'."]);
+    }
+}

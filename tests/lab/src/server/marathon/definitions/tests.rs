@@ -382,3 +382,56 @@ fn an_id_is_found_before_anything_is_checked() {
     assert_eq!(id_of(b"[]"), None);
     assert_eq!(id_of(b"{"), None);
 }
+
+fn on(dcos: &str, act: impl FnOnce(&Surroundings) -> Result<Stored, Answer>) -> Result<Stored, (u16, String)> {
+    let pose = Pose::of(dcos, Security::Open).unwrap();
+    let around = Surroundings { pose: &pose, role: "infra", enforced_role: true, service_ports: &BTreeSet::new(), version: "new" };
+    act(&around).map_err(taken_apart)
+}
+
+#[test]
+fn a_foreign_role_is_taken_then_left_out_in_silence_then_refused() {
+    let mut pod = plain_pod();
+    pod["id"] = json!("/infra/p");
+    pod["scheduling"] = json!({ "placement": { "acceptedResourceRoles": ["*", "slave_public"] } });
+    let read = |dcos| on(dcos, |around| super::pod(pod.to_string().as_bytes(), None, around));
+    let roles = |stored: &Stored| stored.definition["scheduling"]["placement"]["acceptedResourceRoles"].clone();
+    assert_eq!(roles(&read("1.13.0").unwrap()), json!(["*", "slave_public"]));
+    let stripped = read("2.0.0").unwrap();
+    assert_eq!((roles(&stripped), stripped.dropped), (json!(["*"]), vec!["/scheduling/placement/acceptedResourceRoles".to_owned()]));
+    let (status, text) = read("2.2.1").unwrap_err();
+    assert!(status == 422 && text.contains("can only contain * and infra"), "{text}");
+}
+
+#[test]
+fn what_marathon_1_4_drops_is_named_and_shown_no_more() {
+    let app = json!({
+        "id": "/a", "networks": [{ "mode": "container/bridge" }],
+        "container": { "type": "DOCKER", "docker": { "image": "a" }, "portMappings": [{ "containerPort": 80 }] },
+    });
+    let stored = on("1.9.0", |around| super::app(app.to_string().as_bytes(), None, around)).unwrap();
+    assert_eq!(stored.dropped, ["/networks", "/container/portMappings"]);
+    let view = shown(&stored.definition, Marathons::App, &Pose::of("1.9.0", Security::Open).unwrap());
+    assert_eq!((view["container"]["docker"]["network"].clone(), view.get("networks")), (Value::Null, None));
+}
+
+#[test]
+fn a_pod_of_marathon_1_4_cannot_be_put_as_it_was_got() {
+    let mut pod = plain_pod();
+    pod["scheduling"] = json!({ "placement": { "constraints": [{ "fieldName": "hostname", "operator": "UNIQUE" }] } });
+    for (dcos, is_refused) in [("1.9.0", true), ("1.9.10", true), ("1.10.4", false), ("2.2.1", false)] {
+        let stored = on(dcos, |around| super::pod(pod.to_string().as_bytes(), None, around)).unwrap();
+        let mut got = shown(&stored.definition, Marathons::Pod, &Pose::of(dcos, Security::Open).unwrap());
+        got.as_object_mut().unwrap().shift_remove("role");
+        let again = on(dcos, |around| super::pod(got.to_string().as_bytes(), Some("/p"), around));
+        assert_eq!(again.is_err_and(|(status, text)| status == 422 && text.contains("Value specified but not used")), is_refused, "{dcos}");
+    }
+}
+
+#[test]
+fn a_command_health_check_of_a_pod_needs_dcos_1_10() {
+    let mut pod = plain_pod();
+    pod["containers"][0]["healthCheck"] = json!({ "exec": { "command": { "shell": "true" } } });
+    let accepts = |dcos| on(dcos, |around| super::pod(pod.to_string().as_bytes(), None, around)).is_ok();
+    assert_eq!(["1.9.0", "1.9.10", "1.10.4", "2.2.1"].map(accepts), [false, false, true, true]);
+}
