@@ -58,7 +58,7 @@ pub enum OperatorError {
     #[error("the HTTP client cannot be made")]
     Client(#[from] reqwest::Error),
     /// The controller or Metronome.
-    #[error("{service} does not answer; `dcos package list` shows under APP what is installed, and --name takes it")]
+    #[error("{service} does not answer; `dcos package list` shows under APP what --name takes (a new one needs up to a minute)")]
     Unreachable {
         /// Name of the service.
         service: String,
