@@ -171,7 +171,9 @@ fn main() -> ExitCode {
             let report = service.report().await?;
             match (json, report.next.is_empty()) {
                 (true, _) => print_json(&serde_json::json!({ "next": report.next })),
-                (false, true) => say(format_args!("nothing is to be done\n")),
+                (false, true) if report.converged => say("nothing is to be done\n"),
+                // All is ordered; the agents are at it.
+                (false, true) => say(format_args!("nothing but to wait for the agents: {}\n", report.summary)),
                 (false, false) => report.next.iter().for_each(|line| say(format_args!("{line}\n"))),
             }
             Ok(ExitCode::SUCCESS)

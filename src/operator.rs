@@ -59,7 +59,7 @@ pub enum OperatorError {
     #[error("the HTTP client cannot be made")]
     Client(#[from] reqwest::Error),
     /// The controller or Metronome.
-    #[error("{service} does not answer; `dcos package list` shows under APP what is installed, and --name takes it")]
+    #[error("{service} does not answer; `dcos package list` shows under APP what --name takes (a new one needs up to a minute)")]
     Unreachable {
         /// Name of the service.
         service: String,
@@ -337,7 +337,8 @@ pub enum Client {
 
 /// What to do on a machine outside the cluster so that a client there trusts the registry. `ca.pem` is what `ca` prints.
 pub fn instructions(client: Client, report: &Report) -> String {
-    let mut text = format!("# Save the CA first: dcos {0} ca >ca.pem\n", report.service);
+    let name = if report.service == "private-registry" { String::new() } else { format!(" --name {}", report.service) };
+    let mut text = format!("# Save the CA first: dcos private-registry ca{name} >ca.pem\n");
     // Docker and its kin look for the name as it stands in the image's: with and without 443.
     let parsed = report.names.iter().filter_map(|name| name.parse::<HostPort>().ok());
     for name in parsed.flat_map(|name| name.spellings()) {
@@ -384,7 +385,10 @@ mod tests {
         assert_eq!(docker.matches("cp ca.pem").count(), 3, "{docker}");
         assert!(docker.contains("/etc/docker/certs.d/192.168.0.1/ca.crt"), "{docker}");
         assert!(docker.contains("/etc/docker/certs.d/192.168.1.50:5000/ca.crt") && docker.contains("Nothing has to be restarted"));
+        assert!(docker.contains("dcos private-registry ca >ca.pem"), "{docker}");
         assert!(instructions(Client::Containerd, &report).contains("hosts.toml"));
+        let other = Report { service: "infra/images".into(), ..report.clone() };
+        assert!(instructions(Client::Curl, &other).contains("dcos private-registry ca --name infra/images >ca.pem"));
         assert!(instructions(Client::Windows, &report).contains("certutil"));
     }
 

@@ -1,0 +1,106 @@
+//! What an operator asks with the real dcos CLI: every verb of the plugin, of a service at the root and of one in a group.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{ADMIN, Cluster, made};
+
+const PRIVATE: &str = "192.168.1.80";
+const GROUP: &str = "infra/images";
+
+#[test]
+fn an_operator_learns_everything_with_the_cli() {
+    let cluster = Cluster::start(1, 1);
+    cluster.install_and_wait(&json!({ "registry": { "host": PRIVATE } }));
+    let options = json!({
+        "service": { "name": GROUP, "host": PRIVATE },
+        "registry": { "name": "image-store", "host": PRIVATE, "storage_path": "/data/images" },
+        "names": { "vip": "192.168.0.2:443", "named_vip": "images:5000" },
+        "exposure": { "marathon_lb": false },
+    });
+    assert!(cluster.install(&options).status.success());
+    let asked = |name: &str, verb: &[&str]| cluster.dcos(&[&["private-registry", "--name", name], verb].concat());
+    cluster.wait("the second service", 90, || asked(GROUP, &["status"]).status.success());
+    for (name, node, registry, controller) in [
+        ("private-registry", "private-registry-node.", "registry.", "private-registry."),
+        (GROUP, "infra.images-node.", "image-store.", "infra_images."),
+    ] {
+        every_verb_answers_as_json(&cluster, name);
+        for (target, task) in [(PRIVATE, node), ("192.168.1.50", node), ("registry", registry), ("controller", controller)] {
+            the_logs_are_of(&cluster, name, target, task);
+        }
+    }
+    faults_have_codes(&cluster);
+    help_is_that_of_a_command_of_the_cli(&cluster);
+    the_cli_itself_reads_logs(&cluster);
+    cluster.assert_servers_answered_as_the_real_ones();
+}
+
+fn every_verb_answers_as_json(cluster: &Cluster, name: &str) {
+    let json = |verb: &str| -> Value {
+        let text = cluster.dcos_ok(&["private-registry", verb, "--json", "--name", name]);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{verb}: {error}: {text}"))
+    };
+    let status = json("status");
+    assert_eq!((&status["service"], &status["converged"]), (&json!(name), &json!(true)));
+    assert_eq!(json("agents"), status["agents"]);
+    assert_eq!(json("plan"), json!({ "next": [] }));
+    assert_eq!(json("ca"), json!({ "ca": status["ca"], "fingerprint": status["ca_fingerprint"], "names": status["names"] }));
+    // Twice at once: the second run may end before anybody has looked.
+    for _ in 0..2 {
+        assert_eq!(json("converge")["converged"], true);
+    }
+}
+
+fn the_logs_are_of(cluster: &Cluster, name: &str, target: &str, task: &str) {
+    let logs: Value = serde_json::from_str(&cluster.dcos_ok(&["private-registry", "logs", target, "--json", "--name", name])).unwrap();
+    assert!(logs["task"].as_str().unwrap().starts_with(task), "{logs}");
+    assert!(!logs["stderr"].as_str().unwrap().is_empty(), "{logs}");
+    let text = cluster.dcos_ok(&["private-registry", "logs", target, "--lines", "1", "--name", name]);
+    let titles = text.lines().filter(|line| line.starts_with("==> ") && line.contains(task)).count();
+    let lines = text.lines().filter(|line| !line.is_empty()).count();
+    assert!(titles >= 1 && lines == 2 * titles, "a title and a line for each file: {text}");
+}
+
+fn faults_have_codes(cluster: &Cluster) {
+    let code = |arguments: &[&str]| {
+        let output = cluster.dcos(&[&["private-registry"], arguments].concat());
+        (output.status.code(), output.stderr)
+    };
+    let (status, said) = code(&["logs", "10.0.0.1"]);
+    assert!(status == Some(64) && said.contains("192.168.1.50, 192.168.1.80"), "{said}");
+    assert_eq!(code(&["no-such-verb"]).0, Some(64));
+    assert_eq!(code(&["logs", "registry", "--name", "no-such"]).0, Some(69));
+    let check = |options: &Value| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), options.to_string()).unwrap();
+        let output = cluster.dcos(&["private-registry", "check", "--json", "--options", file.path().to_str().unwrap()]);
+        (output.status.code(), serde_json::from_str::<Value>(&output.stdout).unwrap())
+    };
+    assert_eq!(check(&json!({})), (Some(0), json!([])));
+    let (status, faults) = check(&json!({ "names": { "vip": "x" } }));
+    let fault = faults[0].as_object().unwrap();
+    assert_eq!((status, fault["field"].as_str()), (Some(64), Some("names.vip")));
+    assert_eq!(fault.keys().collect::<Vec<_>>(), ["field", "value", "reason", "remedy"]);
+}
+
+fn help_is_that_of_a_command_of_the_cli(cluster: &Cluster) {
+    let help = cluster.dcos_ok(&["private-registry", "--help"]);
+    assert!(help.contains("Usage: dcos private-registry [OPTIONS] <COMMAND>") && help.contains("Exit codes:"), "{help}");
+    assert!(!help.contains("controller ") && help.lines().all(|line| line.chars().count() <= 110), "{help}");
+    assert_eq!(cluster.dcos_ok(&["help", "private-registry"]), help);
+    assert_eq!(cluster.dcos_ok(&["private-registry", "--info"]).lines().count(), 1);
+    // As the CLI of DC/OS 1.12 and later starts it.
+    let plugin = made("target/package/private-registry");
+    let url = format!("DCOS_URL={ADMIN}");
+    let argv = ["env", &url, "DCOS_CLI_VERSION=1.2.0", "DCOS_VERBOSITY=1", "DCOS_LOG_LEVEL=info", plugin.to_str().unwrap()];
+    let output = cluster.lab.exec("master", &[&argv[..], &["private-registry", "plan"]].concat()).unwrap();
+    assert_eq!(output.stdout, "nothing is to be done\n");
+    assert!(output.stderr.contains("GET /service/private-registry/v1/status"), "{}", output.stderr);
+}
+
+fn the_cli_itself_reads_logs(cluster: &Cluster) {
+    let log = cluster.dcos(&["task", "log", "--lines=3", "private-registry-node", "stderr"]);
+    assert!(log.status.success() && log.stdout.contains("node starts"), "{}{}", log.stdout, log.stderr);
+    assert!(cluster.dcos_ok(&["task", "ls", "image-store"]).contains("stderr"));
+}
