@@ -37,6 +37,8 @@ pub enum InitError {
 /// When the options are refused or the deadline has passed.
 pub async fn run() -> Result<(), InitError> {
     let url = std::env::var(env::CONTROLLER_URL).map_err(|_| InitError::Environment)?;
+    // Metronome names a run's task after the run.
+    let task = std::env::var("MESOS_TASK_ID").map_err(|_| InitError::Environment)?;
     let controller = Api::new(Api::client()?, &url);
     let started = Instant::now();
     let mut last_line = String::new();
@@ -55,11 +57,11 @@ pub async fn run() -> Result<(), InitError> {
                 report.problems.iter().for_each(|problem| println!("{problem}"));
                 return Err(InitError::Refused);
             }
-            Some(report) if is_done(&report) || late => {
+            Some(report) if is_done(&report, &task) || late => {
                 print!("\n{}", report.table());
                 report.problems.iter().for_each(|problem| println!("{problem}"));
                 println!("\n{}", report.summary);
-                return if is_done(&report) { Ok(()) } else { Err(InitError::Deadline) };
+                return if is_done(&report, &task) { Ok(()) } else { Err(InitError::Deadline) };
             }
             None if late => return Err(InitError::Deadline),
             _ => tokio::time::sleep(PAUSE).await,
@@ -67,9 +69,9 @@ pub async fn run() -> Result<(), InitError> {
     }
 }
 
-/// All is in place, the controller has seen this run, and every agent has been proven anew since.
-fn is_done(report: &Report) -> bool {
-    report.converged && !report.orders.is_empty() && report.orders.iter().all(|order| order.fresh)
+/// All is in place, and the controller has seen the run of this task and done what it asks for.
+fn is_done(report: &Report, task: &str) -> bool {
+    report.converged && report.orders.iter().any(|order| task.contains(&order.run) && order.fresh)
 }
 
 #[cfg(test)]
@@ -78,14 +80,17 @@ mod tests {
     use crate::controller::OrderReport;
 
     #[test]
-    fn a_run_that_the_controller_has_not_seen_is_not_done() {
+    fn a_run_is_done_when_the_controller_has_seen_it_and_not_another_one() {
+        let task = "private-registry_rotate_20261124203338rmNQV.5441d435-e846-11f1-951a-0242fe1ec08b";
         let mut report = Report { converged: true, ..Report::default() };
-        assert!(!is_done(&report));
-        report.orders = vec![OrderReport { run: "r".into(), fresh: false }];
-        assert!(!is_done(&report));
-        report.orders[0].fresh = true;
-        assert!(is_done(&report));
+        assert!(!is_done(&report, task));
+        report.orders = vec![OrderReport { run: "20261124203334FXJrz".into(), fresh: true }];
+        assert!(!is_done(&report, task), "that is the run of another job");
+        report.orders.push(OrderReport { run: "20261124203338rmNQV".into(), fresh: false });
+        assert!(!is_done(&report, task));
+        report.orders[1].fresh = true;
+        assert!(is_done(&report, task));
         report.converged = false;
-        assert!(!is_done(&report));
+        assert!(!is_done(&report, task));
     }
 }

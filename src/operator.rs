@@ -92,6 +92,9 @@ pub enum OperatorError {
         /// Name of the service.
         service: String,
     },
+    /// The run has ended badly.
+    #[error("the run {0} of the job has failed; `dcos job history --failures` and `dcos private-registry logs controller` say more")]
+    RunFailed(String),
     /// Time is over.
     #[error("the run has not ended after {} s; see the table for what is missing", DEADLINE.as_secs())]
     Deadline,
@@ -220,7 +223,6 @@ impl Service {
         let started = Instant::now();
         let mut shown = String::new();
         loop {
-            // A run that has ended has done so because all are proven, or because its own time was over.
             let active = self.is_active(&format!("{path}/{id}")).await?;
             let report = self.report().await?;
             let line = report.progress();
@@ -229,6 +231,10 @@ impl Service {
                 shown = line;
             }
             let fresh = report.orders.iter().any(|order| order.run == id && order.fresh);
+            if !active && self.has_failed(order, &id).await? {
+                progress(&report);
+                return Err(OperatorError::RunFailed(id));
+            }
             if (report.converged && fresh) || report.refused || !active {
                 return Ok(report);
             }
@@ -238,6 +244,15 @@ impl Service {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Whether an ended run stands among the failed ones.
+    async fn has_failed(&self, order: Order, run: &str) -> Result<bool, OperatorError> {
+        let path = format!("/v1/jobs/{}.{}?embed=history", self.name.replace('/', "."), order.word());
+        tracing::info!("GET /service/metronome{path}");
+        let job: Value = self.metronome.get(&path).await.map_err(|source| self.unreachable(source))?;
+        let failed = job["history"]["failedFinishedRuns"].as_array();
+        Ok(failed.is_some_and(|runs| runs.iter().any(|failed| failed["id"] == *run)))
     }
 
     async fn is_active(&self, path: &str) -> Result<bool, OperatorError> {

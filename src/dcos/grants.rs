@@ -74,9 +74,10 @@ pub fn for_call(door: Door, path: &str) -> Vec<Grant> {
             vec![Grant::full("dcos:adminrouter:service:marathon"), thing]
         }
         Door::Metronome => {
+            // Its version is for all who come in.
             let id = path.strip_prefix("/v1/jobs/").and_then(|rest| rest.split('/').next());
-            let jobs = id.map_or_else(|| METRONOME.to_string(), |id| format!("{METRONOME}:{id}"));
-            vec![Grant::full("dcos:adminrouter:service:metronome"), Grant::full(jobs)]
+            let job = id.map(|id| Grant::full(format!("{METRONOME}:{id}")));
+            [Grant::full("dcos:adminrouter:service:metronome")].into_iter().chain(job).collect()
         }
         Door::Secrets => {
             let path = path.strip_prefix("/secret/default/").unwrap_or(path);

@@ -171,7 +171,7 @@ impl Api {
         let answer = self.send("POST", &url, Some(body), STREAM_TIMEOUT).await?;
         match answer.status() {
             status if status.is_success() => Ok(answer),
-            status => Err(self.refused("POST", url, status.as_u16(), "no stream")),
+            status => Err(self.refused("POST", url, None, status.as_u16(), "no stream")),
         }
     }
 
@@ -233,14 +233,18 @@ impl Api {
             bytes.extend_from_slice(&chunk);
         }
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        if status.is_success() { Ok(text) } else { Err(self.refused(method, url.into(), status.as_u16(), &text)) }
+        if status.is_success() { Ok(text) } else { Err(self.refused(method, url.into(), body, status.as_u16(), &text)) }
     }
 
     /// What a refusal means, and what helps.
-    fn refused(&self, method: &'static str, url: String, status: u16, text: &str) -> ApiError {
+    fn refused(&self, method: &'static str, url: String, body: Option<&Value>, status: u16, text: &str) -> ApiError {
         match status {
             401 | 403 if self.door != Door::Own => {
-                let grants = grants::for_call(self.door, url.strip_prefix(&self.base).unwrap_or_default());
+                // What is created is named in the body, not in the path.
+                let id = body.filter(|_| method == "POST").and_then(|body| body["id"].as_str());
+                let path = url.strip_prefix(&self.base).unwrap_or_default();
+                let path = id.map_or_else(|| path.to_string(), |id| format!("{path}/{id}"));
+                let grants = grants::for_call(self.door, &path);
                 ApiError::Denied {
                     method,
                     url,

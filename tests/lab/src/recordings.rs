@@ -13,6 +13,7 @@ use crate::server::Pose;
 
 /// Calls that no recording covers, as [`Verdict::Unrecorded`] names them, and why they may be answered all the same.
 pub const UNRECORDED: &[(&str, &str)] = &[
+    ("metronome GET /info 200", "fields from the source of Metronome (InfoController); recorded were jobs and runs only"),
     ("admin_router GET / 200", "the CLI looks whether anything answers"),
     ("admin_router HEAD / 200", "the CLI looks whether anything answers"),
     ("admin_router GET /capabilities 200", "the CLI looks whether packages can be managed"),
