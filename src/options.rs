@@ -59,6 +59,10 @@ pub struct Options {
     pub external_host: Option<Host>,
     /// Further names.
     pub extra: Vec<HostPort>,
+    /// Section `security`.
+    pub security: Security,
+    /// Other registries that every agent is to trust.
+    pub others: Vec<OtherRegistry>,
     /// Section `exposure`.
     pub exposure: Exposure,
     /// Section `registry`.
@@ -86,6 +90,62 @@ pub struct Service {
     pub service_account_secret: String,
 }
 
+/// See `security` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Security {
+    pub mode: SecurityMode,
+    pub certificate: String,
+    pub key: String,
+    pub ca: String,
+    pub key_type: KeyType,
+    pub organization: String,
+}
+
+/// Whose certificate the registry serves with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecurityMode {
+    /// A CA of the service's own.
+    SelfSigned,
+    /// The operator's certificate and key.
+    Provided,
+    /// The CA of DC/OS Enterprise.
+    DcosCa,
+    /// Plain HTTP.
+    Insecure,
+}
+
+/// Kind of a key that we make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum KeyType {
+    P256,
+    P384,
+}
+
+/// A registry that this package has not installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherRegistry {
+    /// Where it is.
+    pub name: HostPort,
+    /// Where its CA comes from.
+    pub ca: CaSource,
+}
+
+/// Where the CA of another registry comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaSource {
+    /// The option `other_registries.ca`, PEM.
+    Pem(String),
+    /// A secret that holds PEM.
+    Secret(String),
+    /// The certificate with this SHA-256 (hex, lower case) among those that the registry shows; fetched once and kept.
+    Pinned(String),
+}
+
 /// See `exposure` in config.json.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,6 +161,7 @@ pub struct Exposure {
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Registry {
+    pub enabled: bool,
     pub name: String,
     #[serde(deserialize_with = "optional_host")]
     pub host: Option<Host>,
@@ -119,6 +180,9 @@ pub struct Registry {
 pub struct Trust {
     pub ca_days: u32,
     pub leaf_days: u32,
+    pub containerd: bool,
+    pub podman: bool,
+    pub system: bool,
     pub rotation_deadline_seconds: u64,
     pub conntrack_be_liberal: bool,
 }
@@ -164,11 +228,20 @@ pub struct Endpoints {
 struct Raw {
     service: Service,
     names: RawNames,
+    security: Security,
+    other_registries: RawOthers,
     exposure: Exposure,
     registry: Registry,
     trust: Trust,
     uninstall: Uninstall,
     dcos: Dcos,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawOthers {
+    list: String,
+    ca: String,
 }
 
 #[derive(Deserialize)]
@@ -265,6 +338,7 @@ impl Options {
             .filter(|name| !name.is_empty())
             .filter_map(|name| faults.parse("names.extra", name, "Give host:port, separated by commas."))
             .collect();
+        let others = faults.others(&raw.other_registries);
         if raw.exposure.marathon_lb && MARATHON_LB_PORTS.contains(&raw.exposure.service_port) {
             faults.add(
                 "exposure.service_port",
@@ -301,6 +375,8 @@ impl Options {
                 named_vip,
                 external_host,
                 extra,
+                security: raw.security,
+                others,
                 exposure: raw.exposure,
                 registry: raw.registry,
                 trust: raw.trust,
@@ -359,6 +435,37 @@ impl Options {
 impl Faults {
     fn add(&mut self, field: &str, value: impl fmt::Display, reason: &str, remedy: &str) {
         self.0.push(Fault { field: field.into(), value: value.to_string(), reason: reason.into(), remedy: remedy.into() });
+    }
+
+    /// The list of other registries: every entry, or every fault.
+    fn others(&mut self, raw: &RawOthers) -> Vec<OtherRegistry> {
+        const FORM: &str = "Give host[:port], and after it secret:PATH or sha256:HEX if it has a CA of its own, as in gitlab.example.com:5050 secret:gitlab-ca.";
+        let mut others = Vec::new();
+        for entry in raw.list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let mut words = entry.split_whitespace();
+            let name = words.next().unwrap_or_default();
+            // Without a port it is that of https, as docker has it.
+            let name = if name.contains(':') { name.to_string() } else { format!("{name}:443") };
+            let ca = match (words.next(), words.next()) {
+                (None, _) if raw.ca.trim().is_empty() => Err("it names no CA, and other_registries.ca is empty"),
+                (None, _) => Ok(CaSource::Pem(raw.ca.clone())),
+                (Some(source), None) => match source.split_once(':') {
+                    Some(("secret", path)) if !path.is_empty() => Ok(CaSource::Secret(path.to_string())),
+                    Some(("sha256", hex)) => {
+                        let hex: String = hex.chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase();
+                        let is_digest = hex.len() == 64 && hex.chars().all(|c| c.is_ascii_hexdigit());
+                        if is_digest { Ok(CaSource::Pinned(hex)) } else { Err("the fingerprint does not have 64 hexadecimal digits") }
+                    }
+                    _ => Err("its CA comes neither from a secret nor by a fingerprint"),
+                },
+                (Some(_), Some(_)) => Err("there are too many words"),
+            };
+            match ca {
+                Ok(ca) => others.extend(self.parse("other_registries.list", &name, FORM).map(|name| OtherRegistry { name, ca })),
+                Err(reason) => self.add("other_registries.list", entry, reason, FORM),
+            }
+        }
+        others
     }
 
     fn parse<T: std::str::FromStr>(&mut self, field: &str, text: &str, remedy: &str) -> Option<T>
@@ -576,6 +683,23 @@ mod tests {
             (options.vip.to_string(), options.registry.host, options.registry.name.as_str()),
             ("192.168.0.1:443".into(), None, "images")
         );
+    }
+
+    #[test]
+    fn other_registries_say_where_their_ca_comes_from() {
+        let fingerprint = "AB:".repeat(32);
+        let list = format!("gitlab.example.com:5050 secret:gitlab-ca, harbor.example.com, nexus.example.com:8443 sha256:{fingerprint}");
+        let given = json!({ "other_registries": { "list": list, "ca": "PEM" } });
+        let others = Options::from_json(&given).unwrap().others;
+        assert_eq!(
+            others.iter().map(|other| other.name.to_string()).collect::<Vec<_>>(),
+            ["gitlab.example.com:5050", "harbor.example.com:443", "nexus.example.com:8443"]
+        );
+        let expected = [CaSource::Secret("gitlab-ca".into()), CaSource::Pem("PEM".into()), CaSource::Pinned("ab".repeat(32))];
+        assert_eq!(others.into_iter().map(|other| other.ca).collect::<Vec<_>>(), expected);
+        for bad in ["a.example.com", "a.example.com:x sha256:00", "a.example.com secret:", "a.example.com file:/x", "a b c"] {
+            assert_eq!(faults(json!({ "other_registries": { "list": bad } }))[0].field, "other_registries.list", "{bad}");
+        }
     }
 
     #[test]

@@ -83,14 +83,41 @@ pub enum OrderKind {
 }
 
 /// Public certificates and the registry's names: all that a host needs in order to trust.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrustBundle {
     /// Every name that clients may use.
     pub names: Vec<TrustedName>,
-    /// CA certificates, PEM, one each.
+    /// CA certificates, PEM, one each. None where a public CA is used, which hosts trust already.
     pub certificates: Vec<String>,
+    /// Registries that this package has not installed.
+    #[serde(default)]
+    pub others: Vec<OtherTrust>,
+    /// Stores beyond docker's and Mesos'.
+    #[serde(default)]
+    pub stores: Stores,
+    /// Plain HTTP: docker is told not to ask for TLS at `names`.
+    #[serde(default)]
+    pub insecure: bool,
     /// Whether to set `net.netfilter.nf_conntrack_tcp_be_liberal=1`.
     pub conntrack_be_liberal: bool,
+}
+
+/// Another registry and its CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherTrust {
+    /// Where it is.
+    pub name: HostPort,
+    /// Its CA certificates, PEM, one each; or the one certificate that was pinned.
+    pub certificates: Vec<String>,
+}
+
+/// Which stores beyond docker's and Mesos' a host writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Stores {
+    pub containerd: bool,
+    pub podman: bool,
+    pub system: bool,
 }
 
 /// One of the registry's names.

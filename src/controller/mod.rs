@@ -412,6 +412,7 @@ impl Controller {
             names,
             certificates: state.trusted_certificates(),
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
+            ..TrustBundle::default()
         };
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;

@@ -552,7 +552,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::at(dir.path());
         let mut first = open(&root, "192.168.0.1:443").await;
-        let bundle = TrustBundle { names: vec![], certificates: first.trusted_certificates(), conntrack_be_liberal: true };
+        let bundle =
+            TrustBundle { names: vec![], certificates: first.trusted_certificates(), conntrack_be_liberal: true, ..TrustBundle::default() };
         let order = first.trust_order(bundle.clone()).await.unwrap();
         let mut second = open(&root, "192.168.0.1:443").await;
         assert_eq!(second.order_key(), first.order_key());

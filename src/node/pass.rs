@@ -312,7 +312,7 @@ mod tests {
     fn bundle(names: &[&str], certificates: &[&Certificate]) -> Bundle {
         let names = names.iter().map(|name| TrustedName { name: name.parse().unwrap(), inside: true }).collect();
         let certificates = certificates.iter().map(|c| c.pem()).collect();
-        Bundle::parse(&TrustBundle { names, certificates, conntrack_be_liberal: true }).unwrap()
+        Bundle::parse(&TrustBundle { names, certificates, conntrack_be_liberal: true, ..TrustBundle::default() }).unwrap()
     }
 
     fn link_of(certificate: &Certificate, number: u32) -> String {

@@ -86,7 +86,7 @@ impl TestNode {
         let ca = Authority::create(SERVICE, generation, &names, 1_700_000_000, 3650).unwrap();
         let names = names.into_iter().map(|name| TrustedName { name, inside: true }).collect();
         let certificates = vec![ca.certificate().pem()];
-        self.order(version, OrderKind::Trust(TrustBundle { names, certificates, conntrack_be_liberal: true }))
+        self.order(version, OrderKind::Trust(TrustBundle { names, certificates, conntrack_be_liberal: true, ..TrustBundle::default() }))
     }
 
     fn order(&self, version: u64, kind: OrderKind) -> SignedOrder {
@@ -202,6 +202,7 @@ async fn an_order_is_taken_only_if_signed_for_us_and_not_older() {
         names: vec![TrustedName { name: "192.168.0.1:443".parse().unwrap(), inside: true }],
         certificates: vec!["-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n".into()],
         conntrack_be_liberal: true,
+        ..TrustBundle::default()
     };
     let (code, text) = host.put(&host.order(9, OrderKind::Trust(garbage))).await;
     assert!(code == 400 && text.contains("private key"), "{code} {text}");
