@@ -378,7 +378,7 @@ fn what_is_not_for_this_registry_is_refused_and_changes_nothing() {
     let expired = old.sign_leaf(&request, &[name_of(host.listen)], now() - 20 * 86400, 10).unwrap();
     refused(host.give(2, certificate(expired)), 400, "has ended");
     refused(host.give(2, certificate("hello".into())), 400, "cannot be read");
-    let bundle = TrustBundle { names: vec![], certificates: vec![], conntrack_be_liberal: true };
+    let bundle = TrustBundle { names: vec![], certificates: vec![], conntrack_be_liberal: true, ..TrustBundle::default() };
     refused(host.give(2, OrderKind::Trust(bundle)), 400, "for nodes");
 
     let good = certificate(host.chain());
