@@ -230,6 +230,11 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         let reason = format!("this Marathon is {}, which has no pods", observed.marathon.version);
         fault("dcos.marathon_url", options.endpoints().marathon, reason, "The package needs DC/OS 1.9 or later.");
     }
+    if options.has_account() && !observed.marathon.has_pods_with_an_account() {
+        let reason = format!("this Marathon is {}, whose pods do not run in strict mode", observed.marathon.version);
+        let remedy = "DC/OS Enterprise 1.9 is served in permissive mode: leave it empty there; strict mode needs 1.10 or later.";
+        fault("service.service_account_secret", options.service.service_account_secret.clone(), reason, remedy);
+    }
     let own = documents::registry_id(options);
     let found = [
         ("registry.name", own.clone(), observed.registry.as_ref().map(|app| &app.spec)),
@@ -703,6 +708,16 @@ mod tests {
         let observed = Observed { marathon, ..Observed::default() };
         let faults = refuse(&Options::from_json(&json!({})).unwrap(), &observed).unwrap_err();
         assert!(faults.to_string().contains("this Marathon is 1.3.10, which has no pods. The package needs DC/OS 1.9"), "{faults}");
+    }
+
+    #[test]
+    fn a_service_account_is_refused_where_pods_do_not_run_in_strict_mode() {
+        let options = Options::from_json(&json!({ "service": { "service_account_secret": "account" } })).unwrap();
+        let on = |version| Observed { marathon: versions::Marathon { version }, ..Observed::default() };
+        let faults = refuse(&options, &on(versions::Version(1, 4, 2))).unwrap_err();
+        assert_eq!(faults.0[0].field, "service.service_account_secret");
+        assert!(faults.to_string().contains("this Marathon is 1.4.2, whose pods do not run in strict mode"), "{faults}");
+        assert!(refuse(&options, &on(versions::Version(1, 5, 5))).is_ok());
     }
 
     #[test]

@@ -25,6 +25,17 @@ fn the_acceptance_of_a_cluster_passes_and_leaves_it_as_it_was() {
     assert_eq!(cluster.ids_at_marathon(), Vec::<String>::new());
     assert_eq!(repositories(), before);
 
+    // The same without Admin Router, as on open-source Mesos, Marathon and Metronome.
+    let parts = ["mesos:5050", "marathon:8080", "metronome:9000", "cosmos:80"].map(|part| part.split_once(':').unwrap());
+    let urls = parts.map(|(server, port)| [format!("--{server}"), format!("http://192.168.1.69:{port}")]).concat();
+    let mut without = vec![argv[0]];
+    without.extend(urls.iter().map(String::as_str));
+    without.extend(&argv[3..]);
+    let output = cluster.lab.exec("master", &without).unwrap();
+    assert!(output.status.success(), "{}{}", output.stdout, output.stderr);
+    assert!(output.stdout.contains("n/a     the plugin") && output.stdout.ends_with("15 passed, 0 failed\n"), "{}", output.stdout);
+    assert_eq!(repositories(), before);
+
     // It can fail: here somebody has the service port.
     let other = json!({
         "id": "/other", "cpus": 0.1, "mem": 32, "container": { "type": "DOCKER", "docker": { "image": "canary:1", "network": "BRIDGE",

@@ -7,6 +7,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lab::host::AgentRole;
+use lab::server::{NEWEST, Pose};
 use serde_json::{Value, json};
 use support::{Cluster, Picture};
 
@@ -46,6 +47,21 @@ fn dcos_1_9_is_served_from_the_first_agent_to_the_last_trace() {
 #[test]
 fn dcos_1_13_is_served_from_the_first_agent_to_the_last_trace() {
     a_whole_life(&Cluster::start_on("1.13.0", 1, 1), &json!({ "role": "private", "gpus": 2, "region": "far" }));
+}
+
+/// The definitions of every version, and what it stores of them; 1.9.0, 1.13.0 and 2.2.1 have tests of their own.
+#[test]
+fn every_other_version_takes_what_it_is_given_and_comes_to_the_same() {
+    let tested = ["1.9.0", "1.13.0", NEWEST];
+    for version in Pose::versions().into_iter().filter(|version| !tested.contains(version)) {
+        let cluster = Cluster::start_on(version, 1, 1);
+        cluster.install_and_wait(&json!({ "exposure": { "marathon_lb": false } }));
+        let status = cluster.status().unwrap();
+        assert_eq!((&status["problems"], &status["trouble"]), (&json!([]), &Value::Null), "DC/OS {version}");
+        cluster.sh_ok("192.168.1.50", "docker tag canary:1 192.168.0.1/a/b:1 && docker push -q 192.168.0.1/a/b:1");
+        cluster.uninstall();
+        cluster.assert_servers_answered_as_the_real_ones();
+    }
 }
 
 /// Marathon 1.4.2 (DC/OS 1.9.0) was seen to put two instances of a UNIQUE pod on one agent when the pod is scaled.

@@ -55,6 +55,10 @@ pub const NEWEST_SEEN: Version = Version(1, 11, 24);
 /// First version with pods.
 const PODS: Version = Version(1, 4, 0);
 
+/// First version whose pods get secrets as files and run in strict mode (vendor's documentation of 1.9: pods are unsupported in strict
+/// mode; apps take file secrets from DC/OS 1.10 on).
+const ENTERPRISE_PODS: Version = Version(1, 5, 0);
+
 /// First Metronome that hands secrets to jobs (its jobspec.schema.json; absent from 0.3.6, 0.4.0 and 0.4.1).
 const JOB_SECRETS: Version = Version(0, 4, 2);
 
@@ -88,6 +92,11 @@ impl Marathon {
     /// Whether there are pods at all: the node is one.
     pub fn has_pods(&self) -> bool {
         self.version >= PODS
+    }
+
+    /// Whether a service account makes sense: before, pods do not run in strict mode, and permissive mode asks for no account.
+    pub fn has_pods_with_an_account(&self) -> bool {
+        self.version >= ENTERPRISE_PODS
     }
 
     /// Whether scaling a pod keeps to UNIQUE. Where it does not, two instances may land on one agent, unless the definition changes
