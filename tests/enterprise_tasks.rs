@@ -2,20 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::path::PathBuf;
+mod support;
+
 use std::time::{Duration, Instant};
 
-use lab::{ExecOutput, Lab, LabOptions, server::Security};
+use lab::server::{NEWEST, Security};
+use lab::{ExecOutput, Lab};
 use serde_json::{Value, json};
+use support::Cluster;
 
 const MARATHON: &str = "http://192.168.1.69:8080";
 const AGENT: &str = "192.168.1.80";
-
-fn start(security: Security) -> Lab {
-    let dir = PathBuf::from(format!("/var/tmp/private-registry-test-tasks-{}-{}", security.word(), std::process::id()));
-    Lab::start(LabOptions { dir: Some(dir), agents: 1, public: 0, security, ..LabOptions::default() }).unwrap()
-}
 
 fn post(lab: &Lab, path: &str, body: &Value) {
     let (status, text) = lab.http("POST", &format!("{MARATHON}{path}"), Some(body)).unwrap();
@@ -48,57 +45,47 @@ fn sh(lab: &Lab, script: &str) -> ExecOutput {
     lab.exec(AGENT, &["sh", "-c", script]).unwrap()
 }
 
-/// Into the state of the servers, which nothing changes just now.
-fn put_secret(lab: &Lab, path: &str, value: &str) {
-    let file = lab.path().join("state/servers.json");
-    let mut state: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    state["enterprise"]["secrets"][path] = value.as_bytes().into();
-    fs::write(&file, state.to_string()).unwrap();
-    lab.restart_server().unwrap();
-}
-
 fn app(id: &str, cmd: &str) -> Value {
     json!({ "id": id, "cmd": cmd, "cpus": 0.1, "mem": 32 })
 }
 
 #[test]
 fn in_permissive_mode_a_task_gets_its_secrets_as_its_user_and_nothing_keeps_them() {
-    let lab = start(Security::Permissive);
-    fs::write(lab.path().join("state/cluster-ca.pem"), "PEM").unwrap();
-    put_secret(&lab, "team/key", "dreadful-secret");
+    let cluster = Cluster::start_as(1, 0, NEWEST, Security::Permissive);
+    let (lab, ca) = (&cluster.lab, std::fs::read_to_string(cluster.ca()).unwrap());
+    let secret = json!({ "value": "dreadful-secret" });
+    assert_eq!(cluster.http("PUT", "/secrets/v1/secret/default/team/key", Some(&secret)).0, 201);
     let says = "id -un; pwd > /dev/null; printf '%s\n' \"$KEY\"; cat keys/key; echo; stat -c '%U %a' . keys/key; cat .ssl/ca-bundle.crt; sleep 1000";
     let mut reader = app("/team/reader", says);
     reader["user"] = "nobody".into();
     reader["secrets"] = json!({ "k": { "source": "team/key" } });
     reader["env"] = json!({ "KEY": { "secret": "k" } });
     reader["container"] = json!({ "type": "MESOS", "volumes": [{ "containerPath": "keys/key", "secret": "k" }] });
-    post(&lab, "/v2/apps", &reader);
-    wait_running(&lab, "/team/reader");
+    post(lab, "/v2/apps", &reader);
+    wait_running(lab, "/team/reader");
     let sandbox = "cd $(dirname $(find /var/lib/mesos -name task.json))";
-    wait("the task to speak", || sh(&lab, &format!("{sandbox}; cat stdout")).stdout.ends_with("PEM"));
-    let stdout = sh(&lab, &format!("{sandbox}; cat stdout")).stdout;
-    assert_eq!(stdout, "nobody\ndreadful-secret\ndreadful-secret\nnobody 755\nnobody 600\nPEM");
-    let ca = sh(&lab, "cat /run/dcos/pki/CA/ca-bundle.crt").stdout
-        + &lab.exec("master", &["cat", "/run/dcos/pki/CA/ca-bundle.crt"]).unwrap().stdout;
-    assert_eq!(ca, "PEMPEM");
+    wait("the task to speak", || sh(lab, &format!("{sandbox}; cat stdout")).stdout.ends_with(&ca));
+    let stdout = sh(lab, &format!("{sandbox}; cat stdout")).stdout;
+    assert_eq!(stdout, format!("nobody\ndreadful-secret\ndreadful-secret\nnobody 755\nnobody 600\n{ca}"));
+    assert_eq!(sh(lab, "cat /run/dcos/pki/CA/ca-bundle.crt").stdout, ca);
     // It was told to stdout, and lies in its file.
     let elsewhere = "grep -rl dreadful-secret /run/lab /var/lib/mesos --exclude stdout --exclude lab";
-    assert!(sh(&lab, elsewhere).stdout.trim().ends_with("/keys/key"));
+    assert!(sh(lab, elsewhere).stdout.trim().ends_with("/keys/key"));
     assert_eq!(lab.http("DELETE", &format!("{MARATHON}/v2/apps/team/reader"), None).unwrap().0, 200);
-    wait("the secret's file to go", || sh(&lab, elsewhere).stdout.is_empty());
+    wait("the secret's file to go", || sh(lab, elsewhere).stdout.is_empty());
 
-    post(&lab, "/v2/apps", &app("/root", "id -un > /tmp/root; sleep 1000"));
-    wait_running(&lab, "/root");
-    wait("root's word", || sh(&lab, "cat /tmp/root").stdout == "root\n");
+    post(lab, "/v2/apps", &app("/root", "id -un > /tmp/root; sleep 1000"));
+    wait_running(lab, "/root");
+    wait("root's word", || sh(lab, "cat /tmp/root").stdout == "root\n");
 
     let mut stranger = app("/stranger", "sleep 1000");
     stranger["user"] = "no-such-user".into();
-    post(&lab, "/v2/apps", &stranger);
-    let failure = last_failure(&lab, "/stranger");
+    post(lab, "/v2/apps", &stranger);
+    let failure = last_failure(lab, "/stranger");
     assert!(failure["state"] == "TASK_FAILED" && failure["message"].as_str().unwrap().contains("no-such-user"), "{failure}");
 
     reader["id"] = "/other/reader".into();
-    post(&lab, "/v2/apps", &reader);
-    let failure = last_failure(&lab, "/other/reader");
+    post(lab, "/v2/apps", &reader);
+    let failure = last_failure(lab, "/other/reader");
     assert!(failure["state"] == "TASK_FAILED" && failure["message"].as_str().unwrap().contains("team/key"), "{failure}");
 }
