@@ -376,7 +376,8 @@ fn check(path: PathBuf, json: bool) -> ExitCode {
     } else if faults.is_empty() {
         say(format_args!("{shown}: no faults\n"));
     } else {
-        faults.iter().for_each(|fault| eprintln!("{fault}"));
+        // They are what was asked for, so no error output, which some versions of the dcos CLI swallow.
+        faults.iter().for_each(|fault| say(format_args!("{fault}\n")));
     }
     if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(BAD_INPUT) }
 }

@@ -408,6 +408,14 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_lists_what_grants_prints() {
+        let readme = include_str!("../README.md");
+        for line in account_commands(&defaults().unwrap()).lines() {
+            assert!(readme.contains(line), "README.md lacks: {line}");
+        }
+    }
+
+    #[test]
     fn a_file_of_options_is_read_whole_or_refused_with_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("options.json");

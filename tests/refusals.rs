@@ -95,7 +95,7 @@ fn check_tells_before_the_installation_what_cosmos_and_the_controller_would_refu
         std::process::Command::new(env!("CARGO_BIN_EXE_private-registry")).args(["check", "--options"]).arg(&file).output().unwrap()
     };
     let said = check(r#"{"names": {"vipp": "x", "vip": "192.168.0.1"}, "registry": {"mem": 1}}"#);
-    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
     assert_eq!(said.status.code(), Some(64));
     for field in ["names.vipp", "names.vip =", "registry.mem"] {
         assert!(text.contains(field), "{text}");

@@ -84,17 +84,22 @@ impl Report {
             Some(status) => status.errors.first().cloned().unwrap_or_else(|| format!("{} on {}", words(&status.phase), status.host)),
             None => "starting, or it does not answer".to_string(),
         };
-        let rotation = wanted.ca.rotation.as_ref().map_or(String::new(), |rotation| {
-            let what = match rotation.stage {
-                Stage::Published => "the new one is made known beside it",
-                Stage::Switched => "the new one signs, and is proven before the old one goes",
-            };
-            format!(" The CA is being replaced, because {}: {what}.", rotation.reason)
-        });
+        let total = agents.len();
+        let summary = match wanted.ca.rotation.as_ref() {
+            None => format!("{trusted} of {total} agents trust the registry; the registry is {registry}."),
+            // Agents that have not got the newest bundle yet trust what is served all the same.
+            Some(rotation) => {
+                let what = match rotation.stage {
+                    Stage::Published => format!("the new one is known beside it on {trusted} of {total} agents"),
+                    Stage::Switched => "the new one signs, and the old one goes when it is proven everywhere".into(),
+                };
+                format!("The CA is being replaced, because {}: {what}; the registry is {registry}.", rotation.reason)
+            }
+        };
         let names = options.trusted_names(&plan::registry_host(observed, options)).iter().map(|name| name.name.to_string()).collect();
         Self {
             service: options.service.name.clone(),
-            summary: format!("{trusted} of {} agents trust the registry; the registry is {registry}.{rotation}", agents.len()),
+            summary,
             converged,
             refused: false,
             agents,
