@@ -75,7 +75,7 @@ impl<'a> Clients<'a> {
                 let (at, what, code) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
                 attempts += 1;
                 if code != "0" {
-                    failures.push((at.parse().unwrap(), format!("{agent} {what}: {code} {}", words.next().unwrap_or_default())));
+                    failures.push((at.parse().unwrap(), format!("{agent} {what} {code} {}", words.next().unwrap_or_default())));
                 }
             }
         }
@@ -116,7 +116,7 @@ fn nobody_notices_a_rotation(cluster: &Cluster) {
     // The registry reads its certificate when it starts: that moment alone may be seen.
     assert!(attempts > 60, "only {attempts} attempts");
     let trust: Vec<_> =
-        failures.iter().filter(|(_, said)| said.contains("x509") || said.contains("certificate") || said.contains("curl: 60")).collect();
+        failures.iter().filter(|(_, said)| said.contains("x509") || said.contains("certificate") || said.contains("curl 60")).collect();
     assert!(trust.is_empty(), "{trust:?}");
     let times: Vec<f64> = failures.iter().map(|(at, _)| *at).collect();
     let spread = times.iter().copied().fold(f64::MIN, f64::max) - times.iter().copied().fold(f64::MAX, f64::min);
@@ -153,4 +153,90 @@ fn a_lost_key_is_a_rotation_too(cluster: &Cluster) {
     cluster.wait_converged();
     assert_eq!(running(cluster), kept);
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
+}
+
+/// `POST /cosmos/service/update`, as the UI sends it when options are edited.
+fn update(cluster: &Cluster, options: &Value) {
+    let body = json!({ "appId": "/private-registry", "options": options, "replace": false }).to_string();
+    let media = |kind: &str| format!("application/vnd.dcos.service.update-{kind}+json;charset=utf-8;version=v1");
+    let (sent, wanted) = (format!("Content-Type: {}", media("request")), format!("Accept: {}", media("response")));
+    let url = format!("{ADMIN}/cosmos/service/update");
+    let argv = ["curl", "-s", "-o", "/dev/stderr", "-w", "%{http_code}", "-H", &sent, "-H", &wanted, "--data-binary", &body, &url];
+    let output = cluster.lab.exec("master", &argv).unwrap();
+    assert_eq!(output.stdout, "200", "{}", output.stderr);
+}
+
+/// Lets the node on an agent seem dead to the controller, and only to it.
+fn hide(cluster: &Cluster, agent: &str) -> String {
+    let status = cluster.get("/marathon/v2/pods/private-registry-node::status");
+    let instance = status["instances"].as_array().unwrap().iter().find(|i| i["agentHostname"] == agent).unwrap().clone();
+    let port = instance["containers"][0]["endpoints"][0]["allocatedHostPort"].as_u64().unwrap();
+    let rule = format!("INPUT ! -i lo -p tcp --dport {port} -j DROP");
+    cluster.sh_ok(agent, &format!("iptables -I {rule}"));
+    rule
+}
+
+#[test]
+fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_without_a_gap() {
+    let cluster = Cluster::start(2, 0);
+    cluster.install_and_wait(&json!({
+        "registry": { "host": HOST },
+        "exposure": { "marathon_lb": false },
+        "trust": { "rotation_deadline_seconds": 300 },
+    }));
+    let fingerprint = || cluster.status().unwrap()["ca_fingerprint"].clone();
+    let says = |what: &str| cluster.status().is_some_and(|status| status["summary"].as_str().unwrap().contains(what));
+    let certificates = |agent: &str| cluster.sh_ok(agent, "grep -c BEGIN /etc/docker/certs.d/192.168.0.1/ca.crt");
+    cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
+    let kept = running(&cluster).0;
+
+    // Interrupted: the controller is started anew while an agent has not got the new CA yet.
+    let old = fingerprint();
+    let rule = hide(&cluster, OTHER);
+    cluster.dcos_ok(&["job", "run", "private-registry.rotate"]);
+    cluster.wait("the new CA to be published", 30, || says("is known beside it") && certificates(HOST) == "2");
+    let controller = || cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["id"].clone();
+    let first = controller();
+    assert_eq!(cluster.marathon("POST", "/apps/private-registry/restart", &Value::Null).0, 200);
+    cluster.wait("another controller to go on with it", 60, || controller() != first && says("is known beside it"));
+    assert_eq!(
+        (fingerprint(), certificates(HOST).as_str()),
+        (old.clone(), "2"),
+        "nobody may switch while an agent does not know the new CA"
+    );
+    cluster.sh_ok(OTHER, &format!("iptables -D {rule}"));
+    cluster.wait("the rotation", 60, || fingerprint() != old);
+    cluster.wait_converged();
+    assert_eq!((certificates(HOST), certificates(OTHER)), ("1".to_owned(), "1".to_owned()));
+
+    // Turned back: a name is asked for, and not any more before all know the CA that may speak for it.
+    let (old, rule) = (fingerprint(), hide(&cluster, OTHER));
+    update(&cluster, &json!({ "names": { "extra": "late.example.com:8443" } }));
+    cluster.wait("the new CA to be published", 60, || says("is known beside it") && certificates(HOST) == "2");
+    update(&cluster, &json!({ "names": { "extra": "" } }));
+    cluster.wait("the new CA to be dropped", 60, || certificates(HOST) == "1");
+    cluster.sh_ok(OTHER, &format!("iptables -D {rule}"));
+    cluster.wait_converged();
+    assert_eq!((fingerprint(), certificates(OTHER)), (old, "1".to_owned()));
+
+    // A name comes, and clients of the others do not notice.
+    let clients = Clients::start(&cluster, &[HOST, OTHER]);
+    update(&cluster, &json!({ "names": { "extra": "registry.example.com:443" } }));
+    let served = "openssl s_client -connect 192.168.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -ext subjectAltName";
+    cluster.wait("the name in the certificate", 60, || cluster.sh(OTHER, served).stdout.contains("registry.example.com"));
+    cluster.wait_converged();
+    let (attempts, failures) = clients.stop();
+    let trust: Vec<_> =
+        failures.iter().filter(|(_, said)| said.contains("x509") || said.contains("certificate") || said.contains("curl 60")).collect();
+    assert!(attempts > 20 && trust.is_empty(), "{attempts} attempts: {trust:?}");
+    cluster.sh_ok(OTHER, "echo 192.168.0.1 registry.example.com >>/etc/hosts; curl -sf -o /dev/null --capath /var/lib/dcos/pki/tls/certs https://registry.example.com/v2/");
+
+    // Another VIP: it works as soon as it is there.
+    update(&cluster, &json!({ "names": { "vip": "192.168.0.9:443" } }));
+    let pulls = |agent: &str| cluster.sh(agent, "docker pull -q 192.168.0.9/base/hello:1").status.success();
+    cluster.wait("the other VIP", 90, || pulls(HOST) && pulls(OTHER));
+    cluster.wait_converged();
+    assert_eq!(running(&cluster).0, kept, "no node was replaced in all this");
+    cluster.uninstall();
+    cluster.assert_servers_answered_as_the_real_ones();
 }
