@@ -4,12 +4,12 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use lab::server::{NEWEST, Security};
 use serde_json::{Value, json};
-use support::{Cluster, Picture};
+use support::Cluster;
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";
@@ -66,7 +66,7 @@ fn task_state(cluster: &Cluster) -> Value {
 #[test]
 fn in_strict_mode_every_missing_permission_is_named_and_the_secret_store_carries_keys_and_certificates() {
     let cluster = Cluster::start_as(2, 1, NEWEST, Security::Strict);
-    let before: BTreeMap<String, Picture> = cluster.agents().into_iter().map(|agent| (agent.clone(), cluster.picture(&agent))).collect();
+    let before = cluster.pictures();
     make_account(&cluster);
     let options = json!({ "service": { "service_account": ACCOUNT, "service_account_secret": SECRET }, "registry": { "host": HOST } });
     assert!(cluster.install(&options).status.success());
@@ -97,12 +97,7 @@ fn in_strict_mode_every_missing_permission_is_named_and_the_secret_store_carries
 
     cluster.uninstall();
     assert_eq!(secrets(&cluster), [SECRET.to_owned()].into(), "only the account's own secret is left");
-    for (agent, before) in &before {
-        let without_images = |picture: &Picture| picture.clone().into_iter().filter(|(path, _)| !path.starts_with("data")).collect();
-        let (before, after): (Picture, Picture) = (without_images(before), without_images(&cluster.picture(agent)));
-        let changed: Vec<_> = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
-        assert!(changed.is_empty(), "{agent}: {changed:?}");
-    }
+    cluster.assert_as_before(&before);
     cluster.assert_servers_answered_as_the_real_ones();
 }
 

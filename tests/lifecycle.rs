@@ -4,42 +4,20 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
-use support::{ADMIN, Cluster, Picture};
+use support::Cluster;
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";
-
-/// Ids of the node pod's instances and of the registry's task: they change when something is replaced.
-fn running(cluster: &Cluster) -> (Vec<String>, String) {
-    let status = cluster.get("/marathon/v2/pods/private-registry-node::status");
-    let mut nodes: Vec<String> = status["instances"].as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap().to_owned()).collect();
-    nodes.sort();
-    let registry = cluster.get("/marathon/v2/apps/registry")["app"]["tasks"][0]["id"].as_str().unwrap().to_owned();
-    (nodes, registry)
-}
 
 fn ca(cluster: &Cluster) -> Value {
     cluster.status().unwrap()["ca_fingerprint"].clone()
 }
 
-/// `POST /cosmos/service/update`, as the UI sends it when options are edited.
-fn update(cluster: &Cluster, options: &Value) {
-    let body = json!({ "appId": "/private-registry", "options": options, "replace": false }).to_string();
-    let media = |kind: &str| format!("application/vnd.dcos.service.update-{kind}+json;charset=utf-8;version=v1");
-    let (sent, wanted) = (format!("Content-Type: {}", media("request")), format!("Accept: {}", media("response")));
-    let url = format!("{ADMIN}/cosmos/service/update");
-    let argv = ["curl", "-s", "-o", "/dev/stderr", "-w", "%{http_code}", "-H", &sent, "-H", &wanted, "--data-binary", &body, &url];
-    let output = cluster.lab.exec("master", &argv).unwrap();
-    assert_eq!(output.stdout, "200", "{}", output.stderr);
-}
-
 #[test]
 fn updates_a_lost_controller_and_a_second_instance_disturb_nothing() {
     let cluster = Cluster::start(2, 1);
-    let before: BTreeMap<String, _> = cluster.agents().into_iter().map(|agent| (agent.clone(), cluster.picture(&agent))).collect();
+    let before = cluster.pictures();
     let options = json!({ "registry": { "host": HOST }, "names": { "external_host": "192.168.1.50" } });
     cluster.install_and_wait(&options);
     cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
@@ -49,24 +27,13 @@ fn updates_a_lost_controller_and_a_second_instance_disturb_nothing() {
     a_second_instance_in_a_group_lives_beside_and_leaves_the_first_one_alone(&cluster);
 
     cluster.uninstall();
-    every_agent_is_as_it_was(&cluster, &before);
+    cluster.assert_as_before(&before);
     what_an_app_deleted_behind_cosmos_leaves_is_removed_by_the_job(&cluster, &options);
-    every_agent_is_as_it_was(&cluster, &before);
+    cluster.assert_as_before(&before);
     the_job_removes_a_service_with_its_controller(&cluster, &options);
-    every_agent_is_as_it_was(&cluster, &before);
+    cluster.assert_as_before(&before);
     a_reinstallation_finds_the_images_and_can_be_told_to_take_them_along_in_the_end(&cluster, &options);
     cluster.assert_servers_answered_as_the_real_ones();
-}
-
-/// But for the images, which an uninstall keeps.
-fn every_agent_is_as_it_was(cluster: &Cluster, before: &BTreeMap<String, Picture>) {
-    for (agent, before) in before {
-        let without_images = |picture: &Picture| picture.clone().into_iter().filter(|(path, _)| !path.starts_with("data")).collect();
-        let (before, after): (Picture, Picture) = (without_images(before), without_images(&cluster.picture(agent)));
-        let changed: Vec<_> = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
-        assert!(changed.is_empty(), "{agent}: {changed:?}");
-        assert_eq!(cluster.sysctl(agent), "0", "{agent}");
-    }
 }
 
 fn nothing_is_left(cluster: &Cluster) -> bool {
@@ -91,30 +58,30 @@ fn the_job_removes_a_service_with_its_controller(cluster: &Cluster, options: &Va
 }
 
 fn a_further_name_is_spread_without_replacing_anything(cluster: &Cluster) {
-    let (nodes, registry) = running(cluster);
-    update(cluster, &json!({ "names": { "extra": "registry.example.com:8443" } }));
+    let (nodes, registry) = cluster.running();
+    cluster.update(&json!({ "names": { "extra": "registry.example.com:8443" } }));
     let spread = |agent: &String| cluster.sh(agent, "cat /etc/docker/certs.d/registry.example.com:8443/ca.crt").status.success();
     cluster.wait("the new name on every agent", 60, || cluster.agents().iter().all(spread));
     cluster.wait_converged();
-    assert_eq!(running(cluster), (nodes, registry), "an update of a name must not replace a node or the registry");
+    assert_eq!(cluster.running(), (nodes, registry), "an update of a name must not replace a node or the registry");
     let served = "openssl s_client -connect 192.168.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -ext subjectAltName";
     cluster.wait("the name in the certificate", 30, || cluster.sh(OTHER, served).stdout.contains("registry.example.com"));
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
 }
 
 fn a_controller_that_was_deleted_is_adopted_by_a_reinstallation(cluster: &Cluster, options: &Value) {
-    let (kept, trusted) = (running(cluster), ca(cluster));
+    let (kept, trusted) = (cluster.running(), ca(cluster));
     assert_eq!(cluster.marathon("DELETE", "/apps/private-registry", &Value::Null).0, 200);
     cluster.wait("its end", 30, || cluster.status().is_none() && cluster.is_calm());
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
     let mut options = options.clone();
     options["names"]["extra"] = json!("registry.example.com:8443");
     cluster.install_and_wait(&options);
-    assert_eq!((running(cluster), ca(cluster)), (kept, trusted));
+    assert_eq!((cluster.running(), ca(cluster)), (kept, trusted));
 }
 
 fn a_second_instance_in_a_group_lives_beside_and_leaves_the_first_one_alone(cluster: &Cluster) {
-    let first = running(cluster);
+    let first = cluster.running();
     let options = json!({
         "service": { "name": "infra/images", "host": OTHER },
         "registry": { "name": "image-store", "host": OTHER, "storage_path": "/data/images" },
@@ -124,7 +91,7 @@ fn a_second_instance_in_a_group_lives_beside_and_leaves_the_first_one_alone(clus
     assert!(cluster.install(&options).status.success());
     let state = |name: &str| cluster.dcos(&["private-registry", "status", "--name", name]).status.success();
     cluster.wait("the second instance", 90, || state("infra/images"));
-    assert_eq!(running(cluster), first);
+    assert_eq!(cluster.running(), first);
     for agent in cluster.agents() {
         for vip in ["192.168.0.1", "192.168.0.2"] {
             cluster.sh_ok(&agent, &format!("/opt/mesosphere/bin/curl -sf -o /dev/null https://{vip}/v2/"));
@@ -148,7 +115,7 @@ fn a_second_instance_in_a_group_lives_beside_and_leaves_the_first_one_alone(clus
         assert_eq!(cluster.sysctl(&agent), "1", "{agent}: the first instance still wants it");
     }
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
-    assert_eq!(running(cluster), first);
+    assert_eq!(cluster.running(), first);
 }
 
 /// On open DC/OS a new version comes by uninstalling and installing again.

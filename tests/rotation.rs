@@ -32,14 +32,6 @@ while [ ! -e /tmp/stop ]; do
 done
 "#;
 
-fn running(cluster: &Cluster) -> (Vec<String>, String) {
-    let status = cluster.get("/marathon/v2/pods/private-registry-node::status");
-    let mut nodes: Vec<String> = status["instances"].as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap().to_owned()).collect();
-    nodes.sort();
-    let registry = cluster.get("/marathon/v2/apps/registry")["app"]["tasks"][0]["id"].as_str().unwrap().to_owned();
-    (nodes, registry)
-}
-
 struct Clients<'a> {
     cluster: &'a Cluster,
     agents: Vec<String>,
@@ -100,7 +92,7 @@ fn a_ca_is_replaced_without_a_gap_and_an_agent_that_was_away_goes_on_pulling() {
 }
 
 fn nobody_notices_a_rotation(cluster: &Cluster) {
-    let (kept, old) = (running(cluster), cluster.status().unwrap()["ca_fingerprint"].clone());
+    let (kept, old) = (cluster.running(), cluster.status().unwrap()["ca_fingerprint"].clone());
     let clients = Clients::start(cluster, &[HOST, OTHER, AWAY, "192.168.1.50"]);
     std::thread::sleep(Duration::from_secs(2));
     let said = cluster.dcos_ok(&["private-registry", "rotate"]);
@@ -108,7 +100,7 @@ fn nobody_notices_a_rotation(cluster: &Cluster) {
     std::thread::sleep(Duration::from_secs(2));
     let (attempts, failures) = clients.stop();
     assert_ne!(cluster.status().unwrap()["ca_fingerprint"], old);
-    assert_eq!(running(cluster), kept, "a rotation must not replace a node or the registry's task");
+    assert_eq!(cluster.running(), kept, "a rotation must not replace a node or the registry's task");
     for agent in cluster.agents() {
         let stored = cluster.sh_ok(&agent, "grep -c BEGIN /etc/docker/certs.d/192.168.0.1/ca.crt");
         assert_eq!(stored, "1", "{agent} still trusts the old CA");
@@ -145,25 +137,14 @@ fn an_agent_that_was_away_pulls_before_it_is_told_and_is_told(cluster: &Cluster)
 }
 
 fn a_lost_key_is_a_rotation_too(cluster: &Cluster) {
-    let (served, kept) = (cluster.sh_ok(OTHER, SERVED), running(cluster));
+    let (served, kept) = (cluster.sh_ok(OTHER, SERVED), cluster.running());
     let home = cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["host"].as_str().unwrap().to_owned();
     cluster.sh_ok(&home, "rm /var/lib/private-registry/private-registry/controller/ca.pem");
     assert_eq!(cluster.marathon("POST", "/apps/private-registry/restart", &Value::Null).0, 200);
     cluster.wait("another CA to be served", 60, || cluster.sh(OTHER, SERVED).stdout.trim() != served);
     cluster.wait_converged();
-    assert_eq!(running(cluster), kept);
+    assert_eq!(cluster.running(), kept);
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
-}
-
-/// `POST /cosmos/service/update`, as the UI sends it when options are edited.
-fn update(cluster: &Cluster, options: &Value) {
-    let body = json!({ "appId": "/private-registry", "options": options, "replace": false }).to_string();
-    let media = |kind: &str| format!("application/vnd.dcos.service.update-{kind}+json;charset=utf-8;version=v1");
-    let (sent, wanted) = (format!("Content-Type: {}", media("request")), format!("Accept: {}", media("response")));
-    let url = format!("{ADMIN}/cosmos/service/update");
-    let argv = ["curl", "-s", "-o", "/dev/stderr", "-w", "%{http_code}", "-H", &sent, "-H", &wanted, "--data-binary", &body, &url];
-    let output = cluster.lab.exec("master", &argv).unwrap();
-    assert_eq!(output.stdout, "200", "{}", output.stderr);
 }
 
 /// Lets the node on an agent seem dead to the controller, and only to it.
@@ -188,7 +169,7 @@ fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_with
     let says = |what: &str| cluster.status().is_some_and(|status| status["summary"].as_str().unwrap().contains(what));
     let certificates = |agent: &str| cluster.sh_ok(agent, "grep -c BEGIN /etc/docker/certs.d/192.168.0.1/ca.crt");
     cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
-    let kept = running(&cluster).0;
+    let kept = cluster.running().0;
 
     // Interrupted: the controller is started anew while an agent has not got the new CA yet.
     let old = fingerprint();
@@ -211,9 +192,9 @@ fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_with
 
     // Turned back: a name is asked for, and not any more before all know the CA that may speak for it.
     let (old, rule) = (fingerprint(), hide(&cluster, OTHER));
-    update(&cluster, &json!({ "names": { "extra": "late.example.com:8443" } }));
+    cluster.update(&json!({ "names": { "extra": "late.example.com:8443" } }));
     cluster.wait("the new CA to be published", 60, || says("is known beside it") && certificates(HOST) == "2");
-    update(&cluster, &json!({ "names": { "extra": "" } }));
+    cluster.update(&json!({ "names": { "extra": "" } }));
     cluster.wait("the new CA to be dropped", 60, || certificates(HOST) == "1");
     cluster.sh_ok(OTHER, &format!("iptables -D {rule}"));
     cluster.wait_converged();
@@ -221,7 +202,7 @@ fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_with
 
     // A name comes, and clients of the others do not notice.
     let clients = Clients::start(&cluster, &[HOST, OTHER]);
-    update(&cluster, &json!({ "names": { "extra": "registry.example.com:443" } }));
+    cluster.update(&json!({ "names": { "extra": "registry.example.com:443" } }));
     let served = "openssl s_client -connect 192.168.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -ext subjectAltName";
     cluster.wait("the name in the certificate", 60, || cluster.sh(OTHER, served).stdout.contains("registry.example.com"));
     cluster.wait_converged();
@@ -232,11 +213,11 @@ fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_with
     cluster.sh_ok(OTHER, "echo 192.168.0.1 registry.example.com >>/etc/hosts; curl -sf -o /dev/null --capath /var/lib/dcos/pki/tls/certs https://registry.example.com/v2/");
 
     // Another VIP: it works as soon as it is there.
-    update(&cluster, &json!({ "names": { "vip": "192.168.0.9:443" } }));
+    cluster.update(&json!({ "names": { "vip": "192.168.0.9:443" } }));
     let pulls = |agent: &str| cluster.sh(agent, "docker pull -q 192.168.0.9/base/hello:1").status.success();
     cluster.wait("the other VIP", 90, || pulls(HOST) && pulls(OTHER));
     cluster.wait_converged();
-    assert_eq!(running(&cluster).0, kept, "no node was replaced in all this");
+    assert_eq!(cluster.running().0, kept, "no node was replaced in all this");
     cluster.uninstall();
     cluster.assert_servers_answered_as_the_real_ones();
 }

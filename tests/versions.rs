@@ -4,12 +4,12 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use lab::host::AgentRole;
 use lab::server::{NEWEST, Pose};
 use serde_json::{Value, json};
-use support::{Cluster, Picture};
+use support::Cluster;
 
 /// Hosts of a pod's instances, one entry an instance.
 fn hosts(cluster: &Cluster, pod: &str) -> Vec<String> {
@@ -19,7 +19,7 @@ fn hosts(cluster: &Cluster, pod: &str) -> Vec<String> {
 
 /// What every version must come to: all agents are trusted, one that joins as well, and nothing is left in the end.
 fn a_whole_life(cluster: &Cluster, joining: &Value) {
-    let before: BTreeMap<String, Picture> = cluster.agents().into_iter().map(|agent| (agent.clone(), cluster.picture(&agent))).collect();
+    let before = cluster.pictures();
     cluster.install_and_wait(&json!({ "registry": { "host": "192.168.1.80" }, "exposure": { "marathon_lb": false } }));
     let new = cluster.lab.control("POST", "/agents", Some(joining)).unwrap()["ip"].as_str().unwrap().to_owned();
     cluster.wait("the new agent to be trusted", 60, || cluster.agent_state(&new).is_some_and(|(state, _)| state == "trusted"));
@@ -27,14 +27,7 @@ fn a_whole_life(cluster: &Cluster, joining: &Value) {
     cluster.sh_ok("192.168.1.80", pull);
     cluster.sh_ok(&new, "docker pull -q 192.168.0.1/a/b:1");
     cluster.uninstall();
-    for (agent, before) in &before {
-        let strip = |picture: &Picture| -> Picture {
-            picture.iter().filter(|(path, _)| !path.starts_with("data")).map(|(path, state)| (path.clone(), state.clone())).collect()
-        };
-        let (before, after) = (strip(before), strip(&cluster.picture(agent)));
-        let changed: BTreeSet<_> = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
-        assert!(changed.is_empty(), "{agent}: {changed:?}");
-    }
+    cluster.assert_as_before(&before);
     cluster.assert_servers_answered_as_the_real_ones();
 }
 

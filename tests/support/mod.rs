@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // each test file uses its own part
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -235,6 +235,42 @@ impl Cluster {
         let volatile = ["var/lib/docker/", "var/lib/mesos/", "run/", "tmp/", "root/", "var/run", "var/cache", "etc/docker/key.json"];
         picture.retain(|path, _| !volatile.iter().any(|prefix| path.starts_with(prefix.trim_end_matches('/'))));
         picture
+    }
+
+    /// All agents' disks.
+    pub(crate) fn pictures(&self) -> BTreeMap<String, Picture> {
+        self.agents().into_iter().map(|agent| (agent.clone(), self.picture(&agent))).collect()
+    }
+
+    /// Fails unless these agents are as they were then, but for the images, which an uninstall keeps.
+    pub(crate) fn assert_as_before(&self, before: &BTreeMap<String, Picture>) {
+        for (agent, before) in before {
+            let without_images = |picture: &Picture| picture.clone().into_iter().filter(|(path, _)| !path.starts_with("data")).collect();
+            let (before, after): (Picture, Picture) = (without_images(before), without_images(&self.picture(agent)));
+            let changed: BTreeSet<_> = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
+            assert!(changed.is_empty(), "{agent}: {changed:?}");
+            assert_eq!(self.sysctl(agent), "0", "{agent}");
+        }
+    }
+
+    /// Ids of the node pod's instances and of the registry's task: they change when something is replaced.
+    pub(crate) fn running(&self) -> (Vec<String>, String) {
+        let status = self.get("/marathon/v2/pods/private-registry-node::status");
+        let mut nodes: Vec<String> = status["instances"].as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap().to_owned()).collect();
+        nodes.sort();
+        let registry = self.get("/marathon/v2/apps/registry")["app"]["tasks"][0]["id"].as_str().unwrap().to_owned();
+        (nodes, registry)
+    }
+
+    /// `POST /cosmos/service/update`, as the UI sends it when options are edited.
+    pub(crate) fn update(&self, options: &Value) {
+        let body = json!({ "appId": "/private-registry", "options": options, "replace": false }).to_string();
+        let media = |kind: &str| format!("application/vnd.dcos.service.update-{kind}+json;charset=utf-8;version=v1");
+        let (sent, wanted) = (format!("Content-Type: {}", media("request")), format!("Accept: {}", media("response")));
+        let url = format!("{ADMIN}/cosmos/service/update");
+        let argv = ["curl", "-s", "-o", "/dev/stderr", "-w", "%{http_code}", "-H", &sent, "-H", &wanted, "--data-binary", &body, &url];
+        let output = self.lab.exec("master", &argv).unwrap();
+        assert_eq!(output.stdout, "200", "{}", output.stderr);
     }
 
     /// `net.netfilter.nf_conntrack_tcp_be_liberal`.
