@@ -43,7 +43,7 @@ const POD_KEYS: &[(&str, [u32; 3])] = &[
 pub(super) fn app(body: &[u8], is_new: bool, pose: &Pose, read: impl FnOnce(&[u8]) -> Result<Stored, Answer>) -> Result<Stored, Answer> {
     let (mut body, dropped) = known(body, Kind::App, pose);
     if pose.has_apps_of_1_4() {
-        body = app_of_1_4(&body, is_new)?;
+        body = app_of_1_4(&body, is_new, pose.unreachable_default() == (0, 0))?;
     }
     let mut stored = read(&body).map_err(|refused| if pose.has_apps_of_1_4() { reworded(refused, Kind::App, &body) } else { refused })?;
     if pose.has_apps_of_1_4() {
@@ -118,7 +118,7 @@ fn faulty(status: u16, path: &str, text: &str) -> Answer {
 ///
 /// # Errors
 /// What only 1.4 refuses, or refuses in another way.
-fn app_of_1_4(body: &[u8], is_new: bool) -> Result<Vec<u8>, Answer> {
+fn app_of_1_4(body: &[u8], is_new: bool, may_be_given_up_at_once: bool) -> Result<Vec<u8>, Answer> {
     let Ok(mut value) = serde_json::from_slice::<Value>(body) else { return Ok(body.to_vec()) };
     let Some(fields) = value.as_object_mut() else { return Ok(body.to_vec()) };
     let given = |fields: &Map<String, Value>, name: &str| fields.get(name).is_some_and(|value| !value.is_null());
@@ -148,7 +148,9 @@ fn app_of_1_4(body: &[u8], is_new: bool) -> Result<Vec<u8>, Answer> {
     if container["type"] == "MESOS" && !is_empty(&container["docker"]["portMappings"]) && container["docker"]["portMappings"].is_array() {
         return Err(faulty(422, "/container/docker/portMappings", "Mesos Containerizer does not support portMappings"));
     }
-    unreachable_of_1_4(&fields.get("unreachableStrategy").cloned().unwrap_or_default(), "/unreachableStrategy")?;
+    if !may_be_given_up_at_once {
+        unreachable_of_1_4(&fields.get("unreachableStrategy").cloned().unwrap_or_default(), "/unreachableStrategy")?;
+    }
     fields.shift_remove("storeUrls");
     if let Some(docker) = fields.get_mut("container").and_then(|container| container.get_mut("docker")?.as_object_mut()) {
         docker.shift_remove("credential");
@@ -160,7 +162,7 @@ fn app_of_1_4(body: &[u8], is_new: bool) -> Result<Vec<u8>, Answer> {
     Ok(value.to_string().into_bytes())
 }
 
-/// Apps want a second at least; pods do not care.
+/// Apps want a second at least as long as that is far from the default (before 1.4.6); pods do not care.
 fn unreachable_of_1_4(strategy: &Value, path: &str) -> Result<(), Answer> {
     let (Some(inactive), Some(expunge)) = (strategy["inactiveAfterSeconds"].as_i64(), strategy["expungeAfterSeconds"].as_i64()) else {
         return Ok(());
