@@ -75,7 +75,6 @@ fn jenkins(registry: &str) -> String {
          \x20 type: \"DOCKER\"\n\
          \x20 dockerImage: \"{registry}/jenkins-agent:1\"\n\
          \x20 dockerPrivilegedMode: true\n\
-         \x20 networking: \"HOST\"\n\
          \x20 volumes:\n\
          \x20   - hostPath: \"{TRUST}\"\n\
          \x20     containerPath: \"{TRUST}\"\n\
