@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 
 use lab::ExecOutput;
 use serde_json::json;
@@ -25,10 +26,7 @@ const PUSH: &str = "echo hello >/hello && tar -cf - /hello 2>/dev/null | docker 
 #[test]
 fn a_docker_in_a_container_trusts_the_registry_by_the_hosts_folder_and_goes_on_through_rotations() {
     let cluster = Cluster::start(2, 0);
-    let archive = cluster.lab.path().join("agents").join(OTHER).join("root/tmp/docker-in-docker.tar");
-    let made = made("target/images/docker-in-docker.tar");
-    fs::hard_link(&made, &archive).or_else(|_| fs::copy(&made, &archive).map(drop)).unwrap();
-    cluster.sh_ok(OTHER, "docker load --quiet --input /tmp/docker-in-docker.tar");
+    load(&cluster, &made("target/images/docker-in-docker.tar"));
     cluster.install_and_wait(&json!({ "registry": { "host": HOST } }));
     cluster.sh_ok(HOST, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
     for (name, mounts) in [("by-folder", FOLDER), ("by-file", FILE), ("without", "")] {
@@ -74,6 +72,33 @@ fn the_folder_follows_rotations_and_a_file_does_not(cluster: &Cluster) {
     let stale = inside(cluster, "by-file", PUSH);
     assert!(!stale.status.success() && stale.stderr.contains("x509"), "{}{}", stale.stdout, stale.stderr);
     assert_eq!(self::life(cluster), life, "the inner dockerd was restarted");
+}
+
+#[test]
+fn an_agent_of_jenkins_builds_and_pushes_with_a_docker_of_its_own() {
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/images/jenkins-agent.tar");
+    if !archive.exists() {
+        println!("the agent of Jenkins is left out: `ci/images jenkins-agent` has not made it");
+        return;
+    }
+    let cluster = Cluster::start(2, 0);
+    load(&cluster, &archive);
+    cluster.install_and_wait(&json!({ "registry": { "host": HOST } }));
+    // The Mesos plugin gives the container a command; here it ends as a job's shell step would.
+    let job = format!("java -version && git --version && {PUSH}");
+    let output =
+        cluster.lab.exec(OTHER, &["sh", "-c", &format!("docker run --rm {} {FOLDER} jenkins-agent:1 sh -c '{job}'", privileged())]);
+    let output = output.unwrap();
+    assert!(output.status.success() && output.stdout.contains("git version"), "{}{}", output.stdout, output.stderr);
+    cluster.sh_ok(HOST, "docker pull -q 192.168.0.1/inner/file:1");
+    cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// Gives an image to the docker of the agent.
+fn load(cluster: &Cluster, archive: &Path) {
+    let there = cluster.lab.path().join("agents").join(OTHER).join("root/tmp/image.tar");
+    fs::hard_link(archive, &there).or_else(|_| fs::copy(archive, &there).map(drop)).unwrap();
+    cluster.sh_ok(OTHER, "docker load --quiet --input /tmp/image.tar");
 }
 
 /// A running container with a dockerd of its own.
