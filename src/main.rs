@@ -84,7 +84,7 @@ enum Role {
         #[arg(long, conflicts_with = "client")]
         json: bool,
     },
-    /// Print what is pasted where the registry is to be used: in an app, or where a docker runs inside a container
+    /// Print what to paste where the registry is used: in apps, or in dockers inside containers
     Snippet {
         /// Where it is pasted
         #[arg(long = "for", value_enum)]

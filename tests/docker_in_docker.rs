@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use lab::ExecOutput;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Cluster, made};
 
 const HOST: &str = "192.168.1.80";
@@ -29,6 +29,7 @@ fn a_docker_in_a_container_trusts_the_registry_by_the_hosts_folder_and_goes_on_t
     load(&cluster, &made("target/images/docker-in-docker.tar"));
     cluster.install_and_wait(&json!({ "registry": { "host": HOST } }));
     cluster.sh_ok(HOST, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
+    snippets_are_taken_as_they_are(&cluster);
     for (name, mounts) in [("by-folder", FOLDER), ("by-file", FILE), ("without", "")] {
         start(&cluster, name, mounts);
     }
@@ -36,6 +37,24 @@ fn a_docker_in_a_container_trusts_the_registry_by_the_hosts_folder_and_goes_on_t
     what_it_builds_is_pulled_elsewhere(&cluster);
     the_folder_follows_rotations_and_a_file_does_not(&cluster);
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+fn snippets_are_taken_as_they_are(cluster: &Cluster) {
+    let printed = |place: &str| cluster.dcos_ok(&["private-registry", "snippet", "--for", place]);
+    let app: Value = serde_json::from_str(&printed("marathon-app")).unwrap();
+    let image = app["container"]["docker"]["image"].as_str().unwrap();
+    cluster.sh_ok(HOST, &format!("docker tag canary:1 {image} && docker push -q {image} && docker rmi {image}"));
+    let (code, said) = cluster.marathon("POST", "/apps", &app);
+    assert_eq!(code, 201, "{said}");
+    cluster.wait("the app of the snippet", 30, || cluster.get("/marathon/v2/apps/app")["app"]["tasksRunning"] == 1);
+    assert_eq!(cluster.marathon("DELETE", "/apps/app", &Value::Null).0, 200);
+    // It is run below; what Marathon starts is privileged in a way that not every machine allows.
+    let mut app: Value = serde_json::from_str(&printed("docker-in-docker")).unwrap();
+    app["instances"] = json!(0);
+    let (code, said) = cluster.marathon("POST", "/apps", &app);
+    assert_eq!(code, 201, "{said}");
+    assert_eq!(cluster.marathon("DELETE", "/apps/docker-in-docker", &Value::Null).0, 200);
+    assert!(printed("jenkins").contains("192.168.0.1/jenkins-agent:1") && printed("gitlab-runner").contains("[[runners]]"));
 }
 
 fn without_the_folder_it_is_refused(cluster: &Cluster) {

@@ -155,6 +155,18 @@ mod tests {
         assert_eq!(value("runners.docker.services", "name"), "192.168.0.1/docker-in-docker:1");
     }
 
+    /// docker/README.md shows the snippets of a service with the usual names.
+    #[test]
+    fn the_documentation_shows_what_is_printed() {
+        let text = include_str!("../../docker/README.md");
+        let block = |language: &str| text.split_once(&format!("```{language}\n")).unwrap().1.split_once("```").unwrap().0;
+        let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(json(block("json")), json(&snippet(Snippet::DockerInDocker, &report()).unwrap()));
+        assert_eq!(block("toml"), snippet(Snippet::GitlabRunner, &report()).unwrap());
+        let uncommented = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(uncommented(block("yaml")), uncommented(&snippet(Snippet::Jenkins, &report()).unwrap()));
+    }
+
     #[test]
     fn jenkins_gets_the_mount_in_both_plugins() {
         let text = snippet(Snippet::Jenkins, &report()).unwrap();
