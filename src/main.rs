@@ -14,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use private_registry::controller::{self, Report, Setting};
 use private_registry::host_paths::HostRoot;
 use private_registry::node::{self, NodeConfig};
-use private_registry::operator::{self, Access, Client, OperatorError, Order, Service, Target};
+use private_registry::operator::{self, Access, Client, OperatorError, Order, Service, Snippet, Target};
 use private_registry::options::Fault;
 use private_registry::registry::{self, RegistryConfig};
 use private_registry::{dcos, init};
@@ -83,6 +83,12 @@ enum Role {
         /// Print {"ca": …, "fingerprint": …, "names": […]}
         #[arg(long, conflicts_with = "client")]
         json: bool,
+    },
+    /// Print what to paste where the registry is used: in apps, or in dockers inside containers
+    Snippet {
+        /// Where it is pasted
+        #[arg(long = "for", value_enum)]
+        place: Snippet,
     },
     /// Print what a task of the service wrote
     Logs {
@@ -199,6 +205,15 @@ fn main() -> ExitCode {
                 eprintln!("{COMMAND}: there is no CA yet: {}", report.summary);
             }
             Ok(if report.ca.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }),
+        Role::Snippet { place } => ask(&name, async move |service: Service| {
+            let report = service.report().await?;
+            let Some(text) = operator::snippet(place, &report) else {
+                eprintln!("{COMMAND}: the registry has no names yet: {}", report.summary);
+                return Ok(ExitCode::FAILURE);
+            };
+            say(text);
+            Ok(ExitCode::SUCCESS)
         }),
         Role::Logs { target, lines, follow, json } => ask(&name, async move |service: Service| {
             let mut printer = Printer::default();

@@ -4,6 +4,7 @@
 //! `/v1/status`; orders are runs of the Metronome jobs, so that the platform's permissions decide.
 
 mod logs;
+pub(crate) mod snippets;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use crate::options::{Faults, Options};
 use crate::secret::Secret;
 
 pub use logs::{Logs, Target};
+pub use snippets::{Snippet, snippet};
 
 /// Between two looks while something is followed.
 const PAUSE: Duration = Duration::from_secs(1);
