@@ -8,6 +8,7 @@ mod config;
 mod converge;
 pub(crate) mod files;
 mod http;
+mod insecure;
 mod manifest;
 mod orders;
 mod pass;
