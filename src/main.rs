@@ -363,7 +363,10 @@ fn restore(service: &str) -> ExitCode {
 fn check(path: PathBuf, json: bool) -> ExitCode {
     let shown = path.display().to_string();
     let faults = match operator::check(path) {
-        Ok(Ok(_)) => Vec::new(),
+        Ok(Ok(options)) => {
+            options.warnings().iter().for_each(|warning| eprintln!("warning: security.mode: {warning}"));
+            Vec::new()
+        }
         Ok(Err(faults)) => faults.0,
         Err(error) => {
             eprintln!("private-registry: {error}");
