@@ -11,7 +11,7 @@ const PRIVATE: &str = "192.168.1.80";
 const REFUSED: &str = "192.168.1.81";
 const PUBLIC: &str = "192.168.1.50";
 const VIP: &str = "192.168.0.1:443";
-const NAMED_VIP: &str = "registry.marathon.l4lb.thisdcos.directory:443";
+const NAMED_VIP: &str = "registry.marathon.l4lb.thisdcos.directory:5000";
 /// Laid out so that no program would write it like this.
 const FOREIGN: &str =
     "{ \"log-level\":\"info\",\n\"insecure-registries\" : [ \"other.example:5000\" ]\n\n  ,\"max-concurrent-downloads\": 4}";
@@ -64,8 +64,7 @@ fn without_tls_docker_is_told_on_every_agent_and_forgets_it_at_the_end() {
     cluster.lab.die(REFUSED).unwrap();
     cluster.lab.revive(REFUSED, false).unwrap();
     for agent in [PRIVATE, PUBLIC, REFUSED] {
-        cluster
-            .sh_ok(agent, "docker run -d --name bystander --entrypoint sleep canary:1 100000 || docker run -d --name bystander canary:1");
+        cluster.sh_ok(agent, "docker run -d --name bystander canary:1");
     }
     let agents = [PRIVATE, PUBLIC, REFUSED];
     let before = agents.map(|agent| (untouched(&cluster, agent), daemon_json(&cluster, agent), insecure_names(&cluster, agent)));

@@ -200,3 +200,206 @@ fn union(one: &Entries, other: &Entries) -> Entries {
 fn text_of(error: FileError) -> String {
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
+    use std::path::{Path, PathBuf};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const FILE: &str = "etc/docker/daemon.json";
+    const OURS: &str = "192.168.0.1:443";
+
+    /// A host with a docker daemon that treats its `daemon.json` as the real one does.
+    struct TestHost {
+        dir: tempfile::TempDir,
+        root: HostRoot,
+    }
+
+    impl TestHost {
+        /// `deaf`: the daemon does not take what it is to read.
+        fn new(file: Option<&str>, deaf: bool) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for path in ["etc/docker", "usr/bin", "var/run", "var/lib/private-registry"] {
+                fs::create_dir_all(dir.path().join(path)).unwrap();
+            }
+            if let Some(text) = file {
+                fs::write(dir.path().join(FILE), text).unwrap();
+            }
+            let host = Self { root: HostRoot::at(dir.path()), dir };
+            host.unit("dockerd -H fd://");
+            let listener = UnixListener::bind(host.root.docker_socket()).unwrap();
+            let path = host.dir.path().to_path_buf();
+            let mut live = listed(&path).unwrap_or_default();
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    let told = fs::remove_file(path.join("told")).is_ok();
+                    // A list that is not there changes nothing: what was listed before stays in force.
+                    if let Some(list) = listed(&path).filter(|_| told && !deaf) {
+                        live = list;
+                    }
+                    let mut question = [0; 64];
+                    let _ = stream.read(&mut question).unwrap();
+                    let configs: serde_json::Map<String, Value> =
+                        live.iter().map(|name| (name.clone(), json!({ "Secure": false }))).collect();
+                    let info = json!({ "RegistryConfig": { "IndexConfigs": configs, "InsecureRegistryCIDRs": ["127.0.0.0/8"] } });
+                    write!(stream, "HTTP/1.0 200 OK\r\n\r\n{info}").unwrap();
+                }
+            });
+            host
+        }
+
+        /// Installs a systemctl that shows this command line.
+        fn unit(&self, line: &str) {
+            let (program, dir) = (self.dir.path().join("usr/bin/systemctl"), self.dir.path().display());
+            let script = format!(
+                "#!/bin/sh\ncase $1 in reload) echo >>{dir}/reloads; touch {dir}/told;; *) echo 'ExecStart={{ argv[]={line} }}';; esac\n"
+            );
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+
+        fn settle(&self, service: &str, wanted: &[&str]) -> Result<bool, String> {
+            self.settle_again(service, wanted, &LastRefusal::default())
+        }
+
+        fn settle_again(&self, service: &str, wanted: &[&str], last_refusal: &LastRefusal) -> Result<bool, String> {
+            let files = HostFiles::open(&self.root, service).unwrap();
+            let mut state = HostState::load(&files, &self.root).unwrap();
+            let wanted = wanted.iter().map(|entry| (*entry).to_string()).collect();
+            let list = InsecureList { files: &files, root: &self.root, service, last_refusal };
+            let settled = list.settle(&mut state, &wanted);
+            state.save(&files, &self.root).unwrap();
+            settled
+        }
+
+        fn file(&self) -> Option<String> {
+            fs::read_to_string(self.dir.path().join(FILE)).ok()
+        }
+
+        fn live(&self) -> Vec<String> {
+            let insecure = Daemon { root: &self.root }.insecure().unwrap().unwrap();
+            [OURS, "b.example:5000", "theirs:1"].into_iter().filter(|name| insecure.has_entry(name)).map(String::from).collect()
+        }
+
+        fn reloads(&self) -> usize {
+            fs::read_to_string(self.dir.path().join("reloads")).map_or(0, |text| text.lines().count())
+        }
+
+        fn claims(&self) -> Option<DockerClaims> {
+            let files = HostFiles::open(&self.root, "x").unwrap();
+            HostState::load(&files, &self.root).unwrap().docker
+        }
+    }
+
+    fn listed(dir: &Path) -> Option<Vec<String>> {
+        let json: Value = serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()?;
+        serde_json::from_value(json.get("insecure-registries")?.clone()).ok()
+    }
+
+    #[test]
+    fn docker_is_told_once_and_forgets_it_before_the_file_is_as_it_was() {
+        for before in [None, Some("{\"debug\" : true}"), Some("{}"), Some("{\"insecure-registries\":[\"theirs:1\"]}")] {
+            let host = TestHost::new(before, false);
+            let foreign = host.live();
+            assert_eq!(host.settle("a", &[OURS]), Ok(true), "{before:?}");
+            assert_eq!(host.settle("a", &[OURS]), Ok(false));
+            assert_eq!((host.live().contains(&OURS.to_string()), host.reloads()), (true, 1));
+            host.settle("a", &[]).unwrap();
+            assert_eq!((host.file().as_deref(), host.live(), host.claims()), (before, foreign, None));
+            assert_eq!(host.settle("a", &[]), Ok(false));
+        }
+    }
+
+    #[test]
+    fn mode_and_owner_of_the_file_stay() {
+        let host = TestHost::new(Some("{}"), false);
+        let path = host.dir.path().join(FILE);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let owner = fs::metadata(&path).unwrap().uid();
+        host.settle("a", &[OURS]).unwrap();
+        let meta = fs::metadata(&path).unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.uid()), (0o600, owner));
+    }
+
+    #[test]
+    fn two_services_share_the_file_and_an_entry_leaves_with_the_last_claim() {
+        let host = TestHost::new(None, false);
+        host.settle("a", &[OURS]).unwrap();
+        host.settle("b", &[OURS, "b.example:5000"]).unwrap();
+        host.settle("a", &[]).unwrap();
+        assert_eq!(host.live(), [OURS, "b.example:5000"]);
+        host.settle("b", &["b.example:5000"]).unwrap();
+        assert_eq!(host.live(), ["b.example:5000"]);
+        host.settle("b", &[]).unwrap();
+        assert_eq!((host.file(), host.live()), (None, vec![]));
+    }
+
+    #[test]
+    fn an_entry_of_ours_comes_back_and_one_of_somebody_else_is_never_ours() {
+        let host = TestHost::new(Some(r#"{"insecure-registries":["192.168.0.1:443"]}"#), false);
+        assert_eq!(host.settle("a", &[OURS, "127.0.0.1:5000"]), Ok(false), "docker has both already");
+        assert_eq!(host.claims(), None);
+        host.settle("a", &[OURS, "b.example:5000"]).unwrap();
+        fs::write(host.dir.path().join(FILE), r#"{"insecure-registries":["192.168.0.1:443"], "debug": true}"#).unwrap();
+        assert_eq!(host.settle("a", &[OURS, "b.example:5000"]), Ok(true));
+        host.settle("a", &[]).unwrap();
+        assert_eq!(host.file().unwrap(), r#"{"insecure-registries":["192.168.0.1:443"], "debug": true}"#);
+    }
+
+    #[test]
+    fn what_a_flag_or_the_file_itself_forbids_is_refused_and_nothing_is_written() {
+        let host = TestHost::new(None, false);
+        host.unit("dockerd --insecure-registry=x:1");
+        let error = host.settle("a", &[OURS]).unwrap_err();
+        assert!(error.contains("--insecure-registry on its command line"), "{error}");
+        assert_eq!((host.file(), host.reloads(), host.claims()), (None, 0, None));
+        let host = TestHost::new(Some("{ oops"), false);
+        let error = host.settle("a", &[OURS]).unwrap_err();
+        assert!(error.contains("is left as it is: it is not JSON"), "{error}");
+        assert_eq!((host.file().as_deref(), host.reloads(), host.claims()), (Some("{ oops"), 0, None));
+    }
+
+    #[test]
+    fn what_docker_does_not_take_is_taken_back_and_not_tried_at_once_again() {
+        for before in [None, Some("{\"insecure-registries\": []}")] {
+            let (host, last) = (TestHost::new(before, true), LastRefusal::default());
+            let error = host.settle_again("a", &[OURS], &last).unwrap_err();
+            assert!(error.contains("does not show the change") && error.contains("was taken back, and docker reloaded"), "{error}");
+            assert_eq!((host.file().as_deref(), host.reloads(), host.claims()), (before, 2, None));
+            assert_eq!(host.settle_again("a", &[OURS], &last), Err(error));
+            assert_eq!(host.reloads(), 2);
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_file_s_place_is_not_followed() {
+        let host = TestHost::new(None, false);
+        let target: PathBuf = host.dir.path().join("elsewhere");
+        fs::write(&target, "{}").unwrap();
+        symlink(&target, host.dir.path().join(FILE)).unwrap();
+        assert!(host.settle("a", &[OURS]).unwrap_err().contains("is a symbolic link"));
+        assert_eq!(fs::read_to_string(target).unwrap(), "{}");
+    }
+
+    #[test]
+    fn a_kill_after_any_write_is_made_good() {
+        let host = TestHost::new(Some("{}"), false);
+        host.settle("a", &[OURS]).unwrap();
+        // Noted and written, and docker was not told yet.
+        fs::write(host.dir.path().join(FILE), "{\"insecure-registries\": []}").unwrap();
+        fs::write(host.dir.path().join("told"), "").unwrap();
+        assert_eq!(host.settle("a", &[OURS]), Ok(true));
+        // Taken out, and docker has forgotten it; the empty list is still there.
+        fs::write(host.dir.path().join(FILE), "{\"insecure-registries\": []}").unwrap();
+        fs::write(host.dir.path().join("told"), "").unwrap();
+        host.settle("a", &[]).unwrap();
+        assert_eq!((host.file().as_deref(), host.live(), host.claims()), (Some("{}"), vec![], None));
+    }
+}
