@@ -195,10 +195,13 @@ fn main() -> ExitCode {
                 }
                 None => say(&report.ca),
             }
-            if report.ca.is_empty() {
-                eprintln!("{COMMAND}: there is no CA yet: {}", report.summary);
+            // There are instructions for plain HTTP, too.
+            let lacks_ca = report.ca.is_empty() && !(report.insecure && client.is_some());
+            if lacks_ca {
+                let yet = if report.insecure { "" } else { " yet" };
+                eprintln!("{COMMAND}: there is no CA{yet}: {}", report.summary);
             }
-            Ok(if report.ca.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+            Ok(if lacks_ca { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }),
         Role::Logs { target, lines, follow, json } => ask(&name, async move |service: Service| {
             let mut printer = Printer::default();

@@ -140,6 +140,7 @@ fn it_is_said_aloud(cluster: &Cluster) {
     let page = cluster.http("GET", "/service/private-registry/", None).1;
     assert!(page.contains("INSECURE: images") && !page.contains("v1/ca"), "{page}");
     assert_eq!(cluster.http("GET", "/service/private-registry/v1/ca", None).0, 404);
+    assert!(!cluster.dcos(&["private-registry", "ca"]).status.success());
     // The logs of controller and registry.
     let logs = cluster.sh_ok(PRIVATE, "grep -rl --include=stderr 'INSECURE: ' /var/lib/mesos | wc -l");
     assert!(logs.parse::<usize>().unwrap() >= 2, "{logs}");
@@ -147,7 +148,7 @@ fn it_is_said_aloud(cluster: &Cluster) {
     std::fs::write(file.path(), json!({ "security": { "mode": "insecure" } }).to_string()).unwrap();
     let check = cluster.dcos(&["private-registry", "check", "--options", file.path().to_str().unwrap()]);
     assert!(check.status.success() && check.stderr.contains("warning: security.mode: INSECURE: "), "{}{}", check.stdout, check.stderr);
-    let trust = cluster.dcos_ok(&["private-registry", "trust", "docker"]);
+    let trust = cluster.dcos_ok(&["private-registry", "ca", "--for", "docker"]);
     assert!(trust.contains(&format!("\"insecure-registries\": [\"{VIP}\"")), "{trust}");
     let keys = cluster.sh_ok(PRIVATE, "grep -rl 'PRIVATE KEY' /var/lib/private-registry");
     assert_eq!(keys, "/var/lib/private-registry/private-registry/controller/order.key");
