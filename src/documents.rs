@@ -319,6 +319,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         log_level: options.registry.log_level.clone(),
         delete_enabled: options.registry.delete_enabled,
         drain_seconds: options.registry.drain_seconds,
+        insecure: options.is_insecure(),
     };
     let values = json!({
         "service": service,

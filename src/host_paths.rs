@@ -30,6 +30,16 @@ impl HostRoot {
         self.0.join("etc/docker/certs.d")
     }
 
+    /// Docker's settings.
+    pub fn docker_etc(&self) -> PathBuf {
+        self.0.join("etc/docker")
+    }
+
+    /// What dockerd reads at its start and when it reloads.
+    pub fn docker_daemon_json(&self) -> PathBuf {
+        self.docker_etc().join("daemon.json")
+    }
+
     /// The CA path of DC/OS' own curl: the Mesos image puller and fetcher (DC/OS packages/curl/build, since 1.9.0).
     pub fn mesos_certs(&self) -> PathBuf {
         self.0.join("var/lib/dcos/pki/tls/certs")

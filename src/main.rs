@@ -201,10 +201,13 @@ fn main() -> ExitCode {
                 }
                 None => say(&report.ca),
             }
-            if report.ca.is_empty() {
-                eprintln!("{COMMAND}: there is no CA yet: {}", report.summary);
+            // There are instructions for plain HTTP, too.
+            let lacks_ca = report.ca.is_empty() && !(report.insecure && client.is_some());
+            if lacks_ca {
+                let yet = if report.insecure { "" } else { " yet" };
+                eprintln!("{COMMAND}: there is no CA{yet}: {}", report.summary);
             }
-            Ok(if report.ca.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+            Ok(if lacks_ca { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }),
         Role::Snippet { place } => ask(&name, async move |service: Service| {
             let report = service.report().await?;
@@ -378,7 +381,10 @@ fn restore(service: &str) -> ExitCode {
 fn check(path: PathBuf, json: bool) -> ExitCode {
     let shown = path.display().to_string();
     let faults = match operator::check(path) {
-        Ok(Ok(_)) => Vec::new(),
+        Ok(Ok(options)) => {
+            options.warnings().iter().for_each(|warning| eprintln!("warning: security.mode: {warning}"));
+            Vec::new()
+        }
         Ok(Err(faults)) => faults.0,
         Err(error) => {
             eprintln!("private-registry: {error}");

@@ -133,6 +133,14 @@ impl HostPort {
     }
 }
 
+impl HostPort {
+    /// The same where no TLS is spoken: without a port docker then takes 80.
+    pub fn plain_spellings(&self) -> Vec<String> {
+        let full = self.to_string();
+        if self.port == 80 { vec![self.host.to_string(), full] } else { vec![full] }
+    }
+}
+
 impl FromStr for HostPort {
     type Err = NameError;
 

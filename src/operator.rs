@@ -355,6 +355,9 @@ pub enum Client {
 /// What to do on a machine outside the cluster so that a client there trusts the registry. `ca.pem` is what `ca` prints.
 pub fn instructions(client: Client, report: &Report) -> String {
     let name = if report.service == "private-registry" { String::new() } else { format!(" --name {}", report.service) };
+    if report.insecure {
+        return plain_instructions(client, report);
+    }
     let mut text = format!("# Save the CA first: dcos private-registry ca{name} >ca.pem\n");
     // Docker and its kin look for the name as it stands in the image's: with and without 443.
     let parsed = report.names.iter().filter_map(|name| name.parse::<HostPort>().ok());
@@ -385,6 +388,31 @@ pub fn instructions(client: Client, report: &Report) -> String {
         _ => "# Nothing has to be restarted.\n",
     };
     text
+}
+
+/// The same for a registry without TLS, to which nobody should be led without a word.
+fn plain_instructions(client: Client, report: &Report) -> String {
+    let names: Vec<String> =
+        report.names.iter().filter_map(|name| name.parse().ok()).flat_map(|name: HostPort| name.plain_spellings()).collect();
+    let each = |line: &dyn Fn(&String) -> String| names.iter().map(|name| line(name) + "\n").collect::<String>();
+    let how = match client {
+        Client::Docker | Client::Macos | Client::Windows => {
+            let list = Value::from(names.clone());
+            format!(
+                "# Put this into docker's daemon.json (Docker Desktop: Settings, Docker Engine) and let docker reload:\n\"insecure-registries\": {list}\n"
+            )
+        }
+        Client::Podman | Client::Skopeo => {
+            each(&|name| format!("printf '[[registry]]\\nlocation = \"{name}\"\\ninsecure = true\\n' >>/etc/containers/registries.conf"))
+        }
+        Client::Containerd => each(&|name| {
+            format!(
+                "mkdir -p /etc/containerd/certs.d/{name} && printf 'server = \"http://{name}\"\\n' >/etc/containerd/certs.d/{name}/hosts.toml"
+            )
+        }),
+        Client::Curl => each(&|name| format!("curl http://{name}/v2/_catalog")),
+    };
+    format!("# {}\n{how}", crate::options::INSECURE)
 }
 
 #[cfg(test)]

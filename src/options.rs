@@ -253,7 +253,21 @@ struct RawNames {
     extra: String,
 }
 
+/// What is said wherever people look, as long as the registry speaks plain HTTP.
+pub const INSECURE: &str = "INSECURE: images and passwords travel unencrypted; whoever is on the network can read and change them. \
+                            Use security.mode insecure for throw-away clusters only, and spell the registry's names with their port.";
+
 impl Options {
+    /// Whether the registry speaks plain HTTP.
+    pub fn is_insecure(&self) -> bool {
+        self.security.mode == SecurityMode::Insecure
+    }
+
+    /// What can be done but should be thought over.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        if self.is_insecure() { vec![INSECURE] } else { Vec::new() }
+    }
+
     /// Reads what an operator wrote (`options.json`), filling in the defaults.
     ///
     /// # Errors

@@ -76,6 +76,8 @@ pub struct Wanted {
 /// How the CA stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ca {
+    /// Nobody uses one: the registry speaks plain HTTP.
+    pub unused: bool,
     /// Why it is to be replaced, if it is.
     pub due: Option<Reason>,
     /// The rotation under way.
@@ -406,7 +408,7 @@ pub fn serves(wanted: &Wanted, observed: &Observed) -> bool {
 
 fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let Some(status) = &observed.registry_status else { return };
-    if status.request.is_none() || status.phase == RegistryPhase::Retired {
+    if wanted.ca.unused || status.request.is_none() || status.phase == RegistryPhase::Retired {
         return;
     }
     // Whose key is lost cannot sign; what the registry has stays until the next CA may.
@@ -443,14 +445,15 @@ fn pinned_host(app: &Value) -> Option<Host> {
 /// How each agent stands.
 pub fn rows(wanted: &Wanted, observed: &Observed) -> Vec<Row> {
     let digest = order_digest(&wanted.trust);
-    observed.agents.iter().map(|agent| row(agent, &digest, observed)).collect()
+    observed.agents.iter().map(|agent| row(agent, &digest, wanted, observed)).collect()
 }
 
-fn row(agent: &Agent, digest: &str, observed: &Observed) -> Row {
+fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row {
     let instance = observed.pod.iter().flat_map(|pod| &pod.instances).find(|i| i.host.as_ref() == Some(&agent.host));
     let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
         (Some(status), _) if status.order_digest != digest => (RowState::Pending, "is about to get the newest bundle".to_string()),
         (Some(status), _) => match status.phase {
+            NodePhase::Trusted if wanted.ca.unused => (RowState::Trusted, format!("{}; {NOT_COVERED}", proof_words(status))),
             NodePhase::Trusted => (RowState::Trusted, proof_words(status)),
             NodePhase::Pending => (RowState::Pending, first_or(&status.errors, "not proven yet")),
             NodePhase::Failed => (RowState::Failed, first_or(&status.errors, "the node reports a failure without a reason")),
@@ -471,6 +474,9 @@ fn row(agent: &Agent, digest: &str, observed: &Observed) -> Row {
     };
     Row { host: agent.host.clone(), public: agent.public, state, detail }
 }
+
+/// What no setting makes possible over plain HTTP.
+const NOT_COVERED: &str = "Mesos' own image puller speaks http only on port 80";
 
 fn first_or(errors: &[String], otherwise: &str) -> String {
     errors.first().cloned().unwrap_or_else(|| otherwise.to_string())

@@ -242,6 +242,9 @@ pub struct RegistrySettings {
     pub delete_enabled: bool,
     /// Seconds that open requests get to finish at a stop.
     pub drain_seconds: u64,
+    /// Plain HTTP: no key, no certificate, no request for one.
+    #[serde(default)]
+    pub insecure: bool,
 }
 
 /// How far the registry task has come.
@@ -250,7 +253,7 @@ pub struct RegistrySettings {
 pub enum RegistryPhase {
     /// It has a key and a request, and waits for a certificate.
     AwaitingCertificate,
-    /// The registry process runs with a certificate that matches the key.
+    /// The registry process runs, with a certificate that matches the key or, without a request and a leaf, over plain HTTP.
     Serving,
     /// The registry process is being restarted or has just ended by itself.
     Restarting,
@@ -271,7 +274,7 @@ pub struct RegistryStatus {
     pub host: String,
     /// State in one word.
     pub phase: RegistryPhase,
-    /// The request for a certificate for the key it holds. Absent once retired.
+    /// The request for a certificate for the key it holds. Absent once retired, and over plain HTTP.
     pub request: Option<CertificateRequest>,
     /// SHA-256 (hex) of the leaf's DER that the running registry serves.
     pub leaf_fingerprint: Option<String>,

@@ -44,6 +44,7 @@ struct Host {
     status: SocketAddr,
     program: PathBuf,
     drain_seconds: u64,
+    insecure: bool,
     authority: Authority,
     signer: OrderSigner,
     enrolment: EnrolmentKey,
@@ -63,6 +64,7 @@ impl Host {
             status,
             program: "/usr/bin/docker-registry".into(),
             drain_seconds: 20,
+            insecure: false,
             authority,
             signer: OrderSigner::generate().unwrap(),
             enrolment: EnrolmentKey::generate().unwrap(),
@@ -84,7 +86,8 @@ impl Host {
 
     fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        let settings = format!(r#"{{"log_level":"info","delete_enabled":true,"drain_seconds":{}}}"#, self.drain_seconds);
+        let (drain, insecure) = (self.drain_seconds, self.insecure);
+        let settings = format!(r#"{{"log_level":"info","delete_enabled":true,"drain_seconds":{drain},"insecure":{insecure}}}"#);
         // The kernel ends unshare with this thread, unshare's child with it, and with that child, process 1, all that is in there.
         let task = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"])
@@ -580,4 +583,31 @@ fn a_new_controller_starts_again_at_version_1_and_the_registry_serves_meanwhile(
     assert_eq!(host.wait_for_phase(RegistryPhase::Serving).order_version, 0);
     host.give_certificate(1);
     assert_eq!(host.status().order_version, 1);
+}
+
+#[test]
+fn over_plain_http_it_serves_at_once_without_key_or_request_and_can_go_back_to_tls() {
+    let mut host = Host::serving();
+    assert!(host.stop());
+    host.insecure = true;
+    host.start();
+    let status = host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!((status.request, status.leaf_fingerprint, status.errors), (None, None, vec![]));
+    assert_eq!(http(&[&format!("http://{}/v2/", host.listen)]).map(|(code, _)| code), Some(200));
+    assert!(!host.state("tls.key").exists() && !host.state("tls.crt").exists(), "nobody uses them");
+    assert_eq!(host.give(2, OrderKind::Certificate { chain: String::new() }).0, 409);
+    assert!(host.stop());
+
+    host.insecure = false;
+    host.start();
+    host.wait_for_phase(RegistryPhase::AwaitingCertificate);
+    host.give_certificate(3);
+    assert!(host.stop());
+
+    host.insecure = true;
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!(host.give(4, OrderKind::Retire { delete_data: false }).0, 200);
+    host.wait_for_phase(RegistryPhase::Retired);
+    assert!(!host.state("config.yml").exists() && !host.state("order.json").exists());
 }

@@ -243,6 +243,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         Err(_) if setting.uninstall => Options::for_removal(&setting.vars, &setting.app_id)?,
         Err(faults) => return refuse_for_ever(&shared, faults).await,
     };
+    options.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let cluster = enter(&setting, &options, &shared).await;
     if setting.uninstall {
         return uninstall::run(&setting, &options, &cluster, &shared, uninstall::Order::Cosmos).await;
@@ -393,24 +394,31 @@ impl Controller {
             Some(state) => state,
             none => {
                 let store = self.cluster.store(&self.options.service.name)?;
-                none.insert(State::open(store, &bare, self.options.trust.ca_days, now).await?)
+                none.insert(State::open_for(&self.options, store, &bare, now).await?)
             }
         };
         // New names come into force with a CA that may speak for them.
-        let speaks = state.speaks_for(&bare)?;
+        let insecure = self.options.is_insecure();
+        let speaks = insecure || state.speaks_for(&bare)?;
         let names = if speaks { names } else { state.trusted_names().unwrap_or(names) };
         let in_force: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
         let rotate_run = observed.jobs.get(&documents::rotate_job_id(&self.options)).and_then(|job| job.active_runs.first()).cloned();
-        let ca = plan::Ca {
-            due: state.rotation_due(&bare, rotate_run.as_deref(), now)?,
-            rotation: state.rotation().cloned(),
-            void: state.rotation_is_void(&bare)?,
-            holds_names_back: !speaks,
-            deadline: i64::try_from(self.options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX),
+        let ca = if insecure {
+            plan::Ca { unused: true, ..plan::Ca::default() }
+        } else {
+            plan::Ca {
+                unused: false,
+                due: state.rotation_due(&bare, rotate_run.as_deref(), now)?,
+                rotation: state.rotation().cloned(),
+                void: state.rotation_is_void(&bare)?,
+                holds_names_back: !speaks,
+                deadline: i64::try_from(self.options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX),
+            }
         };
         let bundle = TrustBundle {
             names,
-            certificates: state.trusted_certificates(),
+            certificates: if insecure { Vec::new() } else { state.trusted_certificates() },
+            insecure,
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
             ..TrustBundle::default()
         };
@@ -435,7 +443,8 @@ impl Controller {
             first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
             enrolment_key: distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
         };
-        let leaf = state.leaf(&in_force).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
+        let leaf =
+            state.leaf(&in_force).filter(|_| !insecure).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
         let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf, ca };
         self.prove_after_switch(&wanted, &mut observed).await;
         let plan = plan::converge(&wanted, &observed);
@@ -589,7 +598,9 @@ impl Controller {
         };
         let mut runs: Vec<(String, bool)> = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
-        let rotated = |run: &String| state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
+        let rotated = |run: &String| {
+            self.options.is_insecure() || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run))
+        };
         runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
         Ok(Report::new(&self.options, wanted, observed, plan, runs, state))
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::state::{Stage, State};
+use crate::certificates::Certificate;
 use crate::documents;
 use crate::options::{Faults, Options};
 use crate::plan::{self, Observed, Plan, RowState, Wanted};
@@ -31,6 +32,9 @@ pub struct Report {
     pub ca: String,
     /// Unix time at which the registry's certificate ends.
     pub leaf_not_after: Option<i64>,
+    /// Whether the registry speaks plain HTTP.
+    #[serde(default)]
+    pub insecure: bool,
     /// What is being done or waited for.
     pub next: Vec<String>,
     /// What stands in the way.
@@ -96,16 +100,20 @@ impl Report {
                 format!("The CA is being replaced, because {}: {what}; the registry is {registry}.", rotation.reason)
             }
         };
+        let warning: String = options.warnings().iter().map(|warning| format!("{warning} ")).collect();
+        // What is kept for a later use of TLS is not to be trusted now.
+        let state = state.filter(|_| !options.is_insecure());
         let names = options.trusted_names(&plan::registry_host(observed, options)).iter().map(|name| name.name.to_string()).collect();
         Self {
             service: options.service.name.clone(),
-            summary,
+            summary: warning + &summary,
+            insecure: options.is_insecure(),
             converged,
             refused: false,
             agents,
             registry,
             names,
-            ca_fingerprint: state.map(|state| state.ca().fingerprint()),
+            ca_fingerprint: state.and_then(State::ca).map(Certificate::fingerprint),
             ca: state.map(|state| state.trusted_certificates().concat()).unwrap_or_default(),
             leaf_not_after: observed.registry_status.as_ref().and_then(|status| status.leaf_not_after),
             next: plan
@@ -114,10 +122,11 @@ impl Report {
                 .map(ToString::to_string)
                 .chain(plan.waiting.iter().map(|what| format!("waiting for {what}")))
                 .collect(),
-            problems: observed
-                .registry_status
-                .iter()
-                .flat_map(|status| status.errors.clone())
+            problems: options
+                .warnings()
+                .into_iter()
+                .map(String::from)
+                .chain(observed.registry_status.iter().flat_map(|status| status.errors.clone()))
                 .chain(not_stored(wanted, observed))
                 .collect(),
             trouble: None,

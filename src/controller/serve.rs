@@ -114,7 +114,13 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn ca(State(shared): State<Arc<Shared>>) -> Response {
-    let ca = shared.now().report.ca.clone();
+    let (ca, insecure) = {
+        let report = &shared.now().report;
+        (report.ca.clone(), report.insecure)
+    };
+    if insecure {
+        return (StatusCode::NOT_FOUND, "there is no CA: the registry speaks plain HTTP\n").into_response();
+    }
     if ca.is_empty() {
         return (StatusCode::SERVICE_UNAVAILABLE, "there is no CA yet\n").into_response();
     }

@@ -14,6 +14,7 @@ use crate::certificates::{
 use crate::dcos::ApiError;
 use crate::names::{Host, HostPort};
 use crate::node::files::FileError;
+use crate::options::Options;
 use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
 use crate::secret::Secret;
 
@@ -166,8 +167,8 @@ pub struct State {
     store: Store,
     signer: OrderSigner,
     enrolment: EnrolmentKey,
-    /// Certificate of the CA that signs.
-    signing: Certificate,
+    /// Certificate of the CA that signs. None where the registry has spoken plain HTTP from the beginning.
+    signing: Option<Certificate>,
     /// That CA, unless its key is lost.
     authority: Option<Authority>,
     /// The CA that is made known beside it.
@@ -176,11 +177,24 @@ pub struct State {
 }
 
 impl State {
+    /// As the options need it: over plain HTTP no CA is made; one that is there is kept.
+    ///
+    /// # Errors
+    /// As [`State::open`].
+    pub async fn open_for(options: &Options, store: Store, names: &[HostPort], now: i64) -> Result<Self, StateError> {
+        Self::open_with(store, names, (!options.is_insecure()).then_some(options.trust.ca_days), now).await
+    }
+
     /// Reads the state, making what is missing: a lost key is replaced, an existing one never.
     ///
     /// # Errors
     /// When the directory cannot be written, or a file in it is damaged.
     pub async fn open(store: Store, names: &[HostPort], ca_days: u32, now: i64) -> Result<Self, StateError> {
+        Self::open_with(store, names, Some(ca_days), now).await
+    }
+
+    /// Without `ca_days` no CA is made.
+    async fn open_with(store: Store, names: &[HostPort], ca_days: Option<u32>, now: i64) -> Result<Self, StateError> {
         let damaged = |entry: Entry, reason: String| StateError::Damaged(store.place(entry), reason);
         let mut record: Record = match store.read(Entry::Record).await? {
             Some(text) => serde_json::from_str(text.expose()).map_err(|error| damaged(Entry::Record, error.to_string()))?,
@@ -220,18 +234,19 @@ impl State {
             (None, true) => record.rotation = None,
             _ => {}
         }
-        let signing = match (&authority, &record.signing) {
-            (Some(authority), _) => authority.certificate().clone(),
-            (None, Some(pem)) => Certificate::parse_pem(pem)?,
-            (None, None) => {
+        let signing = match (&authority, &record.signing, ca_days) {
+            (Some(authority), ..) => Some(authority.certificate().clone()),
+            (None, Some(pem), _) => Some(Certificate::parse_pem(pem)?),
+            (None, None, None) => None,
+            (None, None, Some(ca_days)) => {
                 record.generation += 1;
                 record.ca_names = names.to_vec();
                 let first = Authority::create(store.service(), record.generation, names, now, ca_days)?;
                 store.write(Entry::Ca, &certificate_and_key(&first)).await?;
-                authority.insert(first).certificate().clone()
+                Some(authority.insert(first).certificate().clone())
             }
         };
-        record.signing = Some(signing.pem());
+        record.signing = signing.as_ref().map(Certificate::pem);
         let state = Self { store, signer, enrolment, signing, authority, next, record };
         state.save().await?;
         state.tidy().await?;
@@ -276,8 +291,8 @@ impl State {
     }
 
     /// Certificate of the CA that signs.
-    pub fn ca(&self) -> &Certificate {
-        &self.signing
+    pub fn ca(&self) -> Option<&Certificate> {
+        self.signing.as_ref()
     }
 
     /// The rotation under way.
@@ -293,7 +308,7 @@ impl State {
     /// CA certificates that everybody should trust, newest first, PEM.
     pub fn trusted_certificates(&self) -> Vec<String> {
         let next = self.next.iter().map(|next| next.certificate().pem());
-        next.chain([self.signing.pem()]).chain(self.record.earlier.iter().rev().cloned()).collect()
+        next.chain(self.signing.as_ref().map(Certificate::pem)).chain(self.record.earlier.iter().rev().cloned()).collect()
     }
 
     /// Whether the CA that signs may speak for all these names. Without its key nothing can be said, and nothing signed.
@@ -325,11 +340,12 @@ impl State {
             };
             return Ok((rotation.stage == Stage::Published && !suits).then_some(Reason::Names));
         }
-        let life = self.signing.not_after() - self.signing.not_before();
+        let Some(signing) = &self.signing else { return Ok(None) };
+        let life = signing.not_after() - signing.not_before();
         Ok(match () {
             () if self.authority.is_none() => Some(Reason::LostKey),
             () if !self.speaks_for(names)? => Some(Reason::Names),
-            () if now >= self.signing.not_after() - life / 3 => Some(Reason::Age),
+            () if now >= signing.not_after() - life / 3 => Some(Reason::Age),
             () if run.is_some() && run != self.record.rotated_for.as_deref() => Some(Reason::Order),
             () => None,
         })
@@ -393,9 +409,9 @@ impl State {
         let (Some(rotation), Some(next)) = (&mut self.record.rotation, self.next.take()) else { return Ok(()) };
         (rotation.stage, rotation.since) = (Stage::Switched, now);
         self.record.link = rotation.link.take();
-        self.record.earlier.push(self.signing.pem());
-        self.signing = next.certificate().clone();
-        self.record.signing = Some(self.signing.pem());
+        self.record.earlier.extend(self.signing.as_ref().map(Certificate::pem));
+        self.record.signing = Some(next.certificate().pem());
+        self.signing = Some(next.certificate().clone());
         self.authority = Some(next);
         // The record decides; a kill after this line is completed by the next start.
         self.save().await?;
@@ -415,7 +431,7 @@ impl State {
     /// The certificate in force, unless the names or the CA have changed since.
     pub fn leaf(&self, names: &[HostPort]) -> Option<&LeafRecord> {
         // Where the key is lost, the last one is the best there is.
-        let from_ca = |leaf: &LeafRecord| self.authority.is_none() || leaf.ca == self.signing.fingerprint();
+        let from_ca = |leaf: &LeafRecord| self.authority.is_none() || self.signing.as_ref().is_some_and(|ca| leaf.ca == ca.fingerprint());
         self.record.leaf.as_ref().filter(|leaf| leaf.names == names && from_ca(leaf))
     }
 
@@ -449,6 +465,7 @@ impl State {
     ) -> Result<SignedOrder, StateError> {
         let request = status.request.as_ref().filter(|r| self.enrolment.verify(&r.csr, &r.mac)).ok_or(StateError::ForeignRequest)?;
         let authority = self.authority.as_ref().ok_or(StateError::KeyLost)?;
+        let authority_fingerprint = authority.certificate().fingerprint();
         let signed = authority.sign_leaf(&request.csr, names, now, leaf_days)?;
         let leaf = Certificate::parse_bundle(&signed)?.swap_remove(0);
         let key = crate::digest::sha256_hex(leaf.public_key_spki_der());
@@ -469,7 +486,7 @@ impl State {
             renew_at: now + (leaf.not_after() - now) * 2 / 3,
             key,
             names: names.to_vec(),
-            ca: self.signing.fingerprint(),
+            ca: authority_fingerprint,
             order: order.clone(),
         });
         self.save().await?;
@@ -557,8 +574,27 @@ mod tests {
         let order = first.trust_order(bundle.clone()).await.unwrap();
         let mut second = open(&root, "192.168.0.1:443").await;
         assert_eq!(second.order_key(), first.order_key());
-        assert_eq!(second.ca().fingerprint(), first.ca().fingerprint());
+        assert_eq!(second.ca().unwrap().fingerprint(), first.ca().unwrap().fingerprint());
         assert_eq!(second.trust_order(bundle).await.unwrap(), order);
+    }
+
+    #[tokio::test]
+    async fn over_plain_http_no_ca_is_made_and_one_that_is_there_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let plain = Options::from_json(&serde_json::json!({ "security": { "mode": "insecure" } })).unwrap();
+        let open_plain = async || {
+            let store = Store::on_host(&root, "private-registry").unwrap();
+            State::open_for(&plain, store, &names(ONE), NOW).await.unwrap()
+        };
+        let mut state = open_plain().await;
+        assert!(state.ca().is_none() && state.trusted_certificates().is_empty());
+        assert_eq!(state.rotation_due(&names(ONE), Some("run"), NOW).unwrap(), None);
+        state.order(OrderKind::Restore).await.unwrap();
+        assert!(!root.controller_state("private-registry").join("ca.pem").exists());
+        let made = open(&root, ONE).await.ca().unwrap().fingerprint();
+        assert_eq!(open_plain().await.ca().map(Certificate::fingerprint), Some(made.clone()));
+        assert_eq!(open(&root, ONE).await.ca().unwrap().fingerprint(), made);
     }
 
     #[tokio::test]
@@ -621,7 +657,7 @@ mod tests {
         let root = HostRoot::at(dir.path());
         let mut state = open(&root, ONE).await;
         let status = status(&state, &RegistryKey::generate().unwrap());
-        let old = state.ca().pem();
+        let old = state.ca().unwrap().pem();
         assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), None);
         assert_eq!(state.rotation_due(&names(TWO), None, NOW).unwrap(), Some(Reason::Names));
         begin(&mut state, Reason::Names, TWO).await;
@@ -695,7 +731,7 @@ mod tests {
         let mut state = open(&root, ONE).await;
         let status = status(&state, &RegistryKey::generate().unwrap());
         state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
-        let (leaf, old) = (state.leaf(&names(ONE)).unwrap().fingerprint.clone(), state.ca().pem());
+        let (leaf, old) = (state.leaf(&names(ONE)).unwrap().fingerprint.clone(), state.ca().unwrap().pem());
         std::fs::remove_file(root.controller_state("private-registry").join("ca.pem")).unwrap();
         let mut state = open(&root, ONE).await;
         assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), Some(Reason::LostKey));

@@ -182,7 +182,7 @@ fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
 async fn sign(setting: &Setting, options: &Options, cluster: &Cluster) -> Result<Orders, ControllerError> {
     let registry_host = options.registry.host.clone().unwrap_or_else(|| setting.host.clone());
     let names: Vec<_> = options.trusted_names(&registry_host).into_iter().map(|name| name.name).collect();
-    let mut state = State::open(cluster.store(&options.service.name)?, &names, options.trust.ca_days, unix_now()).await?;
+    let mut state = State::open_for(options, cluster.store(&options.service.name)?, &names, unix_now()).await?;
     let retire = state.order(OrderKind::Retire { delete_data: options.uninstall.delete_data }).await?;
     let restore = state.order(OrderKind::Restore).await?;
     Ok(Orders { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new() })

@@ -152,7 +152,7 @@ fn judge(bundle: &Bundle, report: &Report, proofs: &[Proof]) -> (NodePhase, Vec<
         return (NodePhase::Pending, vec!["no name of the bundle is reachable from agents, so nothing can be proven".into()]);
     }
     let proven = |spellings: &[String]| proofs.iter().any(|p| p.outcome == ProofOutcome::Trusted && spellings.contains(&p.name));
-    let all = inside.all(|trusted| proven(&trusted.name.spellings()));
+    let all = inside.all(|trusted| proven(&bundle.spellings(&trusted.name)));
     (if all { NodePhase::Trusted } else { NodePhase::Pending }, errors)
 }
 

@@ -184,6 +184,32 @@ impl HostFiles {
         done.map(|()| true)
     }
 
+    /// Replaces the content of a file that is not ours alone; its mode and owner stay. A new one gets mode 0644.
+    pub(crate) fn rewrite(&self, path: &Path, content: &[u8]) -> Result<bool, FileError> {
+        let (dir, name) = self.parent(path)?.ok_or(Errno::ENOENT).map_err(failed("write", path))?;
+        let (mode, owner) = match look_at(&dir, &name, path)? {
+            Found::Absent => (Mode::from_bits_truncate(0o644), None),
+            Found::File(found) if found == content => return Ok(false),
+            Found::File(_) => {
+                let stat = fstatat(&dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed("look at", path))?;
+                (Mode::from_bits_truncate(stat.st_mode & 0o7777), Some((stat.st_uid, stat.st_gid)))
+            }
+            Found::Link(_) => return Err(FileError::Symlink(path.to_path_buf())),
+            Found::Other => return Err(FileError::InTheWay(path.to_path_buf())),
+        };
+        let temporary = self.temporary(&name);
+        unlink(&dir, &temporary).map_err(failed("remove the old temporary file of", path))?;
+        let done = make_file(&dir, &temporary, content, mode, owner)
+            .and_then(|()| renameat(&dir, temporary.as_os_str(), &dir, name.as_os_str()))
+            .and_then(|()| fsync(&dir))
+            .map_err(failed("write", path));
+        if done.is_err() {
+            // As in `put`.
+            let _ = unlink(&dir, &temporary);
+        }
+        done.map(|()| true)
+    }
+
     /// Removes `path` if its content is one of `ours` (digests), and what an interrupted write left beside it.
     pub(crate) fn remove(&self, path: &Path, ours: &[String]) -> Result<Removal, FileError> {
         let Some((dir, name)) = self.parent(path)? else { return Ok(Removal::Gone) };
@@ -346,15 +372,18 @@ fn read(dir: &OwnedFd, name: &OsStr) -> Result<Found, Errno> {
 fn make(dir: &OwnedFd, name: &OsStr, item: &Item) -> Result<(), Errno> {
     match item {
         Item::Link(target) => symlinkat(target.as_str(), dir, name),
-        Item::File(content) => make_file(dir, name, content, Mode::from_bits_truncate(0o644)),
-        Item::PrivateFile(content) => make_file(dir, name, content, Mode::from_bits_truncate(0o600)),
+        Item::File(content) => make_file(dir, name, content, Mode::from_bits_truncate(0o644), None),
+        Item::PrivateFile(content) => make_file(dir, name, content, Mode::from_bits_truncate(0o600), None),
     }
 }
 
-fn make_file(dir: &OwnedFd, name: &OsStr, content: &[u8], mode: Mode) -> Result<(), Errno> {
+fn make_file(dir: &OwnedFd, name: &OsStr, content: &[u8], mode: Mode, owner: Option<(u32, u32)>) -> Result<(), Errno> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut file = File::from(openat(dir, name, flags, mode)?);
     file.write_all(content).map_err(|e| errno(&e))?;
+    if let Some((user, group)) = owner {
+        std::os::unix::fs::fchown(&file, Some(user), Some(group)).map_err(|e| errno(&e))?;
+    }
     fchmod(&file, mode)?;
     fsync(&file)
 }

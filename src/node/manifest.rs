@@ -14,6 +14,7 @@ use nix::sys::stat::fstat;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::daemon_json::DockerClaims;
 use super::files::{FileError, Found, HostFiles, Item};
 use crate::host_paths::HostRoot;
 use crate::protocol::{OwnedFile, SignedOrder};
@@ -92,6 +93,9 @@ pub(crate) struct HostState {
     pub(crate) created_dirs: BTreeSet<PathBuf>,
     /// The sysctl.
     pub(crate) sysctl: Option<SysctlClaims>,
+    /// Docker's list of insecure registries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) docker: Option<DockerClaims>,
 }
 
 /// Who needs the sysctl, and what to put back after the last one.

@@ -6,8 +6,11 @@
 mod board;
 mod config;
 mod converge;
+mod daemon_json;
+mod docker_reload;
 pub(crate) mod files;
 mod http;
+mod insecure;
 mod manifest;
 mod orders;
 mod pass;
@@ -36,7 +39,7 @@ use orders::Accepted;
 /// # Errors
 /// Only if the order in the definition cannot be taken, which no waiting would heal.
 pub async fn run(config: NodeConfig) -> Result<(), NodeError> {
-    let host = pass::Host { root: config.root.clone(), service: config.service.clone() };
+    let host = pass::Host::new(config.root.clone(), config.service.clone());
     let order = order_in_force(&config, &host)?;
     tracing::info!(service = config.service, version = order.version, "node starts");
     let (own, port) = (config.host.clone(), config.port);
@@ -54,7 +57,7 @@ pub async fn run(config: NodeConfig) -> Result<(), NodeError> {
 /// Names everything that could not be taken back; the rest has been.
 pub fn restore(root: HostRoot, service: &str) -> Result<Vec<String>, RestoreError> {
     let service = config::service_name(service.to_string())?;
-    let host = pass::Host { root, service };
+    let host = pass::Host::new(root, service);
     let by_hand = SignedOrder { payload: String::new(), signature: String::new() };
     let report = host.restore(&by_hand);
     if report.errors.is_empty() { Ok(report.notes) } else { Err(RestoreError::Remains(report.errors)) }

@@ -1,7 +1,9 @@
 //! One pass over the host: everything that the order in force asks for, read, compared and put right.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::daemon_json::{InsecureList, LastRefusal};
 use super::files::{FileError, HostFiles, Removal};
 use super::manifest::{HostState, Manifest, SharedLock};
 use super::sysctl::Sysctl;
@@ -14,6 +16,7 @@ use crate::protocol::{OwnedFile, SignedOrder, SysctlState, SysctlStatus};
 pub(crate) struct Host {
     pub(crate) root: HostRoot,
     pub(crate) service: String,
+    last_refusal: LastRefusal,
 }
 
 /// How the host stands after a pass.
@@ -44,6 +47,11 @@ impl Report {
 }
 
 impl Host {
+    /// A service on a host.
+    pub(crate) fn new(root: HostRoot, service: String) -> Self {
+        Self { root, service, last_refusal: LastRefusal::default() }
+    }
+
     /// The order that the manifest keeps, if there is one.
     pub(crate) fn kept_order(&self) -> Result<Option<SignedOrder>, FileError> {
         let files = self.files()?;
@@ -108,7 +116,12 @@ impl Host {
             SysctlStatus { state: SysctlState::Unmanaged, value: sysctl.read().ok().flatten(), found: None }
         };
         state.save(&files, &self.root)?;
-        Ok(Report { files: manifest.owned(), sysctl: status, errors: texts(errors), notes, changed })
+        let mut errors = texts(errors);
+        match self.insecure_list(&files).settle(&mut state, &bundle.insecure_entries()) {
+            Ok(settled) => changed |= settled,
+            Err(error) => errors.push(error),
+        }
+        Ok(Report { files: manifest.owned(), sysctl: status, errors, notes, changed })
     }
 
     fn try_restore(&self, signed: &SignedOrder) -> Result<Report, FileError> {
@@ -125,6 +138,8 @@ impl Host {
             let owned: Vec<PathBuf> = manifest.files.keys().cloned().collect();
             self.remove(&files, &mut manifest, &owned, &mut errors, &mut notes);
             errors.extend(self.sysctl(&files).release(&mut state).err());
+            let mut errors = texts(std::mem::take(&mut errors));
+            errors.extend(self.insecure_list(&files).settle(&mut state, &BTreeSet::new()).err());
             if errors.is_empty() {
                 self.forget(&files, state)?;
             } else {
@@ -133,13 +148,13 @@ impl Host {
                 return Ok(self.restored(&files, manifest.owned(), errors, notes));
             }
         }
-        Ok(self.restored(&files, Vec::new(), errors, notes))
+        Ok(self.restored(&files, Vec::new(), Vec::new(), notes))
     }
 
-    fn restored(&self, files: &HostFiles, owned: Vec<OwnedFile>, errors: Vec<FileError>, notes: Vec<String>) -> Report {
+    fn restored(&self, files: &HostFiles, owned: Vec<OwnedFile>, errors: Vec<String>, notes: Vec<String>) -> Report {
         let value = self.sysctl(files).read().ok().flatten();
         let sysctl = SysctlStatus { state: SysctlState::Unmanaged, value, found: None };
-        Report { files: owned, sysctl, errors: texts(errors), notes, changed: true }
+        Report { files: owned, sysctl, errors, notes, changed: true }
     }
 
     /// Removes our own record, and what all services share if this was the last one.
@@ -213,6 +228,10 @@ impl Host {
         Sysctl { files, root: &self.root, service: &self.service }
     }
 
+    fn insecure_list<'a>(&'a self, files: &'a HostFiles) -> InsecureList<'a> {
+        InsecureList { files, root: &self.root, service: &self.service, last_refusal: &self.last_refusal }
+    }
+
     /// The service's name as part of a file name.
     fn safe_name(&self) -> String {
         self.service.trim_matches('/').replace('/', ".")
@@ -261,7 +280,7 @@ mod tests {
         }
 
         fn service(&self, service: &str) -> Host {
-            Host { root: HostRoot::at(self.dir.path()), service: service.into() }
+            Host::new(HostRoot::at(self.dir.path()), service.into())
         }
 
         fn path(&self, below: &str) -> PathBuf {

@@ -70,14 +70,15 @@ impl Clients {
 
     fn attempts(&self, bundle: &Bundle) -> Vec<Attempt> {
         let mut attempts = Vec::new();
-        let handshake = (self.docker.is_none() && self.curl.is_none()).then(|| Handshake::with_roots(bundle));
+        let handshake = (self.docker.is_none() && self.curl.is_none() && !bundle.insecure).then(|| Handshake::with_roots(bundle));
         for trusted in bundle.names.iter().filter(|trusted| trusted.inside) {
             let name = &trusted.name;
             if let Some(socket) = &self.docker {
                 let spelled = |spelling| Attempt { name: spelling, by: Client::Docker(socket.clone()) };
-                attempts.extend(name.spellings().into_iter().map(spelled));
+                attempts.extend(bundle.spellings(name).into_iter().map(spelled));
             }
-            if let Some(curl) = &self.curl {
+            // Without TLS there is nothing that the store of curl could prove.
+            if let Some(curl) = self.curl.as_ref().filter(|_| !bundle.insecure) {
                 attempts.push(Attempt { name: name.to_string(), by: Client::Curl(curl.clone()) });
             }
             if let Some(handshake) = &handshake {

@@ -228,7 +228,7 @@ async fn a_newer_order_on_the_host_wins_at_the_next_start_unless_the_key_changed
     host.until(|status| status.phase == NodePhase::Trusted && status.order_version == 2).await;
     drop(node);
 
-    let on_host = pass::Host { root: HostRoot::at(host.dir.path()), service: SERVICE.into() };
+    let on_host = pass::Host::new(HostRoot::at(host.dir.path()), SERVICE.into());
     assert_eq!(order_in_force(&host.config(first.clone()), &on_host).unwrap().version, 2);
     let mut reinstalled = TestNode::new().await;
     reinstalled.signer = OrderSigner::generate().unwrap();

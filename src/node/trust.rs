@@ -7,6 +7,7 @@ use super::files::{FileError, Found, HostFiles, Item};
 use super::manifest::Manifest;
 use crate::certificates::{Certificate, CertificateError};
 use crate::host_paths::HostRoot;
+use crate::names::HostPort;
 use crate::protocol::{TrustBundle, TrustedName};
 
 /// Why a bundle is refused as a whole.
@@ -33,11 +34,26 @@ pub(crate) struct Bundle {
     pub(crate) names: Vec<TrustedName>,
     /// CA certificates, in the order of their fingerprints, each once.
     pub(crate) certificates: Vec<Certificate>,
+    /// Plain HTTP: no certificate, and docker is to know.
+    pub(crate) insecure: bool,
     /// Whether to set the sysctl.
     pub(crate) conntrack_be_liberal: bool,
 }
 
 impl Bundle {
+    /// What docker has to be told to do without TLS for.
+    pub(crate) fn insecure_entries(&self) -> BTreeSet<String> {
+        if !self.insecure {
+            return BTreeSet::new();
+        }
+        self.names.iter().flat_map(|trusted| trusted.name.plain_spellings()).collect()
+    }
+
+    /// How clients may spell a name.
+    pub(crate) fn spellings(&self, name: &HostPort) -> Vec<String> {
+        if self.insecure { name.plain_spellings() } else { name.spellings() }
+    }
+
     /// Takes all of a bundle or nothing.
     pub(crate) fn parse(bundle: &TrustBundle) -> Result<Self, BundleError> {
         if bundle.names.is_empty() {
@@ -51,11 +67,11 @@ impl Bundle {
             }
             certificates.insert(certificate.fingerprint(), certificate);
         }
-        if certificates.is_empty() {
+        if certificates.is_empty() && !bundle.insecure {
             return Err(BundleError::NoCertificate);
         }
         let certificates = certificates.into_values().collect();
-        Ok(Self { names: bundle.names.clone(), certificates, conntrack_be_liberal: bundle.conntrack_be_liberal })
+        Ok(Self { names: bundle.names.clone(), certificates, insecure: bundle.insecure, conntrack_be_liberal: bundle.conntrack_be_liberal })
     }
 
     /// All certificates in one file.
@@ -77,6 +93,9 @@ pub(crate) struct Wanted {
 pub(crate) fn wanted(files: &HostFiles, root: &HostRoot, service: &str, manifest: &Manifest, bundle: &Bundle) -> Wanted {
     let place = Place { files, manifest, service };
     let mut wanted = Wanted::default();
+    if bundle.insecure {
+        return wanted;
+    }
     let spellings: BTreeSet<String> = bundle.names.iter().flat_map(|trusted| trusted.name.spellings()).collect();
     for spelling in spellings {
         match place.docker_file(&root.docker_certs().join(spelling)) {

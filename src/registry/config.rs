@@ -108,6 +108,7 @@ impl RegistryConfig {
             "drain_timeout": format!("{}s", self.settings.drain_seconds),
             "certificate": self.chain_file(),
             "key": self.key_file(),
+            "insecure": self.settings.insecure,
         });
         let text = engine.render_template(include_str!("../templates/config.yml.hbs"), &values);
         text.map(Secret::new).map_err(|error| RegistryError::Template(error.to_string()))
@@ -168,6 +169,15 @@ mod tests {
         let mut variables = variables();
         variables.insert(env::REGISTRY_SETTINGS, r#"{"log_level":"loud","delete_enabled":true,"drain_seconds":30}"#.into());
         assert!(read(&variables).unwrap_err().to_string().contains("error, warn, info, debug"));
+    }
+
+    #[test]
+    fn without_tls_the_configuration_names_neither_key_nor_certificate() {
+        let mut config = read(&variables()).unwrap();
+        assert!(config.render().unwrap().expose().contains("\n  tls:\n    certificate: "));
+        config.settings.insecure = true;
+        let text = config.render().unwrap();
+        assert!(!text.expose().contains("tls") && text.expose().contains("\n  headers:\n"), "{}", text.expose());
     }
 
     #[test]

@@ -95,14 +95,21 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
 /// What the host had.
 struct Found {
     state: State,
-    key: RegistryKey,
+    /// None over plain HTTP.
+    key: Option<RegistryKey>,
     last: Option<(SignedOrder, Order)>,
     stored_chain: Option<String>,
 }
 
 fn look_at_state(config: &RegistryConfig) -> Result<Found, StateError> {
     let state = State::open(config)?;
-    Ok(Found { key: state.load_or_create_key()?, last: state.last_order()?, stored_chain: state.stored_chain()?, state })
+    let key = if config.settings.insecure {
+        state.remove_key()?;
+        None
+    } else {
+        Some(state.load_or_create_key()?)
+    };
+    Ok(Found { key, last: state.last_order()?, stored_chain: state.stored_chain()?, state })
 }
 
 /// Looks at the state until it can be used. `None` if the task is asked to stop meanwhile.
@@ -128,7 +135,7 @@ struct Role {
     state: State,
     supervisor: Supervisor,
     reaper: Reaper,
-    /// `None` once retired.
+    /// `None` once retired, and over plain HTTP.
     key: Option<RegistryKey>,
     request: Option<CertificateRequest>,
     /// What the next start will serve, and what the running registry serves.
@@ -137,6 +144,7 @@ struct Role {
     last: LastOrder,
     /// A retirement under way; the images go as well if it says true.
     retiring: Option<bool>,
+    retired: bool,
     answers: bool,
     stored_chain: Option<String>,
     last_kind: Option<OrderKind>,
@@ -146,8 +154,8 @@ struct Role {
 
 impl Role {
     fn new(config: RegistryConfig, found: Found) -> Result<Self, RegistryError> {
-        let csr = found.key.csr(&config.service).map_err(RegistryError::Request)?;
-        let mac = config.enrolment_key.mac(&csr);
+        let csr = found.key.as_ref().map(|key| key.csr(&config.service)).transpose().map_err(RegistryError::Request)?;
+        let request = csr.map(|csr| CertificateRequest { mac: config.enrolment_key.mac(&csr), csr });
         let launch = Launch {
             program: config.program.clone(),
             config_file: config.config_file(),
@@ -160,12 +168,13 @@ impl Role {
             state: found.state,
             supervisor: Supervisor::new(launch),
             reaper: Reaper::new().map_err(RegistryError::Signals)?,
-            key: Some(found.key),
-            request: Some(CertificateRequest { csr, mac }),
+            key: found.key,
+            request,
             chain: None,
             served: None,
             last: last.as_ref().map(|(signed, order)| LastOrder::of(signed, order)).unwrap_or_default(),
             retiring: None,
+            retired: false,
             answers: false,
             stored_chain: found.stored_chain,
             last_kind: last.map(|(_, order)| order.kind),
@@ -179,6 +188,10 @@ impl Role {
     async fn resume(&mut self) {
         if let Some(OrderKind::Retire { delete_data }) = self.last_kind.take() {
             return self.retire(delete_data).await;
+        }
+        if self.config.settings.insecure {
+            tracing::warn!("INSECURE: this registry speaks plain HTTP; images and passwords travel unencrypted");
+            return self.restart();
         }
         let (Some(text), Some(key)) = (self.stored_chain.take(), &self.key) else { return };
         match Chain::parse(&text, key, now()) {
@@ -213,6 +226,9 @@ impl Role {
     }
 
     fn take_certificate(&mut self, signed: &SignedOrder, this: LastOrder, pem: &str) -> Result<(), Refusal> {
+        if self.config.settings.insecure {
+            return Err(Refusal::Conflict("this registry speaks plain HTTP and has no key".into()));
+        }
         let Some(key) = self.key.as_ref().filter(|_| self.retiring.is_none()) else {
             return Err(Refusal::Conflict("this registry is retired; its key is gone".into()));
         };
@@ -244,7 +260,7 @@ impl Role {
 
     async fn take_retirement(&mut self, signed: &SignedOrder, this: LastOrder, delete_data: bool) -> Result<(), Refusal> {
         // Stored first: a task that is killed now goes on with it when it is started again.
-        if self.key.is_some() {
+        if !self.retired {
             self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
         }
         self.last = this;
@@ -265,6 +281,7 @@ impl Role {
         match self.state.remove_all(delete_data) {
             Ok(()) => {
                 tracing::info!(delete_data, "retired");
+                self.retired = true;
                 (self.key, self.request, self.chain, self.served) = (None, None, None, None);
                 (self.state_error, self.process_error) = (None, None);
             }
@@ -314,8 +331,8 @@ impl Role {
 
     fn phase(&self) -> RegistryPhase {
         match () {
-            () if self.key.is_none() => RegistryPhase::Retired,
-            () if self.chain.is_none() && self.retiring.is_none() => RegistryPhase::AwaitingCertificate,
+            () if self.retired => RegistryPhase::Retired,
+            () if self.chain.is_none() && self.retiring.is_none() && !self.config.settings.insecure => RegistryPhase::AwaitingCertificate,
             () if self.answers => RegistryPhase::Serving,
             () if self.state_error.is_some() => RegistryPhase::Failed,
             () => RegistryPhase::Restarting,

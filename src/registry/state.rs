@@ -103,6 +103,11 @@ impl State {
         RegistryKey::from_pem(&text).map_err(|source| StateError::Key { path, source })
     }
 
+    /// Removes key and chain, which nobody uses over plain HTTP.
+    pub(super) fn remove_key(&self) -> Result<(), StateError> {
+        [self.config.key_file(), self.config.chain_file()].iter().try_for_each(|path| remove(path))
+    }
+
     /// The text of the stored chain, if there is one.
     pub(super) fn stored_chain(&self) -> Result<Option<String>, StateError> {
         read(&self.config.chain_file())

@@ -24,6 +24,7 @@ use crate::{
     Error, Result, cgroups,
     host::{LAB_ON_AGENT, MASTER, Machine, wait_until},
     process::{ProcessId, run, spawn_error, write_atomically},
+    systemctl::{self, Unit},
 };
 
 /// What a machine is for.
@@ -60,14 +61,16 @@ pub fn run_agent(lab_dir: &Path, ip: Ipv4Addr, kind: MachineKind) -> Result<()> 
     write_atomically(&dir.join("holder.json"), &identity)?;
     sethostname(format!("agent-{}", ip.octets()[3]))?;
     Disk { root: machine.root(ip), work: dir.join("overlay-work"), lab_dir }.enter(&images, kind)?;
-    let dockerd = start_dockerd(&parent, log)?;
+    let flags = dockerd_flags(&parent)?;
+    let dockerd = start_dockerd(&flags, log)?;
+    let unit = Unit { pid: dockerd.id(), flags };
     wait_for_dockerd()?;
     if let Some(log) = marathon_lb_log {
         start_marathon_lb(log)?;
     }
     load_images(images.len())?;
     ready.write_all(b"ready").map_err(Error::io("writing", &dir))?;
-    reap_until_told(&dockerd)
+    reap_until_told(unit)
 }
 
 /// Archives that every machine loads at start; `lab up` put them there.
@@ -94,6 +97,7 @@ impl Disk<'_> {
         self.overlay_etc(kind)?;
         rbind(&self.root, &self.root)?;
         self.share_programs()?;
+        self.give_systemctl()?;
         self.mount_kernel_files()?;
         self.mount_run(images)?;
         let old = self.root.join("mnt/old");
@@ -152,6 +156,18 @@ impl Disk<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The machine's init system is the lab's, so its `systemctl` lies over that of the host.
+    fn give_systemctl(&self) -> Result<()> {
+        let (own, bin) = (self.root.join("opt/lab/bin"), self.root.join("usr/bin"));
+        make_dir(&own)?;
+        let systemctl = own.join("systemctl");
+        fs::write(&systemctl, format!("#!/bin/sh\nexec {LAB_ON_AGENT} systemctl \"$@\"\n")).map_err(Error::io("writing", &systemctl))?;
+        fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).map_err(Error::io("making executable", &systemctl))?;
+        let options = format!("lowerdir={}:{}", own.display(), bin.display());
+        mount(Some("overlay"), &bin, Some("overlay"), MsFlags::MS_RDONLY, Some(options.as_str()))
+            .map_err(|errno| Error::io("mounting an overlay on", &bin)(errno.into()))
     }
 
     /// What the machine changes below `/etc` lies on its disk; the host's own files shine through, but for what concerns docker and the
@@ -242,9 +258,22 @@ fn hostname() -> Result<String> {
     Ok(format!("{}\n", name.to_string_lossy()))
 }
 
-fn start_dockerd(cgroup_parent: &str, log: File) -> Result<Child> {
+/// Further flags of a machine's dockerd, one a line, read when the machine starts.
+const DOCKERD_FLAGS: &str = "/etc/dockerd.flags";
+
+fn dockerd_flags(cgroup_parent: &str) -> Result<Vec<String>> {
+    let mut flags = ["--cgroup-parent", cgroup_parent, "--shutdown-timeout", "5"].map(String::from).to_vec();
+    match fs::read_to_string(DOCKERD_FLAGS) {
+        Ok(text) => flags.extend(text.lines().map(String::from)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io("reading", Path::new(DOCKERD_FLAGS))(error)),
+    }
+    Ok(flags)
+}
+
+fn start_dockerd(flags: &[String], log: File) -> Result<Child> {
     let mut dockerd = Command::new("dockerd");
-    dockerd.args(["--cgroup-parent", cgroup_parent, "--shutdown-timeout", "5"]);
+    dockerd.args(flags);
     let stderr = log.try_clone().map_err(|source| spawn_error("dockerd", source))?;
     dockerd.stdin(Stdio::null()).stdout(log).stderr(stderr).spawn().map_err(|source| spawn_error("dockerd", source))
 }
@@ -286,7 +315,10 @@ fn load_images(count: usize) -> Result<()> {
 }
 
 /// Pid 1's duty. On SIGTERM dockerd is ended in good order; the kernel ends the rest when this process does.
-fn reap_until_told(dockerd: &Child) -> Result<()> {
+fn reap_until_told(docker: Unit) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(docker.pid).expect("a pid fits"));
+    let socket = systemctl::listen()?;
+    thread::spawn(move || systemctl::serve(&socket, &docker));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|source| spawn_error("the reaper", source))?;
     runtime.block_on(async {
         let signals = || -> std::io::Result<_> {
@@ -303,7 +335,6 @@ fn reap_until_told(dockerd: &Child) -> Result<()> {
         }
         Ok::<_, Error>(())
     })?;
-    let pid = Pid::from_raw(i32::try_from(dockerd.id()).expect("a pid fits"));
     // It may have ended before.
     let _ = kill(pid, Signal::SIGTERM);
     while matches!(waitpid(pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)) {

@@ -19,6 +19,7 @@ pub mod outer;
 pub mod process;
 pub mod recordings;
 pub mod server;
+pub mod systemctl;
 pub mod task;
 pub mod vips;
 

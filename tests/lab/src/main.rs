@@ -14,7 +14,7 @@ use lab::{
     Error, Result, agent, enter, executor, init, marathon_lb,
     outer::{self, UpOptions},
     process::ProcessId,
-    server,
+    server, systemctl,
 };
 
 /// The smallest DC/OS that runs the package for real on one machine.
@@ -99,6 +99,11 @@ enum Verb {
     },
     #[command(hide = true)]
     Executor { sandbox: PathBuf },
+    #[command(hide = true)]
+    Systemctl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     #[command(hide = true)]
     MarathonLb,
     #[command(hide = true)]
@@ -196,6 +201,7 @@ fn perform(dir: &Path, verb: Verb) -> Result<()> {
         Verb::Server => serve(dir),
         Verb::Machine { ip, kind } => agent::run_agent(dir, ip, kind.into()),
         Verb::Executor { sandbox } => executor::run(&sandbox),
+        Verb::Systemctl { arguments } => systemctl::run(&arguments),
         Verb::MarathonLb => marathon_lb::run(),
         Verb::Janitor { pid, start, keep } => outer::janitor(dir, ProcessId { pid, start }, keep),
     }
