@@ -635,6 +635,7 @@ mod tests {
             request: None,
             leaf_fingerprint: Some(leaf.into()),
             leaf_not_after: None,
+            leaf_names: vec![],
             order_version: 1,
             starts: 1,
             errors: vec![],
