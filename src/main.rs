@@ -17,6 +17,7 @@ use private_registry::node::{self, NodeConfig};
 use private_registry::operator::{self, Access, Client, OperatorError, Order, Service, Target};
 use private_registry::options::Fault;
 use private_registry::registry::{self, RegistryConfig};
+use private_registry::security::PUBLIC_CA;
 use private_registry::{dcos, init};
 
 /// The command's name at the dcos CLI.
@@ -188,17 +189,23 @@ fn main() -> ExitCode {
         }),
         Role::Ca { client, json } => ask(&name, async move |service: Service| {
             let report = service.report().await?;
+            if report.public_ca && report.ca.is_empty() && !json {
+                eprintln!("{COMMAND}: {PUBLIC_CA}");
+                return Ok(ExitCode::SUCCESS);
+            }
             match client {
                 Some(client) => say(operator::instructions(client, &report)),
                 None if json => {
-                    print_json(&serde_json::json!({ "ca": report.ca, "fingerprint": report.ca_fingerprint, "names": report.names }));
+                    print_json(
+                        &serde_json::json!({ "ca": report.ca, "fingerprint": report.ca_fingerprint, "names": report.names, "public": report.public_ca }),
+                    );
                 }
                 None => say(&report.ca),
             }
-            if report.ca.is_empty() {
+            if report.ca.is_empty() && !report.public_ca {
                 eprintln!("{COMMAND}: there is no CA yet: {}", report.summary);
             }
-            Ok(if report.ca.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+            Ok(if report.ca.is_empty() && !report.public_ca { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }),
         Role::Logs { target, lines, follow, json } => ask(&name, async move |service: Service| {
             let mut printer = Printer::default();

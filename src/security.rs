@@ -17,6 +17,9 @@ use crate::protocol::{Provided, ProvidedAt, RegistryStatus, TrustedName, env};
 const WARN_DAYS: i64 = 30;
 const DAY: i64 = 24 * 60 * 60;
 
+/// What whoever asks for the CA is told when there is none to trust.
+pub const PUBLIC_CA: &str = "the registry's certificate is from a public CA, which clients trust already: there is nothing to do";
+
 /// Where the directories of the operator's files are in the registry's container.
 const MOUNTS: [&str; 2] = ["/run/private-registry/certificate", "/run/private-registry/key"];
 /// What the operator's secrets are called in the registry's definition.
@@ -92,7 +95,12 @@ pub fn faults(security: &Security, registry: &str, has_account: bool) -> Vec<Fau
         }
     } else if !security.ca.is_empty() {
         let reason = "it is for the mode provided only".into();
-        fault("ca", &security.ca, reason, "Set security.mode to provided, or leave it empty; for other registries there is other_registries.ca.");
+        fault(
+            "ca",
+            &security.ca,
+            reason,
+            "Set security.mode to provided, or leave it empty; for other registries there is other_registries.ca.",
+        );
     }
     if security.mode == SecurityMode::DcosCa && !has_account {
         let reason = "the CA of DC/OS Enterprise signs only for a service account".into();
@@ -153,27 +161,30 @@ pub fn volumes(security: &Security) -> Vec<Value> {
     stored(security).into_iter().flat_map(|both| both.into_iter().enumerate()).filter_map(mount).collect()
 }
 
-/// What people should know of a certificate that this service has not made.
-pub fn problems(names: &[TrustedName], status: &RegistryStatus, now: i64) -> Vec<String> {
-    let Some(end) = status.leaf_not_after else { return Vec::new() };
-    let mut problems = Vec::new();
+/// Names that the certificate which is served is not for, in words.
+pub fn names_lacking(names: &[TrustedName], status: &RegistryStatus) -> Vec<String> {
+    if status.leaf_fingerprint.is_none() {
+        return Vec::new();
+    }
     let mut hosts: Vec<&Host> = Vec::new();
     for host in names.iter().map(|trusted| &trusted.name.host) {
         if !hosts.contains(&host) {
             hosts.push(host);
         }
     }
-    for host in hosts.into_iter().filter(|host| !status.leaf_names.iter().any(|name| speaks_for(name, host))) {
-        problems.push(format!(
-            "the certificate does not speak for {host}: add it to its subject alternative names or leave the name out of the options"
-        ));
-    }
-    if end - now < WARN_DAYS * DAY {
-        let date = OffsetDateTime::from_unix_timestamp(end).map_or_else(|_| end.to_string(), |moment| moment.date().to_string());
-        let verb = if end <= now { "has ended" } else { "ends" };
-        problems.push(format!("the registry's certificate {verb} on {date}: renew it, and put the new one in place of the old one"));
-    }
-    problems
+    let lacking = hosts.into_iter().filter(|host| !status.leaf_names.iter().any(|name| speaks_for(name, host)));
+    let problem = |host: &Host| {
+        format!("the certificate does not speak for {host}: add it to its subject alternative names or leave the name out of the options")
+    };
+    lacking.map(problem).collect()
+}
+
+/// That the certificate which is served ends soon, in words.
+pub fn end_nearing(status: &RegistryStatus, now: i64) -> Option<String> {
+    let end = status.leaf_not_after.filter(|end| end - now < WARN_DAYS * DAY)?;
+    let date = OffsetDateTime::from_unix_timestamp(end).map_or_else(|_| end.to_string(), |moment| moment.date().to_string());
+    let verb = if end <= now { "has ended" } else { "ends" };
+    Some(format!("the registry's certificate {verb} on {date}: renew it, and put the new one in place of the old one"))
 }
 
 /// Whether a subject alternative name is for this host, as clients see it: a star stands for one whole label, the first.
@@ -274,11 +285,11 @@ mod tests {
             starts: 1,
             errors: vec![],
         };
-        assert_eq!(problems(&names, &status, 1_800_000_000 - 31 * DAY), Vec::<String>::new());
-        let ending = problems(&names, &status, 1_800_000_000 - 29 * DAY);
-        assert!(ending.len() == 1 && ending[0].contains("ends on 2027-01-15"), "{ending:?}");
+        assert_eq!(names_lacking(&names, &status), Vec::<String>::new());
+        assert_eq!(end_nearing(&status, 1_800_000_000 - 31 * DAY), None);
+        assert!(end_nearing(&status, 1_800_000_000 - 29 * DAY).unwrap().contains("ends on 2027-01-15"));
         status.leaf_names = vec!["*.directory".into()];
-        let lacking = problems(&names, &status, 0);
+        let lacking = names_lacking(&names, &status);
         assert!(lacking.len() == 2 && lacking[0].starts_with("the certificate does not speak for 192.168.0.1: add"), "{lacking:?}");
     }
 }

@@ -333,6 +333,11 @@ fn permits(base: &GeneralName<'_>, host: &Host) -> bool {
     }
 }
 
+/// The public key (SPKI, DER) of a certificate request, if it is one that a certificate may be made for.
+pub fn requested_public_key(csr_pem: &str) -> Result<Vec<u8>, AuthorityError> {
+    Ok(requested_key(csr_pem)?.0.subject_public_key_info())
+}
+
 /// The request's public key, and whether it is RSA.
 fn requested_key(csr_pem: &str) -> Result<(SubjectPublicKeyInfo, bool), AuthorityError> {
     let der = pem::decode_one(csr_pem, "CERTIFICATE REQUEST").map_err(|_| AuthorityError::BadRequest)?;

@@ -172,6 +172,13 @@ pub struct OwnCa<'a> {
     pub days: u32,
 }
 
+impl LeafRecord {
+    /// The order that carries it, if it is for this key (SHA-256 of its SPKI, hex) and not due for renewal.
+    pub fn order_for(&self, key: &str, now: i64) -> Option<&SignedOrder> {
+        (self.key == key && now < self.renew_at).then_some(&self.order)
+    }
+}
+
 /// The controller's keys and record.
 pub struct State {
     store: Store,
@@ -527,11 +534,8 @@ impl State {
         let signed = authority.sign_leaf(csr, names, now, leaf_days)?;
         let leaf = Certificate::parse_bundle(&signed)?.swap_remove(0);
         let key = crate::digest::sha256_hex(leaf.public_key_spki_der());
-        if let Some(present) = self.leaf(names)
-            && present.key == key
-            && now < present.renew_at
-        {
-            return Ok(present.order.clone());
+        if let Some(order) = self.leaf(names).and_then(|leaf| leaf.order_for(&key, now)) {
+            return Ok(order.clone());
         }
         let chain = match self.link(now)? {
             Some(link) => leaf.pem() + &link,

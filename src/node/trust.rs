@@ -12,9 +12,6 @@ use crate::protocol::{TrustBundle, TrustedName};
 /// Why a bundle is refused as a whole.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BundleError {
-    /// Nothing to trust.
-    #[error("the bundle holds no certificate")]
-    NoCertificate,
     /// Nothing to trust it for.
     #[error("the bundle holds no name")]
     NoName,
@@ -31,7 +28,7 @@ pub(crate) enum BundleError {
 pub(crate) struct Bundle {
     /// The registry's names.
     pub(crate) names: Vec<TrustedName>,
-    /// CA certificates, in the order of their fingerprints, each once.
+    /// CA certificates, in the order of their fingerprints, each once. None where a public CA is used, which the host trusts already.
     pub(crate) certificates: Vec<Certificate>,
     /// Whether to set the sysctl.
     pub(crate) conntrack_be_liberal: bool,
@@ -50,9 +47,6 @@ impl Bundle {
                 return Err(BundleError::NotACa(index + 1, certificate.subject().to_string()));
             }
             certificates.insert(certificate.fingerprint(), certificate);
-        }
-        if certificates.is_empty() {
-            return Err(BundleError::NoCertificate);
         }
         let certificates = certificates.into_values().collect();
         Ok(Self { names: bundle.names.clone(), certificates, conntrack_be_liberal: bundle.conntrack_be_liberal })
@@ -78,7 +72,7 @@ pub(crate) fn wanted(files: &HostFiles, root: &HostRoot, service: &str, manifest
     let place = Place { files, manifest, service };
     let mut wanted = Wanted::default();
     let spellings: BTreeSet<String> = bundle.names.iter().flat_map(|trusted| trusted.name.spellings()).collect();
-    for spelling in spellings {
+    for spelling in spellings.into_iter().filter(|_| !bundle.certificates.is_empty()) {
         match place.docker_file(&root.docker_certs().join(spelling)) {
             Ok(path) => drop(wanted.items.insert(path, Item::File(bundle.concatenated()))),
             Err(error) => wanted.errors.push(error),
