@@ -161,7 +161,7 @@ fn make_account(cluster: &Cluster, options: &Value) {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), options.to_string()).unwrap();
     cluster.dcos_ok(&["package", "install", "private-registry", "--cli", "--yes"]);
-    let grants = cluster.dcos_ok(&["private-registry", "grants", file.path().to_str().unwrap(), "--json"]);
+    let grants = cluster.dcos_ok(&["private-registry", "grants", "--options", file.path().to_str().unwrap(), "--json"]);
     for entry in serde_json::from_str::<Value>(&grants).unwrap().as_array().unwrap() {
         let word = |key: &str| entry[key].as_str().unwrap().to_owned();
         let acl = format!("/acs/api/v1/acls/{}", word("resource").replace('/', "%252F"));
