@@ -119,9 +119,37 @@ fn a_certificate_of_the_operators_from_a_private_ca_is_served_trusted_and_replac
         cluster.sh(OTHER, &format!("curl -sf --cacert /etc/docker/certs.d/192.168.0.1/ca.crt https://{LB}:5000/v2/")).status.success()
     });
     push_and_pull(&cluster, &format!("{LB}:5000"));
+    another_mode_and_back(&cluster, &operator);
     cluster.uninstall();
     cluster.sh_ok(HOST, &format!("test -s {FOLDER}/privkey.pem"));
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+fn another_mode_and_back(cluster: &Cluster, operator: &Operator) {
+    let own_ca = "/var/lib/private-registry/private-registry/controller/ca.pem";
+    let provided = cluster.get("/marathon/v2/apps/private-registry")["app"]["env"].clone();
+    let mut own = provided.clone();
+    for key in ["CERTIFICATE", "KEY", "CA"] {
+        own[format!("OPTION_SECURITY_{key}")] = json!("");
+    }
+    own["OPTION_SECURITY_MODE"] = json!("self_signed");
+    own["OPTION_SECURITY_ORGANIZATION"] = json!("Example");
+    let switch = |env: Value, is_ca: &dyn Fn(&str) -> bool| {
+        assert_eq!(cluster.marathon("PATCH", "/apps/private-registry", &json!({ "env": env })).0, 200);
+        let switched = |status: Value| status["converged"] == true && is_ca(status["ca"].as_str().unwrap());
+        cluster.wait("the other mode", 90, || cluster.status().is_some_and(switched));
+        push_and_pull(cluster, "192.168.0.1");
+    };
+    let theirs = operator.read("ca.pem");
+    switch(own, &|ca| !ca.contains(&theirs));
+    let subject = cluster.sh_ok(OTHER, "openssl x509 -noout -subject -in /etc/docker/certs.d/192.168.0.1/ca.crt");
+    assert!(subject.starts_with("subject=O = Example, CN = private-registry CA"), "{subject}");
+    cluster.sh_ok(HOST, "! test -e /var/lib/private-registry/private-registry/registry/provided.key");
+    switch(provided, &|ca| ca == theirs);
+    for agent in [HOST, OTHER] {
+        assert_eq!(cluster.sh_ok(agent, "cat /etc/docker/certs.d/192.168.0.1/ca.crt"), theirs.trim(), "{agent}");
+        cluster.sh_ok(agent, &format!("! test -e {own_ca}"));
+    }
 }
 
 #[test]

@@ -35,15 +35,17 @@ impl Anchor {
         *self == Self::Own
     }
 
-    /// The CA certificates that agents trust, PEM, one each. A CA of the service's own that they are to trust no more stays until the
-    /// registry has been seen to serve without it.
-    pub(super) fn certificates(&self, state: &State) -> Vec<String> {
-        let others = match self {
-            Self::Own => Vec::new(),
+    /// The CA certificates that agents trust, PEM, one each. What they trusted before stays until the registry has been seen to serve
+    /// as it should now (`settled`): another mode is no reason to refuse what is still served.
+    pub(super) fn certificates(&self, state: &State, settled: bool) -> Vec<String> {
+        let mut certificates = match self {
+            Self::Own => state.trusted_certificates(),
             Self::Provided(certificates) | Self::Cluster(certificates) => certificates.clone(),
         };
-        let own = state.trusted_certificates().into_iter().filter(|pem| !others.contains(pem)).collect::<Vec<_>>();
-        others.into_iter().chain(own).collect()
+        let before = if settled { Vec::new() } else { state.certificates_in_force() };
+        let before: Vec<String> = before.into_iter().filter(|pem| !certificates.contains(pem)).collect();
+        certificates.extend(before);
+        certificates
     }
 
     /// The certificate in force, if this service has had it signed.
@@ -56,18 +58,14 @@ impl Anchor {
         leaf.map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at })
     }
 
-    /// Whether a CA of the service's own is needed no more.
-    pub(super) fn has_replaced_own_ca(&self, state: &State, status: Option<&RegistryStatus>, names: &[HostPort]) -> bool {
-        let Some(served) = status.filter(|status| status.phase == RegistryPhase::Serving).and_then(|s| s.leaf_fingerprint.as_deref())
-        else {
-            return false;
-        };
-        state.ca().is_some()
-            && match self {
-                Self::Own => false,
-                Self::Provided(_) => state.last_leaf() != Some(served),
-                Self::Cluster(_) => self.leaf(state, names).is_some_and(|leaf| leaf.fingerprint == served),
-            }
+    /// Whether the registry serves with a certificate that is from here.
+    pub(super) fn is_served(&self, state: &State, status: Option<&RegistryStatus>, names: &[HostPort]) -> bool {
+        let serving = status.filter(|status| status.phase == RegistryPhase::Serving);
+        let Some(served) = serving.and_then(|status| status.leaf_fingerprint.as_deref()) else { return false };
+        match self {
+            Self::Provided(_) => state.last_leaf() != Some(served),
+            Self::Own | Self::Cluster(_) => self.leaf(state, names).is_some_and(|leaf| leaf.fingerprint == served),
+        }
     }
 
     /// The order that carries a certificate of the cluster's CA for the registry's request: the one in force, if that suits.

@@ -272,6 +272,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         runs: BTreeMap::new(),
         surplus_since: None,
         passes_at_switch: None,
+        settled: false,
     };
     controller.converge_for_ever().await
 }
@@ -351,6 +352,8 @@ struct Controller {
     surplus_since: Option<Instant>,
     /// See [`Observed::passes_at_switch`]; none while the registry does not serve with the new CA.
     passes_at_switch: Option<BTreeMap<Host, u64>>,
+    /// Whether the registry was seen to serve with a certificate of whom the options say.
+    settled: bool,
 }
 
 impl Controller {
@@ -429,14 +432,15 @@ impl Controller {
         };
         let bundle = TrustBundle {
             names,
-            certificates: anchor.certificates(state),
+            certificates: anchor.certificates(state, self.settled),
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
             ..TrustBundle::default()
         };
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         state.note_covered(observed.nodes.keys()).await?;
-        if anchor.has_replaced_own_ca(state, observed.registry_status.as_ref(), &bare) {
+        self.settled = anchor.is_served(state, observed.registry_status.as_ref(), &in_force);
+        if self.settled && !anchor.is_own() && state.ca().is_some() {
             tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");
             state.drop_ca().await?;
         }
@@ -619,7 +623,7 @@ impl Controller {
         let rotated =
             |run: &String| !anchor.is_own() || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
         runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
-        let certificates = state.map(|state| anchor.certificates(state)).unwrap_or_default();
+        let certificates = state.map(|state| anchor.certificates(state, self.settled)).unwrap_or_default();
         let mut report = Report::new(&self.options, wanted, observed, plan, runs, &certificates)?;
         report.public_ca = matches!(anchor, Anchor::Provided(private) if private.is_empty());
         if let Some(status) = observed.registry_status.as_ref().filter(|_| !anchor.is_own()) {

@@ -356,6 +356,11 @@ impl State {
         self.record.trust.as_ref().map(|(bundle, _)| bundle.names.clone())
     }
 
+    /// The CA certificates that nodes trust now, PEM.
+    pub fn certificates_in_force(&self) -> Vec<String> {
+        self.record.trust.as_ref().map(|(bundle, _)| bundle.certificates.clone()).unwrap_or_default()
+    }
+
     /// Why the CA is to be replaced, if it is. `run` is the active run of the job that orders it.
     ///
     /// # Errors

@@ -227,6 +227,9 @@ impl Role {
         tracing::info!(fingerprint = pair.chain.leaf_fingerprint, "serving with the certificate that was provided");
         self.chain = Some(pair.chain);
         self.restart();
+        if let (Some(_), Some(watch)) = (&self.state_error, &mut self.watch) {
+            watch.forget();
+        }
     }
 
     async fn take(&mut self, signed: &SignedOrder) -> Result<(), Refusal> {
