@@ -623,8 +623,12 @@ impl Controller {
         let rotated =
             |run: &String| !anchor.is_own() || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
         runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
-        let certificates = state.map(|state| anchor.certificates(state, self.settled)).unwrap_or_default();
+        let certificates = state.map(State::certificates_in_force).unwrap_or_default();
         let mut report = Report::new(&self.options, wanted, observed, plan, runs, &certificates)?;
+        if state.is_some_and(|state| anchor.certificates(state, self.settled) != certificates) {
+            report.converged = false;
+            report.next.push("waiting for the next look, to make known that an earlier CA is not in use any more".into());
+        }
         report.public_ca = matches!(anchor, Anchor::Provided(private) if private.is_empty());
         if let Some(status) = observed.registry_status.as_ref().filter(|_| !anchor.is_own()) {
             let names = self.options.trusted_names(&plan::registry_host(observed, &self.options));
