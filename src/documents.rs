@@ -15,6 +15,7 @@ use crate::host_paths::HostRoot;
 use crate::names::Host;
 use crate::options::Options;
 use crate::protocol::{RegistrySettings, env};
+use crate::security;
 
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
@@ -320,7 +321,15 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         delete_enabled: options.registry.delete_enabled,
         drain_seconds: options.registry.drain_seconds,
         insecure: options.is_insecure(),
+        key_type: options.security.key_type,
+        provided: security::provided(&options.security),
     };
+    let provided = security::published(&options.security);
+    let mut volumes = vec![
+        json!({ "containerPath": "/var/lib/registry", "hostPath": options.registry.storage_path, "mode": "RW" }),
+        json!({ "containerPath": "/var/lib/private-registry", "hostPath": HostRoot::default().registry_state(service), "mode": "RW" }),
+    ];
+    volumes.extend(security::volumes(&options.security));
     let values = json!({
         "service": service,
         "pod_id": pod_id(options),
@@ -331,15 +340,15 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "first_order": facts.first_order.variable,
         "enrolment_key": facts.enrolment_key.variable,
         "node_secrets": distribution::secrets([&facts.first_order]),
-        "registry_secrets": distribution::secrets([&facts.enrolment_key]),
+        "registry_secrets": distribution::secrets([&facts.enrolment_key].into_iter().chain(provided.values())),
         "log_level": options.service.log_level,
         "registry_cpus": options.registry.cpus,
         "registry_mem": options.registry.mem,
         "registry_image": facts.registry_image,
         "registry_settings": json!(settings).to_string(),
-        "registry_state": HostRoot::default().registry_state(service),
+        "registry_volumes": volumes,
+        "provided": provided.iter().map(|(name, published)| (name.to_string(), published.variable.clone())).collect::<Map<_, _>>(),
         "registry_host_regex": exactly(&facts.registry_host),
-        "storage_path": options.registry.storage_path,
         "host_port": options.exposure.host_port,
         "service_port": if options.exposure.marathon_lb { options.exposure.service_port } else { 0 },
         "vip_labels": vips,

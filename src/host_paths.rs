@@ -4,6 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
+/// Where Linux distributions keep the CA certificates that they trust: Debian and its kin, Red Hat and its kin, SUSE.
+pub(crate) const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
+
 /// The root of the host's file system as this process sees it.
 #[derive(Debug, Clone)]
 pub struct HostRoot(PathBuf);

@@ -22,3 +22,4 @@ pub mod plan;
 pub mod protocol;
 pub mod registry;
 pub mod secret;
+pub mod security;

@@ -17,6 +17,7 @@ use private_registry::node::{self, NodeConfig};
 use private_registry::operator::{self, Access, Client, OperatorError, Order, Service, Snippet, Target};
 use private_registry::options::Fault;
 use private_registry::registry::{self, RegistryConfig};
+use private_registry::security::PUBLIC_CA;
 use private_registry::{dcos, init};
 
 /// The command's name at the dcos CLI.
@@ -194,15 +195,21 @@ fn main() -> ExitCode {
         }),
         Role::Ca { client, json } => ask(&name, async move |service: Service| {
             let report = service.report().await?;
+            if report.public_ca && report.ca.is_empty() && !json {
+                eprintln!("{COMMAND}: {PUBLIC_CA}");
+                return Ok(ExitCode::SUCCESS);
+            }
             match client {
                 Some(client) => say(operator::instructions(client, &report)),
                 None if json => {
-                    print_json(&serde_json::json!({ "ca": report.ca, "fingerprint": report.ca_fingerprint, "names": report.names }));
+                    print_json(
+                        &serde_json::json!({ "ca": report.ca, "fingerprint": report.ca_fingerprint, "names": report.names, "public": report.public_ca }),
+                    );
                 }
                 None => say(&report.ca),
             }
             // There are instructions for plain HTTP, too.
-            let lacks_ca = report.ca.is_empty() && !(report.insecure && client.is_some());
+            let lacks_ca = report.ca.is_empty() && !report.public_ca && !(report.insecure && client.is_some());
             if lacks_ca {
                 let yet = if report.insecure { "" } else { " yet" };
                 eprintln!("{COMMAND}: there is no CA{yet}: {}", report.summary);

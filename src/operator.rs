@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::controller::Report;
 use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
+use crate::host_paths::SYSTEM_ROOTS;
 use crate::names::HostPort;
 use crate::options::{Faults, Options};
 use crate::secret::Secret;
@@ -26,9 +27,6 @@ pub use snippets::{Snippet, snippet};
 const PAUSE: Duration = Duration::from_secs(1);
 /// As long as the job itself waits, and a little.
 const DEADLINE: Duration = Duration::from_secs(960);
-
-/// Where Linux distributions keep the CA certificates that they trust: Debian and its kin, Red Hat and its kin, SUSE.
-const SYSTEM_ROOTS: [&str; 3] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
 
 /// Where the cluster is and how to enter it, as the dcos CLI tells its plugins.
 #[derive(Debug, Clone)]

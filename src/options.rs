@@ -9,9 +9,11 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::certificates::KeyType;
 use crate::dcos::secrets;
 use crate::names::{Host, HostPort};
 use crate::protocol::TrustedName;
+use crate::security;
 
 /// The schema that Cosmos shows as a form and validates with.
 pub const CONFIG_SCHEMA: &str = include_str!("../universe/config.json");
@@ -117,15 +119,6 @@ pub enum SecurityMode {
     Insecure,
 }
 
-/// Kind of a key that we make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum KeyType {
-    P256,
-    P384,
-}
-
 /// A registry that this package has not installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherRegistry {
@@ -218,6 +211,7 @@ pub struct Endpoints {
     pub marathon: String,
     pub metronome: String,
     pub secrets: String,
+    pub ca: String,
     /// None: the one in the service account's credential.
     pub login: Option<String>,
 }
@@ -320,6 +314,10 @@ impl Options {
             for field in faults.0.iter().flat_map(|fault| fault.field.split(" or ")) {
                 if let Some((section, key)) = field.split_once('.') {
                     vars.remove(&variable(section, key));
+                    // What a mode lacks has no default; a removal does without the mode.
+                    if section == "security" {
+                        vars.remove(&variable(section, "mode"));
+                    }
                 }
             }
             if vars.len() == before {
@@ -378,6 +376,7 @@ impl Options {
                 &format!("Store it as {}/<name>, or as a name without a folder.", raw.service.name),
             );
         }
+        faults.0.extend(security::faults(&raw.security, &raw.registry.name, !secret.is_empty()));
         let path = &raw.registry.storage_path;
         if path.split('/').any(|part| part == ".." || part == ".") {
             faults.add("registry.storage_path", path, "it contains '.' or '..'", "Give the plain absolute path of the directory.");
@@ -421,6 +420,7 @@ impl Options {
             marathon: choose(&dcos.marathon_url, "http://marathon.mesos:8080", "/service/marathon"),
             metronome: choose(&dcos.metronome_url, "http://metronome.mesos:9000", "/service/metronome"),
             secrets: if dcos.secrets_url.is_empty() { format!("{router}/secrets/v1") } else { dcos.secrets_url.clone() },
+            ca: format!("{router}/ca/api/v2"),
             login: (!dcos.login_url.is_empty()).then(|| dcos.login_url.clone()),
         }
     }
@@ -690,6 +690,8 @@ mod tests {
             ("OPTION_REGISTRY_HOST".to_string(), "no_such_host".to_string()),
             ("OPTION_REGISTRY_NAME".to_string(), "images".to_string()),
             ("OPTION_SERVICE_NAME".to_string(), "Not A Name".to_string()),
+            ("OPTION_SECURITY_MODE".to_string(), "provided".to_string()),
+            ("OPTION_SECURITY_CA".to_string(), "not PEM".to_string()),
         ]);
         let options = Options::for_removal(&vars, "/infra/images").unwrap();
         assert_eq!(options.service.name, "infra/images", "the default would be another service");

@@ -86,6 +86,8 @@ pub struct Ca {
     pub void: bool,
     /// It may not speak for all names of the options: what there is stays as it is until its successor may.
     pub holds_names_back: bool,
+    /// The certificate is the operator's: there is nothing to sign.
+    pub signs_nothing: bool,
     /// Seconds that a stage of a rotation waits for agents that do not answer.
     pub deadline: i64,
 }
@@ -408,7 +410,7 @@ pub fn serves(wanted: &Wanted, observed: &Observed) -> bool {
 
 fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let Some(status) = &observed.registry_status else { return };
-    if wanted.ca.unused || status.request.is_none() || status.phase == RegistryPhase::Retired {
+    if wanted.ca.signs_nothing || status.request.is_none() || status.phase == RegistryPhase::Retired {
         return;
     }
     // Whose key is lost cannot sign; what the registry has stays until the next CA may.
@@ -641,6 +643,7 @@ mod tests {
             request: None,
             leaf_fingerprint: Some(leaf.into()),
             leaf_not_after: None,
+            leaf_names: vec![],
             order_version: 1,
             starts: 1,
             errors: vec![],

@@ -5,8 +5,11 @@
 //! the signature. A task takes an order only if the signature verifies, the service is its own, and the version is not
 //! older than the last one it took.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
+use crate::certificates::KeyType;
 use crate::names::HostPort;
 
 /// The largest order or status that either side reads, in bytes. A bundle of ten CAs is about 10 kB.
@@ -31,6 +34,10 @@ pub mod env {
     pub const ENROLMENT_KEY: &str = "PRIVATE_REGISTRY_ENROLMENT_KEY";
     /// [`RegistrySettings`](super::RegistrySettings) as JSON.
     pub const REGISTRY_SETTINGS: &str = "PRIVATE_REGISTRY_SETTINGS";
+    /// Certificate chain of the operator's, PEM, from a secret.
+    pub const PROVIDED_CERTIFICATE: &str = "PRIVATE_REGISTRY_PROVIDED_CERTIFICATE";
+    /// Private key of the operator's, PEM, from a secret.
+    pub const PROVIDED_KEY: &str = "PRIVATE_REGISTRY_PROVIDED_KEY";
     /// SHA-256 (hex) of this program.
     pub const SHA256: &str = "PRIVATE_REGISTRY_SHA256";
     /// Where this program was fetched from.
@@ -245,6 +252,31 @@ pub struct RegistrySettings {
     /// Plain HTTP: no key, no certificate, no request for one.
     #[serde(default)]
     pub insecure: bool,
+    /// Kind of the key that the registry makes for itself.
+    #[serde(default)]
+    pub key_type: KeyType,
+    /// Whose key and certificate it serves with, if not with its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provided: Option<Provided>,
+}
+
+/// Where the operator's certificate and key are, as the registry's container sees them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provided {
+    /// Chain in PEM, leaf first.
+    pub certificate: ProvidedAt,
+    /// Private key in PEM.
+    pub key: ProvidedAt,
+}
+
+/// See [`Provided`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProvidedAt {
+    /// A file.
+    File(PathBuf),
+    /// A variable of the environment.
+    Variable(String),
 }
 
 /// How far the registry task has come.
@@ -280,6 +312,9 @@ pub struct RegistryStatus {
     pub leaf_fingerprint: Option<String>,
     /// Unix time at which that leaf ends.
     pub leaf_not_after: Option<i64>,
+    /// DNS names and addresses that the leaf is for.
+    #[serde(default)]
+    pub leaf_names: Vec<String>,
     /// Version of the last order taken.
     pub order_version: u64,
     /// How often the registry process was started in this task.

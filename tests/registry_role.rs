@@ -45,6 +45,11 @@ struct Host {
     program: PathBuf,
     drain_seconds: u64,
     insecure: bool,
+    key_type: &'static str,
+    /// See `RegistrySettings::provided`.
+    provided: Option<serde_json::Value>,
+    /// Further variables.
+    secrets: Vec<(&'static str, String)>,
     authority: Authority,
     signer: OrderSigner,
     enrolment: EnrolmentKey,
@@ -65,6 +70,9 @@ impl Host {
             program: "/usr/bin/docker-registry".into(),
             drain_seconds: 20,
             insecure: false,
+            key_type: "p256",
+            provided: None,
+            secrets: Vec::new(),
             authority,
             signer: OrderSigner::generate().unwrap(),
             enrolment: EnrolmentKey::generate().unwrap(),
@@ -86,8 +94,14 @@ impl Host {
 
     fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        let (drain, insecure) = (self.drain_seconds, self.insecure);
-        let settings = format!(r#"{{"log_level":"info","delete_enabled":true,"drain_seconds":{drain},"insecure":{insecure}}}"#);
+        let settings = serde_json::json!({
+            "log_level": "info",
+            "delete_enabled": true,
+            "drain_seconds": self.drain_seconds,
+            "key_type": self.key_type,
+            "provided": self.provided,
+            "insecure": self.insecure,
+        });
         // The kernel ends unshare with this thread, unshare's child with it, and with that child, process 1, all that is in there.
         let task = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"])
@@ -99,7 +113,8 @@ impl Host {
             .env(env::SERVICE, SERVICE)
             .env(env::ORDER_KEY, self.signer.verifying_key_base64())
             .env(env::ENROLMENT_KEY, self.enrolment.to_base64().expose())
-            .env(env::REGISTRY_SETTINGS, settings)
+            .env(env::REGISTRY_SETTINGS, settings.to_string())
+            .envs(self.secrets.iter().cloned())
             .env("HOST", "127.0.0.1")
             .env("MESOS_TASK_ID", "registry.1")
             .stdin(Stdio::null())
@@ -610,4 +625,165 @@ fn over_plain_http_it_serves_at_once_without_key_or_request_and_can_go_back_to_t
     assert_eq!(host.give(4, OrderKind::Retire { delete_data: false }).0, 200);
     host.wait_for_phase(RegistryPhase::Retired);
     assert!(!host.state("config.yml").exists() && !host.state("order.json").exists());
+}
+
+/// Certificates and keys of an operator, as openssl makes them.
+struct Operator {
+    dir: tempfile::TempDir,
+}
+
+impl Operator {
+    fn new() -> Self {
+        let operator = Self { dir: tempfile::tempdir().unwrap() };
+        operator.openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 30 -subj /CN=ca");
+        fs::create_dir(operator.path("live")).unwrap();
+        operator
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let output = Command::new("openssl").current_dir(self.dir.path()).args(arguments.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A certificate from the CA for a new key, in `new.pem` and `new.key`; the leaf's fingerprint.
+    fn certify(&self, key: &str, days: u32) -> String {
+        self.openssl(&format!("req -newkey {key} -nodes -keyout new.key -out new.csr -subj /CN=registry"));
+        fs::write(self.path("ext"), "subjectAltName=IP:127.0.0.1,DNS:registry.example.com\n").unwrap();
+        self.openssl(&format!("x509 -req -in new.csr -CA ca.pem -CAkey ca.key -days {days} -extfile ext -out leaf.pem"));
+        let (leaf, ca) = (fs::read_to_string(self.path("leaf.pem")).unwrap(), fs::read_to_string(self.path("ca.pem")).unwrap());
+        fs::write(self.path("new.pem"), format!("{leaf}{ca}")).unwrap();
+        Certificate::parse_pem(&leaf).unwrap().fingerprint()
+    }
+
+    /// Puts one of the new files in place, as renewing programs do.
+    fn put(&self, name: &str) {
+        fs::rename(self.path(&format!("new.{name}")), self.path(&format!("live/{name}"))).unwrap();
+    }
+
+    fn host(&self) -> Host {
+        let mut host = Host::new();
+        let file = |name: &str| serde_json::json!({ "file": self.path("live").join(name) });
+        host.provided = Some(serde_json::json!({ "certificate": file("pem"), "key": file("key") }));
+        fs::copy(self.path("ca.pem"), host.dir.path().join("ca.pem")).unwrap();
+        host
+    }
+}
+
+#[test]
+fn a_certificate_of_the_operators_is_served_and_its_replacement_is_noticed() {
+    let operator = Operator::new();
+    let first = operator.certify("ec -pkeyopt ec_paramgen_curve:P-384", 20);
+    operator.put("pem");
+    operator.put("key");
+    let mut host = operator.host();
+    host.start();
+    let status = host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!((status.request, status.leaf_fingerprint, status.order_version), (None, Some(first.clone()), 0));
+    assert_eq!(status.leaf_names, ["127.0.0.1", "registry.example.com"]);
+    assert!((19..21).contains(&((status.leaf_not_after.unwrap() - now()) / 86400)));
+    assert_eq!(host.get("/v2/"), Some((200, "{}".into())));
+    assert_eq!(leaf_on_the_wire(host.listen), first);
+    assert_eq!([mode(&host.state("provided.key")), mode(&host.state("provided.crt"))], [0o600, 0o644]);
+    assert!(!host.state("tls.key").exists());
+    assert_eq!(host.give(1, OrderKind::Certificate { chain: "x".into() }).0, 400);
+
+    // The certificate alone does not suit; what is served stays, and the reason is told.
+    let second = operator.certify("rsa:2048", 20);
+    operator.put("pem");
+    let status = wait_for("the complaint", || host.try_status().filter(|status| !status.errors.is_empty()));
+    assert!(status.errors[0].contains("security.certificate: the leaf is for another key"), "{:?}", status.errors);
+    assert_eq!((status.phase, status.leaf_fingerprint), (RegistryPhase::Serving, Some(first)));
+    operator.put("key");
+    let served =
+        |host: &Host| host.try_status().filter(|s| s.phase == RegistryPhase::Serving && s.leaf_fingerprint == Some(second.clone()));
+    let status = wait_for("the new one", || served(&host));
+    assert_eq!((status.errors, status.starts), (vec![], 2));
+    assert_eq!(leaf_on_the_wire(host.listen), second);
+
+    let told = host.log() + &serde_json::to_string(&host.status()).unwrap();
+    let key = fs::read_to_string(operator.path("live/key")).unwrap();
+    assert!(!told.contains(key.lines().nth(3).unwrap()));
+    assert_eq!(host.give(1, OrderKind::Retire { delete_data: true }).0, 200);
+    host.wait_for_phase(RegistryPhase::Retired);
+    assert_eq!(fs::read_dir(host.dir.path().join("state")).unwrap().count(), 0);
+    assert!(operator.path("live/key").exists(), "the operator's own files are his");
+}
+
+#[test]
+fn what_of_the_operators_cannot_be_served_is_named_until_it_is_mended() {
+    let operator = Operator::new();
+    let mut host = operator.host();
+    host.start();
+    let failed = |reason: &str| {
+        let told = |status: &RegistryStatus| status.phase == RegistryPhase::Failed && status.errors.iter().any(|e| e.contains(reason));
+        wait_for(reason, || host.try_status().filter(told));
+    };
+    failed("No such file");
+    operator.certify("ed25519", 20);
+    operator.put("pem");
+    operator.put("key");
+    failed("none of P-256, P-384, and RSA");
+    operator.certify("rsa:2048", 0);
+    operator.put("pem");
+    operator.put("key");
+    std::thread::sleep(Duration::from_secs(1));
+    failed("the leaf has ended");
+    // In the wrong order.
+    operator.certify("rsa:2048", 20);
+    let (leaf, ca) = (fs::read_to_string(operator.path("leaf.pem")).unwrap(), fs::read_to_string(operator.path("ca.pem")).unwrap());
+    fs::write(operator.path("new.pem"), ca + &leaf).unwrap();
+    operator.put("pem");
+    operator.put("key");
+    failed("the leaf must come first");
+    operator.certify("rsa:2048", 20);
+    operator.put("pem");
+    operator.put("key");
+    host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!(host.get("/v2/").unwrap().0, 200);
+}
+
+#[test]
+fn a_certificate_from_secrets_is_served_and_the_registry_does_not_see_their_variables() {
+    let operator = Operator::new();
+    let first = operator.certify("rsa:2048", 20);
+    let mut host = operator.host();
+    let variable = |name: &str| serde_json::json!({ "variable": name });
+    host.provided = Some(serde_json::json!({ "certificate": variable(env::PROVIDED_CERTIFICATE), "key": variable(env::PROVIDED_KEY) }));
+    host.secrets = [(env::PROVIDED_CERTIFICATE, "new.pem"), (env::PROVIDED_KEY, "new.key")]
+        .map(|(name, file)| (name, fs::read_to_string(operator.path(file)).unwrap()))
+        .to_vec();
+    host.start();
+    assert_eq!(host.wait_for_phase(RegistryPhase::Serving).leaf_fingerprint, Some(first));
+    let environment = String::from_utf8(fs::read(format!("/proc/{}/environ", host.registry_pid())).unwrap()).unwrap();
+    assert!(!environment.contains("PRIVATE"), "{environment}");
+
+    // Back to its own key: what was the operator's is gone.
+    assert!(host.stop());
+    (host.provided, host.secrets) = (None, Vec::new());
+    host.start();
+    host.wait_for_phase(RegistryPhase::AwaitingCertificate);
+    assert!(!host.state("provided.key").exists() && !host.state("provided.crt").exists());
+}
+
+#[test]
+fn another_kind_of_key_is_a_new_key_and_a_new_request() {
+    let mut host = Host::serving();
+    let (old, key) = (host.status().request, fs::read(host.state("tls.key")).unwrap());
+    assert!(host.stop());
+    host.key_type = "p384";
+    host.start();
+    let status = host.wait_for_phase(RegistryPhase::AwaitingCertificate);
+    assert_ne!(status.request, old);
+    assert_ne!(fs::read(host.state("tls.key")).unwrap(), key);
+    host.give_certificate(2);
+    assert_eq!(host.get("/v2/").unwrap().0, 200);
+    let key = fs::read(host.state("tls.key")).unwrap();
+    assert!(host.stop());
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!(fs::read(host.state("tls.key")).unwrap(), key, "the same kind is the same key");
 }

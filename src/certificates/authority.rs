@@ -86,6 +86,18 @@ impl Authority {
     ///
     /// Its subject differs in every generation, so that two CAs can lie side by side in a store that goes by subject.
     pub fn create(service: &str, generation: u32, names: &[HostPort], now_unix: i64, lifetime_days: u32) -> Result<Self, AuthorityError> {
+        Self::create_in("", service, generation, names, now_unix, lifetime_days)
+    }
+
+    /// The same with an organization in its subject, and in that of every leaf; none if it is empty.
+    pub fn create_in(
+        organization: &str,
+        service: &str,
+        generation: u32,
+        names: &[HostPort],
+        now_unix: i64,
+        lifetime_days: u32,
+    ) -> Result<Self, AuthorityError> {
         let hosts = distinct_hosts(names);
         if hosts.is_empty() {
             return Err(AuthorityError::NoNames);
@@ -93,7 +105,8 @@ impl Authority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let not_after = now_unix + i64::from(lifetime_days) * DAY;
         // One CA may stand below: the link of a successor.
-        let params = ca_params(&ca_common_name(service, generation)?, &hosts, now_unix - CLOCK_SKEW, not_after, 1)?;
+        let subject = subject(organization, &ca_common_name(service, generation)?);
+        let params = ca_params(subject, &hosts, now_unix - CLOCK_SKEW, not_after, 1)?;
         let certificate = Certificate::from_der(params.self_signed(&key)?.der().to_vec())?;
         Ok(Self { certificate, key })
     }
@@ -107,10 +120,8 @@ impl Authority {
         if not_after <= now_unix {
             return Err(AuthorityError::Expired);
         }
-        let (_, parsed) = X509Certificate::from_der(next.certificate.der()).map_err(|_| CertificateError::NotX509)?;
-        let common_name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default();
         let not_before = (now_unix - CLOCK_SKEW).max(self.certificate.not_before());
-        let mut params = ca_params(common_name, &distinct_hosts(names), not_before, not_after, 0)?;
+        let mut params = ca_params(next.subject()?, &distinct_hosts(names), not_before, not_after, 0)?;
         params.use_authority_key_identifier_extension = true;
         let issuer = Issuer::from_ca_cert_der(&self.certificate.der().into(), &self.key)?;
         Ok(Certificate::from_der(params.signed_by(&next.key, &issuer)?.der().to_vec())?.pem())
@@ -160,6 +171,20 @@ impl Authority {
         self.issue(csr_pem, &hosts, now_unix, lifetime_days)
     }
 
+    /// Its subject, to be written once more.
+    fn subject(&self) -> Result<DistinguishedName, AuthorityError> {
+        let (_, parsed) = X509Certificate::from_der(self.certificate.der()).map_err(|_| CertificateError::NotX509)?;
+        let common_name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default();
+        Ok(subject(&self.organization()?, common_name))
+    }
+
+    /// The organization in its subject; empty if there is none.
+    fn organization(&self) -> Result<String, AuthorityError> {
+        let (_, parsed) = X509Certificate::from_der(self.certificate.der()).map_err(|_| CertificateError::NotX509)?;
+        let organization = parsed.subject().iter_organization().next().and_then(|name| name.as_str().ok());
+        Ok(organization.unwrap_or_default().to_string())
+    }
+
     /// The first host that this CA's constraints exclude.
     fn first_uncovered(&self, hosts: &[Host]) -> Result<Option<Host>, AuthorityError> {
         let (_, parsed) = X509Certificate::from_der(self.certificate.der()).map_err(|_| CertificateError::NotX509)?;
@@ -178,8 +203,7 @@ impl Authority {
         }
         let (public_key, is_rsa) = requested_key(csr_pem)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, leaf_common_name(hosts));
+        params.distinguished_name = subject(&self.organization()?, &leaf_common_name(hosts));
         params.serial_number = Some(random_serial()?);
         params.not_before = moment((now_unix - CLOCK_SKEW).max(self.certificate.not_before()))?;
         params.not_after = moment((now_unix + i64::from(lifetime_days) * DAY).min(self.certificate.not_after()))?;
@@ -198,11 +222,26 @@ impl Authority {
     }
 }
 
+/// From the general to the particular, the order that people expect.
+fn subject(organization: &str, common_name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    if !organization.is_empty() {
+        subject.push(DnType::OrganizationName, organization);
+    }
+    subject.push(DnType::CommonName, common_name);
+    subject
+}
+
 /// `below`: how many CAs may stand between this one and a leaf.
-fn ca_params(common_name: &str, hosts: &[Host], not_before: i64, not_after: i64, below: u8) -> Result<CertificateParams, AuthorityError> {
+fn ca_params(
+    subject: DistinguishedName,
+    hosts: &[Host],
+    not_before: i64,
+    not_after: i64,
+    below: u8,
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.distinguished_name = subject;
     params.serial_number = Some(random_serial()?);
     params.not_before = moment(not_before)?;
     params.not_after = moment(not_after)?;
@@ -294,6 +333,11 @@ fn permits(base: &GeneralName<'_>, host: &Host) -> bool {
     }
 }
 
+/// The public key (SPKI, DER) of a certificate request, if it is one that a certificate may be made for.
+pub fn requested_public_key(csr_pem: &str) -> Result<Vec<u8>, AuthorityError> {
+    Ok(requested_key(csr_pem)?.0.subject_public_key_info())
+}
+
 /// The request's public key, and whether it is RSA.
 fn requested_key(csr_pem: &str) -> Result<(SubjectPublicKeyInfo, bool), AuthorityError> {
     let der = pem::decode_one(csr_pem, "CERTIFICATE REQUEST").map_err(|_| AuthorityError::BadRequest)?;
@@ -332,6 +376,20 @@ mod tests {
 
     fn csr() -> String {
         RegistryKey::generate().unwrap().csr("private-registry").unwrap()
+    }
+
+    #[test]
+    fn an_organization_stands_before_the_common_name_in_ca_link_and_leaf() {
+        let create = |generation| Authority::create_in("Ärger & Söhne, Inc.", "s", generation, &names(&NAMES), now(), 3650).unwrap();
+        let (old, new) = (create(1), create(2));
+        let link = Certificate::parse_pem(&old.link(&new, &names(&NAMES), now()).unwrap()).unwrap();
+        assert_eq!((link.subject(), link.subject_hash()), (new.certificate().subject(), new.certificate().subject_hash()));
+        let key = RegistryKey::generate_as(crate::certificates::KeyType::P384).unwrap();
+        let chain = new.sign_leaf(&key.csr("s").unwrap(), &names(&NAMES), now(), 90).unwrap();
+        let leaf = Certificate::parse_bundle(&chain).unwrap().swap_remove(0);
+        assert!(new.certificate().subject().starts_with("O=Ärger & Söhne, Inc., CN=s CA 2 "), "{}", new.certificate().subject());
+        assert_eq!(leaf.subject(), "O=Ärger & Söhne, Inc., CN=192.168.0.1");
+        assert_eq!(leaf.public_key_spki_der(), key.public_key_spki_der());
     }
 
     const NAMES: [&str; 4] =

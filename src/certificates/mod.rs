@@ -7,10 +7,12 @@ mod certificate;
 mod der;
 mod orders;
 mod pem;
+mod provided;
 mod request;
 
-pub use authority::{Authority, AuthorityError};
+pub use authority::{Authority, AuthorityError, requested_public_key};
 pub use certificate::{Certificate, CertificateError};
 pub use orders::{OrderError, OrderKey, OrderSigner, SigningKeyError};
 pub use pem::PemError;
-pub use request::{EnrolmentKey, EnrolmentKeyError, RegistryKey, RegistryKeyError};
+pub use provided::{ProvidedKey, ProvidedKeyError};
+pub use request::{EnrolmentKey, EnrolmentKeyError, KeyType, RegistryKey, RegistryKeyError};

@@ -2,9 +2,13 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData,
+    SignatureAlgorithm,
+};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
 
 use super::certificate::hex;
 use super::pem;
@@ -20,16 +24,38 @@ pub enum RegistryKeyError {
     /// The stored text is no PEM block of a private key.
     #[error("it is not one PEM block of a private key: {0}")]
     Pem(#[from] pem::PemError),
-    /// The block is no P-256 key in PKCS#8.
-    #[error("it is not a P-256 key in PKCS#8")]
-    NotP256,
+    /// The block is no key of a kind that we make.
+    #[error("it is neither a P-256 nor a P-384 key in PKCS#8")]
+    OtherKind,
     /// Making a key or a request failed.
     #[error("making a key or a request failed: {0}")]
     Making(#[from] rcgen::Error),
 }
 
-/// The registry's TLS key (P-256). It is made where it is used and never leaves that host.
-pub struct RegistryKey(KeyPair);
+/// Kind of a key that we make.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum KeyType {
+    #[default]
+    P256,
+    P384,
+}
+
+impl KeyType {
+    fn algorithm(self) -> &'static SignatureAlgorithm {
+        match self {
+            Self::P256 => &PKCS_ECDSA_P256_SHA256,
+            Self::P384 => &PKCS_ECDSA_P384_SHA384,
+        }
+    }
+}
+
+/// The registry's TLS key. It is made where it is used and never leaves that host.
+pub struct RegistryKey {
+    pair: KeyPair,
+    kind: KeyType,
+}
 
 impl std::fmt::Debug for RegistryKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -38,26 +64,39 @@ impl std::fmt::Debug for RegistryKey {
 }
 
 impl RegistryKey {
-    /// A new key.
+    /// A new key of the usual kind.
     pub fn generate() -> Result<Self, RegistryKeyError> {
-        Ok(Self(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
+        Self::generate_as(KeyType::default())
+    }
+
+    /// A new key.
+    pub fn generate_as(kind: KeyType) -> Result<Self, RegistryKeyError> {
+        Ok(Self { pair: KeyPair::generate_for(kind.algorithm())?, kind })
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> KeyType {
+        self.kind
     }
 
     /// Reads what [`to_pem`](Self::to_pem) gave.
     pub fn from_pem(text: &Secret<String>) -> Result<Self, RegistryKeyError> {
         let der = pem::decode_one(text.expose(), PRIVATE_KEY)?;
-        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der.as_slice().into(), &PKCS_ECDSA_P256_SHA256);
-        Ok(Self(pair.map_err(|_| RegistryKeyError::NotP256)?))
+        let read = |kind: KeyType| {
+            let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der.as_slice().into(), kind.algorithm()).ok()?;
+            Some(Self { pair, kind })
+        };
+        read(KeyType::P256).or_else(|| read(KeyType::P384)).ok_or(RegistryKeyError::OtherKind)
     }
 
     /// The key to store, PKCS#8 in PEM.
     pub fn to_pem(&self) -> Secret<String> {
-        Secret::new(pem::encode(PRIVATE_KEY, self.0.serialized_der()))
+        Secret::new(pem::encode(PRIVATE_KEY, self.pair.serialized_der()))
     }
 
     /// The SubjectPublicKeyInfo, DER; compare it with [`Certificate::public_key_spki_der`](super::Certificate::public_key_spki_der).
     pub fn public_key_spki_der(&self) -> Vec<u8> {
-        self.0.subject_public_key_info()
+        self.pair.subject_public_key_info()
     }
 
     /// A request (PKCS#10, PEM) for this key. It names the service for people; a signer takes only the public key from it.
@@ -65,7 +104,7 @@ impl RegistryKey {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, service.chars().take(MAX_COMMON_NAME).collect::<String>());
-        Ok(pem::encode("CERTIFICATE REQUEST", params.serialize_request(&self.0)?.der()))
+        Ok(pem::encode("CERTIFICATE REQUEST", params.serialize_request(&self.pair)?.der()))
     }
 }
 
@@ -133,16 +172,18 @@ mod tests {
 
     #[test]
     fn a_stored_registry_key_is_the_same_key() {
-        let key = RegistryKey::generate().unwrap();
-        let again = RegistryKey::from_pem(&key.to_pem()).unwrap();
-        assert_eq!(key.public_key_spki_der(), again.public_key_spki_der());
-        assert_eq!(key.to_pem(), again.to_pem());
+        for kind in [KeyType::P256, KeyType::P384] {
+            let key = RegistryKey::generate_as(kind).unwrap();
+            let again = RegistryKey::from_pem(&key.to_pem()).unwrap();
+            assert_eq!((key.public_key_spki_der(), again.kind()), (again.public_key_spki_der(), kind));
+            assert_eq!(key.to_pem(), again.to_pem());
+        }
     }
 
     #[test]
-    fn what_is_no_p256_key_is_no_registry_key() {
+    fn what_is_no_key_of_a_kind_that_we_make_is_no_registry_key() {
         let signer = crate::certificates::OrderSigner::generate().unwrap();
-        assert!(matches!(RegistryKey::from_pem(&signer.to_pkcs8_pem()), Err(RegistryKeyError::NotP256)));
+        assert!(matches!(RegistryKey::from_pem(&signer.to_pkcs8_pem()), Err(RegistryKeyError::OtherKind)));
         assert!(matches!(RegistryKey::from_pem(&Secret::new("hello".into())), Err(RegistryKeyError::Pem(_))));
     }
 

@@ -3,6 +3,7 @@
 //! [`run`] reads like the story: options, state, then for ever observe → plan → apply → report. Everything it knows about the
 //! cluster it asks anew on every pass, so a restart at any point continues where things stand.
 
+mod anchor;
 mod observe;
 mod page;
 mod report;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::certificates::CertificateError;
+use crate::dcos::ca::Ca;
 use crate::dcos::grants::Door;
 use crate::dcos::login::{self, Credential, CredentialError, Login};
 use crate::dcos::marathon::Marathon;
@@ -31,10 +33,12 @@ use crate::documents::{self, Facts, TemplateError};
 use crate::host_paths::HostRoot;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Options};
-use crate::plan::{self, Action, Leaf, Observed, Plan, Wanted};
+use crate::plan::{self, Action, Observed, Plan, Wanted};
 use crate::protocol::{TrustBundle, env};
+use crate::security;
+use anchor::Anchor;
 pub use report::{AgentReport, OrderReport, Report};
-use state::{Stage, State, StateError};
+use state::{OwnCa, Stage, State, StateError};
 use store::Store;
 pub use uninstall::run_job as uninstall;
 
@@ -142,6 +146,8 @@ pub(crate) struct Cluster {
     pub(crate) mesos: Mesos,
     pub(crate) marathon: Marathon,
     pub(crate) metronome: Metronome,
+    /// The CA of DC/OS Enterprise.
+    pub(crate) ca: Ca,
     /// The secret store, where there is a service account.
     pub(crate) secrets: Option<Secrets>,
     /// For tasks' own addresses.
@@ -162,6 +168,7 @@ impl Cluster {
             mesos: Mesos(api(&urls.mesos, Door::Mesos)),
             marathon: Marathon(api(&urls.marathon, Door::Marathon)),
             metronome: Metronome(api(&urls.metronome, Door::Metronome)),
+            ca: Ca(api(&urls.ca, Door::Ca)),
             secrets: login.is_some().then(|| Secrets(api(&urls.secrets, Door::Secrets))),
             http: Api::client()?,
         })
@@ -207,9 +214,7 @@ fn trusting(setting: &Setting, options: &Options) -> Result<reqwest::Client, Con
     let urls = options.endpoints();
     let needs_ca = [&urls.mesos, &urls.marathon, &urls.metronome].iter().any(|url| url.starts_with("https:"))
         || (options.has_account() && urls.login.as_ref().is_none_or(|url| url.starts_with("https:")));
-    let given = (!options.dcos.ca_file.is_empty()).then(|| PathBuf::from(&options.dcos.ca_file));
-    let usual = CLUSTER_CA_IN_SANDBOX.iter().map(|name| setting.sandbox().join(name)).chain([PathBuf::from(CLUSTER_CA)]);
-    let path = given.or_else(|| usual.into_iter().find(|path| path.exists()));
+    let path = cluster_ca_file(setting, options);
     let mut builder = Api::builder();
     match path {
         Some(path) => {
@@ -223,6 +228,13 @@ fn trusting(setting: &Setting, options: &Options) -> Result<reqwest::Client, Con
         None => {}
     }
     Ok(builder.build()?)
+}
+
+/// Where the certificates of the cluster's CA are on this agent, if they are anywhere.
+fn cluster_ca_file(setting: &Setting, options: &Options) -> Option<PathBuf> {
+    let given = (!options.dcos.ca_file.is_empty()).then(|| PathBuf::from(&options.dcos.ca_file));
+    let usual = CLUSTER_CA_IN_SANDBOX.iter().map(|name| setting.sandbox().join(name)).chain([PathBuf::from(CLUSTER_CA)]);
+    given.or_else(|| usual.into_iter().find(|path| path.exists()))
 }
 
 /// Runs the controller until it is told to stop.
@@ -261,6 +273,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         runs: BTreeMap::new(),
         surplus_since: None,
         passes_at_switch: None,
+        settled: false,
     };
     controller.converge_for_ever().await
 }
@@ -340,6 +353,8 @@ struct Controller {
     surplus_since: Option<Instant>,
     /// See [`Observed::passes_at_switch`]; none while the registry does not serve with the new CA.
     passes_at_switch: Option<BTreeMap<Host, u64>>,
+    /// Whether the registry was seen to serve with a certificate of whom the options say.
+    settled: bool,
 }
 
 impl Controller {
@@ -390,41 +405,51 @@ impl Controller {
         let names = self.options.trusted_names(&registry_host);
         let bare: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
         let now = unix_now();
+        let anchor = Anchor::of(&self.setting, &self.options)?;
         let state = match &mut self.state {
             Some(state) => state,
             none => {
                 let store = self.cluster.store(&self.options.service.name)?;
-                none.insert(State::open_for(&self.options, store, &bare, now).await?)
+                let own = OwnCa { organization: &self.options.security.organization, names: &bare, days: self.options.trust.ca_days };
+                none.insert(State::open(store, anchor.is_own().then_some(own), now).await?)
             }
         };
         // New names come into force with a CA that may speak for them.
-        let insecure = self.options.is_insecure();
-        let speaks = insecure || state.speaks_for(&bare)?;
+        let speaks = !anchor.is_own() || state.speaks_for(&bare)?;
         let names = if speaks { names } else { state.trusted_names().unwrap_or(names) };
         let in_force: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
         let rotate_run = observed.jobs.get(&documents::rotate_job_id(&self.options)).and_then(|job| job.active_runs.first()).cloned();
-        let ca = if insecure {
-            plan::Ca { unused: true, ..plan::Ca::default() }
-        } else {
+        let ca = if anchor.is_own() {
             plan::Ca {
-                unused: false,
                 due: state.rotation_due(&bare, rotate_run.as_deref(), now)?,
                 rotation: state.rotation().cloned(),
                 void: state.rotation_is_void(&bare)?,
                 holds_names_back: !speaks,
                 deadline: i64::try_from(self.options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX),
+                ..plan::Ca::default()
+            }
+        } else {
+            plan::Ca {
+                signs_nothing: matches!(anchor, Anchor::Provided(_) | Anchor::Nobody),
+                unused: anchor == Anchor::Nobody,
+                ..plan::Ca::default()
             }
         };
         let bundle = TrustBundle {
             names,
-            certificates: if insecure { Vec::new() } else { state.trusted_certificates() },
-            insecure,
+            insecure: self.options.is_insecure(),
+            certificates: anchor.certificates(state, self.settled),
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
             ..TrustBundle::default()
         };
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         state.note_covered(observed.nodes.keys()).await?;
+        self.settled = anchor.is_served(state, observed.registry_status.as_ref(), &in_force);
+        if self.settled && !anchor.is_own() && state.ca().is_some() {
+            tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");
+            state.drop_ca().await?;
+        }
         note_surplus(&mut self.surplus_since, &mut observed);
 
         let order_key = state.order_key();
@@ -443,15 +468,14 @@ impl Controller {
             first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
             enrolment_key: distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
         };
-        let leaf =
-            state.leaf(&in_force).filter(|_| !insecure).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
+        let leaf = anchor.leaf(state, &in_force);
         let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf, ca };
         self.prove_after_switch(&wanted, &mut observed).await;
         let plan = plan::converge(&wanted, &observed);
         let order = RotationOrder { names: bare, run: rotate_run };
         self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
         self.follow_runs(&observed, &wanted).await;
-        let report = self.report(&wanted, &observed, &plan)?;
+        let report = self.report(&wanted, &observed, &plan, &anchor)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
         let done = report.converged && report.orders.iter().all(|order| order.fresh);
         self.shared.publish(report);
@@ -572,7 +596,10 @@ impl Controller {
 
     async fn certify(&mut self, observed: &Observed, names: &[HostPort]) -> Result<(), ControllerError> {
         let (Some(status), Some(state)) = (&observed.registry_status, &mut self.state) else { return Ok(()) };
-        let order = state.certify(status, names, unix_now(), self.options.trust.leaf_days).await?;
+        let order = match Anchor::of(&self.setting, &self.options)? {
+            anchor @ Anchor::Cluster(_) => anchor.certify_by_cluster(&self.cluster, state, status, names, unix_now()).await?,
+            _ => state.certify(status, names, unix_now(), self.options.trust.leaf_days).await?,
+        };
         observe::send_to_registry(&self.cluster, observed, &order).await;
         Ok(())
     }
@@ -591,18 +618,33 @@ impl Controller {
         }
     }
 
-    fn report(&self, wanted: &Wanted, observed: &Observed, plan: &Plan) -> Result<Report, ControllerError> {
+    fn report(&self, wanted: &Wanted, observed: &Observed, plan: &Plan, anchor: &Anchor) -> Result<Report, ControllerError> {
         let state = self.state.as_ref();
         let fresh = |before: &BTreeMap<Host, u64>| {
             observed.nodes.iter().all(|(host, status)| before.get(host).is_none_or(|passes| status.passes > *passes))
         };
         let mut runs: Vec<(String, bool)> = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
-        let rotated = |run: &String| {
-            self.options.is_insecure() || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run))
-        };
+        // A CA that is not ours is not ours to replace.
+        let rotated =
+            |run: &String| !anchor.is_own() || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
         runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
-        Ok(Report::new(&self.options, wanted, observed, plan, runs, state))
+        let certificates = state.map(State::certificates_in_force).unwrap_or_default();
+        let mut report = Report::new(&self.options, wanted, observed, plan, runs, &certificates)?;
+        if state.is_some_and(|state| anchor.certificates(state, self.settled) != certificates) {
+            report.converged = false;
+            report.next.push("waiting for the next look, to make known that an earlier CA is not in use any more".into());
+        }
+        report.public_ca = matches!(anchor, Anchor::Provided(private) if private.is_empty());
+        if let Some(status) = observed.registry_status.as_ref().filter(|_| !anchor.is_own()) {
+            let names = self.options.trusted_names(&plan::registry_host(observed, &self.options));
+            report.problems.extend(security::names_lacking(&names, status));
+            // The others are renewed without anybody's help.
+            if matches!(anchor, Anchor::Provided(_)) {
+                report.problems.extend(security::end_nearing(status, wanted.now));
+            }
+        }
+        Ok(report)
     }
 }
 

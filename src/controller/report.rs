@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::state::{Stage, State};
-use crate::certificates::Certificate;
+use super::state::Stage;
+use crate::certificates::{Certificate, CertificateError};
 use crate::documents;
 use crate::options::{Faults, Options};
 use crate::plan::{self, Observed, Plan, RowState, Wanted};
@@ -30,6 +30,9 @@ pub struct Report {
     pub ca_fingerprint: Option<String>,
     /// CA certificates, PEM, newest first.
     pub ca: String,
+    /// Whether the registry's certificate is from a public CA, which clients trust already.
+    #[serde(default)]
+    pub public_ca: bool,
     /// Unix time at which the registry's certificate ends.
     pub leaf_not_after: Option<i64>,
     /// Whether the registry speaks plain HTTP.
@@ -77,8 +80,8 @@ impl Report {
         observed: &Observed,
         plan: &Plan,
         runs: Vec<(String, bool)>,
-        state: Option<&State>,
-    ) -> Self {
+        certificates: &[String],
+    ) -> Result<Self, CertificateError> {
         let agents: Vec<AgentReport> = plan::rows(wanted, observed).into_iter().map(|row| AgentReport::new(row, observed)).collect();
         let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
         let serving = observed.registry_status.as_ref().is_some_and(|s| s.phase == RegistryPhase::Serving);
@@ -101,10 +104,9 @@ impl Report {
             }
         };
         let warning: String = options.warnings().iter().map(|warning| format!("{warning} ")).collect();
-        // What is kept for a later use of TLS is not to be trusted now.
-        let state = state.filter(|_| !options.is_insecure());
         let names = options.trusted_names(&plan::registry_host(observed, options)).iter().map(|name| name.name.to_string()).collect();
-        Self {
+        let newest = certificates.first().map(|pem| Certificate::parse_pem(pem)).transpose()?;
+        Ok(Self {
             service: options.service.name.clone(),
             summary: warning + &summary,
             insecure: options.is_insecure(),
@@ -113,8 +115,9 @@ impl Report {
             agents,
             registry,
             names,
-            ca_fingerprint: state.and_then(State::ca).map(Certificate::fingerprint),
-            ca: state.map(|state| state.trusted_certificates().concat()).unwrap_or_default(),
+            ca_fingerprint: newest.map(|certificate| certificate.fingerprint()),
+            ca: certificates.concat(),
+            public_ca: false,
             leaf_not_after: observed.registry_status.as_ref().and_then(|status| status.leaf_not_after),
             next: plan
                 .actions
@@ -131,7 +134,7 @@ impl Report {
                 .collect(),
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
-        }
+        })
     }
 
     pub(super) fn starting(options: &Options, awaited: &str) -> Self {

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::page;
 use super::report::Report;
+use crate::security::PUBLIC_CA;
 
 /// A pass takes seconds; a loop that has not turned for so long hangs, and Marathon should restart it.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
@@ -114,12 +115,15 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn ca(State(shared): State<Arc<Shared>>) -> Response {
-    let (ca, insecure) = {
+    let (ca, public, insecure) = {
         let report = &shared.now().report;
-        (report.ca.clone(), report.insecure)
+        (report.ca.clone(), report.public_ca, report.insecure)
     };
     if insecure {
         return (StatusCode::NOT_FOUND, "there is no CA: the registry speaks plain HTTP\n").into_response();
+    }
+    if ca.is_empty() && public {
+        return (StatusCode::NOT_FOUND, format!("{PUBLIC_CA}\n")).into_response();
     }
     if ca.is_empty() {
         return (StatusCode::SERVICE_UNAVAILABLE, "there is no CA yet\n").into_response();

@@ -14,7 +14,6 @@ use crate::certificates::{
 use crate::dcos::ApiError;
 use crate::names::{Host, HostPort};
 use crate::node::files::FileError;
-use crate::options::Options;
 use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
 use crate::secret::Secret;
 
@@ -162,13 +161,33 @@ pub struct LeafRecord {
     order: SignedOrder,
 }
 
+/// What a CA of this service's own is made with.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnCa<'a> {
+    /// Organization in its subject; none if empty.
+    pub organization: &'a str,
+    /// Names that it may speak for.
+    pub names: &'a [HostPort],
+    /// Days that it lives.
+    pub days: u32,
+}
+
+impl LeafRecord {
+    /// The order that carries it, if it is for this key (SHA-256 of its SPKI, hex) and not due for renewal.
+    pub fn order_for(&self, key: &str, now: i64) -> Option<&SignedOrder> {
+        (self.key == key && now < self.renew_at).then_some(&self.order)
+    }
+}
+
 /// The controller's keys and record.
 pub struct State {
     store: Store,
     signer: OrderSigner,
     enrolment: EnrolmentKey,
-    /// Certificate of the CA that signs. None where the registry has spoken plain HTTP from the beginning.
+    /// Certificate of the CA that signs; none where the certificate is not from a CA of this service's own.
     signing: Option<Certificate>,
+    /// Organization in the subject of a new CA.
+    organization: String,
     /// That CA, unless its key is lost.
     authority: Option<Authority>,
     /// The CA that is made known beside it.
@@ -177,24 +196,11 @@ pub struct State {
 }
 
 impl State {
-    /// As the options need it: over plain HTTP no CA is made; one that is there is kept.
-    ///
-    /// # Errors
-    /// As [`State::open`].
-    pub async fn open_for(options: &Options, store: Store, names: &[HostPort], now: i64) -> Result<Self, StateError> {
-        Self::open_with(store, names, (!options.is_insecure()).then_some(options.trust.ca_days), now).await
-    }
-
-    /// Reads the state, making what is missing: a lost key is replaced, an existing one never.
+    /// Reads the state, making what is missing: a lost key is replaced, an existing one never. Without `own` no CA is made.
     ///
     /// # Errors
     /// When the directory cannot be written, or a file in it is damaged.
-    pub async fn open(store: Store, names: &[HostPort], ca_days: u32, now: i64) -> Result<Self, StateError> {
-        Self::open_with(store, names, Some(ca_days), now).await
-    }
-
-    /// Without `ca_days` no CA is made.
-    async fn open_with(store: Store, names: &[HostPort], ca_days: Option<u32>, now: i64) -> Result<Self, StateError> {
+    pub async fn open(store: Store, own: Option<OwnCa<'_>>, now: i64) -> Result<Self, StateError> {
         let damaged = |entry: Entry, reason: String| StateError::Damaged(store.place(entry), reason);
         let mut record: Record = match store.read(Entry::Record).await? {
             Some(text) => serde_json::from_str(text.expose()).map_err(|error| damaged(Entry::Record, error.to_string()))?,
@@ -234,20 +240,23 @@ impl State {
             (None, true) => record.rotation = None,
             _ => {}
         }
-        let signing = match (&authority, &record.signing, ca_days) {
-            (Some(authority), ..) => Some(authority.certificate().clone()),
-            (None, Some(pem), _) => Some(Certificate::parse_pem(pem)?),
-            (None, None, None) => None,
-            (None, None, Some(ca_days)) => {
-                record.generation += 1;
-                record.ca_names = names.to_vec();
-                let first = Authority::create(store.service(), record.generation, names, now, ca_days)?;
-                store.write(Entry::Ca, &certificate_and_key(&first)).await?;
-                Some(authority.insert(first).certificate().clone())
-            }
+        let signing = match (&authority, &record.signing) {
+            (Some(authority), _) => Some(authority.certificate().clone()),
+            (None, Some(pem)) => Some(Certificate::parse_pem(pem)?),
+            (None, None) => match own {
+                Some(own) => {
+                    record.generation += 1;
+                    record.ca_names = own.names.to_vec();
+                    let first = Authority::create_in(own.organization, store.service(), record.generation, own.names, now, own.days)?;
+                    store.write(Entry::Ca, &certificate_and_key(&first)).await?;
+                    Some(authority.insert(first).certificate().clone())
+                }
+                None => None,
+            },
         };
         record.signing = signing.as_ref().map(Certificate::pem);
-        let state = Self { store, signer, enrolment, signing, authority, next, record };
+        let organization = own.map(|own| own.organization.to_string()).unwrap_or_default();
+        let state = Self { store, signer, enrolment, signing, organization, authority, next, record };
         state.save().await?;
         state.tidy().await?;
         Ok(state)
@@ -290,9 +299,29 @@ impl State {
         &self.enrolment
     }
 
-    /// Certificate of the CA that signs.
+    /// Certificate of the service's own CA that signs, if there is one.
     pub fn ca(&self) -> Option<&Certificate> {
         self.signing.as_ref()
+    }
+
+    /// Lets go of the service's own CA and of a rotation under way: the registry serves with a certificate of another.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn drop_ca(&mut self) -> Result<(), StateError> {
+        (self.signing, self.authority, self.next) = (None, None, None);
+        let record = &mut self.record;
+        (record.signing, record.link, record.rotation) = (None, None, None);
+        record.earlier.clear();
+        record.ca_names.clear();
+        self.save().await?;
+        self.store.remove(Entry::NextCa).await?;
+        self.store.remove(Entry::Ca).await
+    }
+
+    /// Fingerprint of the leaf that was signed last, by whomever.
+    pub fn last_leaf(&self) -> Option<&str> {
+        self.record.leaf.as_ref().map(|leaf| leaf.fingerprint.as_str())
     }
 
     /// The rotation under way.
@@ -325,6 +354,11 @@ impl State {
     /// The names that nodes trust now.
     pub fn trusted_names(&self) -> Option<Vec<TrustedName>> {
         self.record.trust.as_ref().map(|(bundle, _)| bundle.names.clone())
+    }
+
+    /// The CA certificates that nodes trust now, PEM.
+    pub fn certificates_in_force(&self) -> Vec<String> {
+        self.record.trust.as_ref().map(|(bundle, _)| bundle.certificates.clone()).unwrap_or_default()
     }
 
     /// Why the CA is to be replaced, if it is. `run` is the active run of the job that orders it.
@@ -376,7 +410,7 @@ impl State {
         // For the earlier names too, so that it can also take over where those stay in use for a while.
         let mut all = names.to_vec();
         all.extend(self.trusted_names().into_iter().flatten().map(|trusted| trusted.name).filter(|name| !names.contains(name)));
-        let next = Authority::create(self.store.service(), self.record.generation, &all, now, ca_days)?;
+        let next = Authority::create_in(&self.organization, self.store.service(), self.record.generation, &all, now, ca_days)?;
         let link = match &self.authority {
             Some(authority) => Some(authority.link(&next, &all, now)?),
             None => None,
@@ -431,8 +465,45 @@ impl State {
     /// The certificate in force, unless the names or the CA have changed since.
     pub fn leaf(&self, names: &[HostPort]) -> Option<&LeafRecord> {
         // Where the key is lost, the last one is the best there is.
-        let from_ca = |leaf: &LeafRecord| self.authority.is_none() || self.signing.as_ref().is_some_and(|ca| leaf.ca == ca.fingerprint());
+        let from_ca = |leaf: &LeafRecord| match (&self.authority, &self.signing) {
+            (Some(authority), _) => leaf.ca == authority.certificate().fingerprint(),
+            (None, signing) => signing.is_some(),
+        };
         self.record.leaf.as_ref().filter(|leaf| leaf.names == names && from_ca(leaf))
+    }
+
+    /// The certificate in force, if it is for these names and from the CA of this fingerprint.
+    pub fn leaf_of(&self, names: &[HostPort], ca: &str) -> Option<&LeafRecord> {
+        self.record.leaf.as_ref().filter(|leaf| leaf.names == names && leaf.ca == ca)
+    }
+
+    /// The registry's request, if it is authentic.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn request<'a>(&self, status: &'a RegistryStatus) -> Result<&'a str, StateError> {
+        let authentic = status.request.as_ref().filter(|request| self.enrolment.verify(&request.csr, &request.mac));
+        authentic.map(|request| request.csr.as_str()).ok_or(StateError::ForeignRequest)
+    }
+
+    /// The order that carries a chain which the CA of this fingerprint has signed.
+    ///
+    /// # Errors
+    /// When the chain cannot be read, or the state not be written.
+    pub async fn keep_leaf(&mut self, chain: String, names: &[HostPort], ca: String, now: i64) -> Result<SignedOrder, StateError> {
+        let leaf = Certificate::parse_bundle(&chain)?.swap_remove(0);
+        let order = self.order(OrderKind::Certificate { chain }).await?;
+        self.record.leaf = Some(LeafRecord {
+            fingerprint: leaf.fingerprint(),
+            not_after: leaf.not_after(),
+            renew_at: now + (leaf.not_after() - now) * 2 / 3,
+            key: crate::digest::sha256_hex(leaf.public_key_spki_der()),
+            names: names.to_vec(),
+            ca,
+            order: order.clone(),
+        });
+        self.save().await?;
+        Ok(order)
     }
 
     /// The order to trust `bundle`: the one in force if it says the same, else a new one.
@@ -463,34 +534,20 @@ impl State {
         now: i64,
         leaf_days: u32,
     ) -> Result<SignedOrder, StateError> {
-        let request = status.request.as_ref().filter(|r| self.enrolment.verify(&r.csr, &r.mac)).ok_or(StateError::ForeignRequest)?;
+        let csr = self.request(status)?;
         let authority = self.authority.as_ref().ok_or(StateError::KeyLost)?;
-        let authority_fingerprint = authority.certificate().fingerprint();
-        let signed = authority.sign_leaf(&request.csr, names, now, leaf_days)?;
+        let signed = authority.sign_leaf(csr, names, now, leaf_days)?;
         let leaf = Certificate::parse_bundle(&signed)?.swap_remove(0);
         let key = crate::digest::sha256_hex(leaf.public_key_spki_der());
-        if let Some(present) = self.leaf(names)
-            && present.key == key
-            && now < present.renew_at
-        {
-            return Ok(present.order.clone());
+        if let Some(order) = self.leaf(names).and_then(|leaf| leaf.order_for(&key, now)) {
+            return Ok(order.clone());
         }
         let chain = match self.link(now)? {
             Some(link) => leaf.pem() + &link,
             None => signed,
         };
-        let order = self.order(OrderKind::Certificate { chain }).await?;
-        self.record.leaf = Some(LeafRecord {
-            fingerprint: leaf.fingerprint(),
-            not_after: leaf.not_after(),
-            renew_at: now + (leaf.not_after() - now) * 2 / 3,
-            key,
-            names: names.to_vec(),
-            ca: authority_fingerprint,
-            order: order.clone(),
-        });
-        self.save().await?;
-        Ok(order)
+        let ca = authority.certificate().fingerprint();
+        self.keep_leaf(chain, names, ca, now).await
     }
 
     /// What is served behind a leaf in place of the CA itself, as long as it is valid.
@@ -544,7 +601,8 @@ mod tests {
 
     async fn open(root: &HostRoot, names_: &str) -> State {
         let store = Store::on_host(root, "private-registry").unwrap();
-        State::open(store, &names(names_), 365, NOW).await.unwrap()
+        let own = OwnCa { organization: "", names: &names(names_), days: 365 };
+        State::open(store, Some(own), NOW).await.unwrap()
     }
 
     fn status(state: &State, key: &RegistryKey) -> RegistryStatus {
@@ -558,6 +616,7 @@ mod tests {
             request: Some(CertificateRequest { csr, mac }),
             leaf_fingerprint: None,
             leaf_not_after: None,
+            leaf_names: vec![],
             order_version: 0,
             starts: 0,
             errors: vec![],
@@ -579,13 +638,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn over_plain_http_no_ca_is_made_and_one_that_is_there_is_kept() {
+    async fn where_no_ca_is_asked_for_none_is_made_and_one_that_is_there_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::at(dir.path());
-        let plain = Options::from_json(&serde_json::json!({ "security": { "mode": "insecure" } })).unwrap();
         let open_plain = async || {
             let store = Store::on_host(&root, "private-registry").unwrap();
-            State::open_for(&plain, store, &names(ONE), NOW).await.unwrap()
+            State::open(store, None, NOW).await.unwrap()
         };
         let mut state = open_plain().await;
         assert!(state.ca().is_none() && state.trusted_certificates().is_empty());
@@ -754,6 +812,35 @@ mod tests {
         state.switch(NOW).await.unwrap();
         state.retire_earlier().await.unwrap();
         assert_eq!((due(&state, Some("run-1"), 0), due(&state, Some("run-2"), 0)), (None, Some(Reason::Order)));
+    }
+
+    #[tokio::test]
+    async fn without_a_ca_of_its_own_there_is_none_and_one_that_there_was_is_let_go_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let open_without = async || State::open(Store::on_host(&root, "private-registry").unwrap(), None, NOW).await.unwrap();
+        let ca = root.controller_state("private-registry").join("ca.pem");
+        let state = open_without().await;
+        assert!(state.ca().is_none() && state.trusted_certificates().is_empty() && !ca.exists());
+        assert_eq!(state.rotation_due(&names(ONE), Some("run"), NOW).unwrap(), None);
+        begin(&mut open(&root, ONE).await, Reason::Order, ONE).await;
+        let mut state = open_without().await;
+        assert_eq!(state.trusted_certificates().len(), 2, "until the registry serves with another certificate");
+        state.drop_ca().await.unwrap();
+        assert!(open_without().await.trusted_certificates().is_empty() && !ca.exists());
+    }
+
+    #[tokio::test]
+    async fn a_leaf_of_another_ca_is_in_force_for_its_names_and_that_ca_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let mut state = State::open(Store::on_host(&root, "private-registry").unwrap(), None, NOW).await.unwrap();
+        let status = status(&state, &RegistryKey::generate().unwrap());
+        let other = Authority::create("other", 1, &names(ONE), NOW, 365).unwrap();
+        let chain = other.sign_leaf(state.request(&status).unwrap(), &names(ONE), NOW, 90).unwrap();
+        state.keep_leaf(chain, &names(ONE), "first".into(), NOW).await.unwrap();
+        assert!(state.leaf_of(&names(ONE), "first").is_some() && state.leaf(&names(ONE)).is_none());
+        assert!(state.leaf_of(&names(ONE), "second").is_none() && state.leaf_of(&names(TWO), "first").is_none());
     }
 
     #[tokio::test]

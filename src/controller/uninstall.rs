@@ -164,7 +164,7 @@ async fn step(
     }
     let orders = match orders {
         Some(orders) => orders,
-        none => none.insert(sign(setting, options, cluster).await?),
+        none => none.insert(sign(options, cluster).await?),
     };
     let late = Instant::now() >= deadline;
     if observed.registry.is_some() {
@@ -179,10 +179,8 @@ fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
     observed.pod.take_if(|pod| !documents::is_made_by(&pod.spec, options));
 }
 
-async fn sign(setting: &Setting, options: &Options, cluster: &Cluster) -> Result<Orders, ControllerError> {
-    let registry_host = options.registry.host.clone().unwrap_or_else(|| setting.host.clone());
-    let names: Vec<_> = options.trusted_names(&registry_host).into_iter().map(|name| name.name).collect();
-    let mut state = State::open_for(options, cluster.store(&options.service.name)?, &names, unix_now()).await?;
+async fn sign(options: &Options, cluster: &Cluster) -> Result<Orders, ControllerError> {
+    let mut state = State::open(cluster.store(&options.service.name)?, None, unix_now()).await?;
     let retire = state.order(OrderKind::Retire { delete_data: options.uninstall.delete_data }).await?;
     let restore = state.order(OrderKind::Restore).await?;
     Ok(Orders { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new() })

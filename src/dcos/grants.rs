@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::controller::store::Entry;
 use crate::documents;
-use crate::options::Options;
+use crate::options::{Options, SecurityMode};
 
 /// A service of the cluster, as far as permissions differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Door {
     Metronome,
     /// The secret store.
     Secrets,
+    /// The cluster's CA.
+    Ca,
     /// Something that asks for no permission: our own tasks.
     Own,
 }
@@ -79,6 +81,7 @@ pub fn for_call(door: Door, path: &str) -> Vec<Grant> {
             let job = id.map(|id| Grant::full(format!("{METRONOME}:{id}")));
             [Grant::full("dcos:adminrouter:service:metronome")].into_iter().chain(job).collect()
         }
+        Door::Ca => vec![Grant::full("dcos:adminrouter:ops:ca:rw")],
         Door::Secrets => {
             let path = path.strip_prefix("/secret/default/").unwrap_or(path);
             vec![Grant::full(format!("dcos:secrets:default:/{path}"))]
@@ -93,8 +96,9 @@ pub fn all(options: &Options) -> Vec<Grant> {
     let marathon = marathon.chain(["/v2/info".to_string(), "/v2/apps".into()]).flat_map(|path| for_call(Door::Marathon, &path));
     let jobs = documents::job_ids(options).into_iter().flat_map(|id| for_call(Door::Metronome, &format!("/v1/jobs/{id}")));
     let secrets = secret_paths(options).into_iter().flat_map(|path| for_call(Door::Secrets, &format!("/secret/default/{path}")));
+    let ca = if options.security.mode == SecurityMode::DcosCa { for_call(Door::Ca, "/sign") } else { Vec::new() };
     let mut grants: Vec<Grant> = Vec::new();
-    for grant in for_call(Door::Mesos, "/slaves").into_iter().chain(marathon).chain(jobs).chain(secrets) {
+    for grant in for_call(Door::Mesos, "/slaves").into_iter().chain(marathon).chain(jobs).chain(secrets).chain(ca) {
         if !grants.contains(&grant) {
             grants.push(grant);
         }
@@ -148,6 +152,10 @@ mod tests {
         assert!(
             !grants.iter().any(|grant| grant.contains("superuser") || grant.ends_with("services:/ full") || grant.ends_with(":jobs full"))
         );
+        let given = json!({ "security": { "mode": "dcos_ca" }, "service": { "service_account_secret": "account" } });
+        let with_ca = all(&Options::from_json(&given).unwrap());
+        assert!(with_ca.iter().any(|grant| grant.to_string() == "dcos:adminrouter:ops:ca:rw full"));
+        assert!(!grants.iter().any(|grant| grant.contains("ops:ca")));
         assert_eq!(grants.iter().filter(|grant| grant.starts_with("dcos:secrets:")).count(), secret_paths(&options).len());
     }
 }

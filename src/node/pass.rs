@@ -443,6 +443,19 @@ mod tests {
     }
 
     #[test]
+    fn for_a_public_ca_no_file_is_written_and_those_of_an_earlier_ca_go() {
+        let host = TestHost::new();
+        let before = host.picture();
+        let service = host.service("registry");
+        assert_eq!(service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)])).files.len(), 4);
+        let report = service.apply(&signed("2"), &bundle(&["192.168.0.1:443"], &[]));
+        assert_eq!((report.files, report.errors, report.sysctl.state), (vec![], vec![], SysctlState::Set));
+        assert!(!host.path("etc/docker/certs.d/192.168.0.1").exists());
+        service.restore(&signed("3"));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
     fn what_drops_out_of_the_bundle_leaves_the_host() {
         let host = TestHost::new();
         let (service, old, new) = (host.service("s"), ca(1), ca(2));

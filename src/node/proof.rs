@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, IpAddr, ServerName};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::trust::Bundle;
-use crate::host_paths::HostRoot;
+use crate::host_paths::{HostRoot, SYSTEM_ROOTS};
 use crate::names::{Host, HostPort};
 use crate::protocol::{Proof, ProofOutcome};
 
@@ -71,6 +72,8 @@ impl Clients {
     fn attempts(&self, bundle: &Bundle) -> Vec<Attempt> {
         let mut attempts = Vec::new();
         let handshake = (self.docker.is_none() && self.curl.is_none() && !bundle.insecure).then(|| Handshake::with_roots(bundle));
+        // A public CA is in the system's store, which the system's curl reads unless it is told of another.
+        let private = !bundle.certificates.is_empty();
         for trusted in bundle.names.iter().filter(|trusted| trusted.inside) {
             let name = &trusted.name;
             if let Some(socket) = &self.docker {
@@ -79,7 +82,7 @@ impl Clients {
             }
             // Without TLS there is nothing that the store of curl could prove.
             if let Some(curl) = self.curl.as_ref().filter(|_| !bundle.insecure) {
-                attempts.push(Attempt { name: name.to_string(), by: Client::Curl(curl.clone()) });
+                attempts.push(Attempt { name: name.to_string(), by: Client::Curl(curl.for_ca(private)) });
             }
             if let Some(handshake) = &handshake {
                 attempts.push(Attempt { name: name.to_string(), by: Client::Handshake(handshake.clone(), name.clone()) });
@@ -90,6 +93,11 @@ impl Clients {
 }
 
 impl Curl {
+    /// This curl with our store if the CA is a private one.
+    fn for_ca(&self, private: bool) -> Self {
+        Self { capath: self.capath.clone().filter(|_| private), ..self.clone() }
+    }
+
     fn of_dcos(root: &HostRoot) -> Option<Self> {
         let program = root.dcos_curl();
         let libraries = program.parent().and_then(Path::parent).map(|dir| dir.join("lib"));
@@ -227,7 +235,7 @@ fn judge_curl(code: Option<i32>, text: &str) -> Answer {
     }
 }
 
-/// Our own TLS client, trusting what the bundle says.
+/// Our own TLS client, trusting what the bundle says; for a public CA, what the system trusts.
 #[derive(Clone)]
 struct Handshake(Result<tokio_rustls::TlsConnector, String>);
 
@@ -238,6 +246,10 @@ impl Handshake {
             if let Err(error) = roots.add(CertificateDer::from(certificate.der())) {
                 return Self(Err(format!("the CA {} cannot be used: {error}", certificate.subject())));
             }
+        }
+        if bundle.certificates.is_empty() {
+            let system = SYSTEM_ROOTS.iter().find_map(|path| CertificateDer::pem_file_iter(path).ok());
+            roots.add_parsable_certificates(system.into_iter().flatten().filter_map(Result::ok));
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();

@@ -13,9 +13,6 @@ use crate::protocol::{TrustBundle, TrustedName};
 /// Why a bundle is refused as a whole.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BundleError {
-    /// Nothing to trust.
-    #[error("the bundle holds no certificate")]
-    NoCertificate,
     /// Nothing to trust it for.
     #[error("the bundle holds no name")]
     NoName,
@@ -32,7 +29,7 @@ pub(crate) enum BundleError {
 pub(crate) struct Bundle {
     /// The registry's names.
     pub(crate) names: Vec<TrustedName>,
-    /// CA certificates, in the order of their fingerprints, each once.
+    /// CA certificates, in the order of their fingerprints, each once. None where a public CA is used, which the host trusts already.
     pub(crate) certificates: Vec<Certificate>,
     /// Plain HTTP: no certificate, and docker is to know.
     pub(crate) insecure: bool,
@@ -67,9 +64,6 @@ impl Bundle {
             }
             certificates.insert(certificate.fingerprint(), certificate);
         }
-        if certificates.is_empty() && !bundle.insecure {
-            return Err(BundleError::NoCertificate);
-        }
         let certificates = certificates.into_values().collect();
         Ok(Self { names: bundle.names.clone(), certificates, insecure: bundle.insecure, conntrack_be_liberal: bundle.conntrack_be_liberal })
     }
@@ -97,7 +91,7 @@ pub(crate) fn wanted(files: &HostFiles, root: &HostRoot, service: &str, manifest
         return wanted;
     }
     let spellings: BTreeSet<String> = bundle.names.iter().flat_map(|trusted| trusted.name.spellings()).collect();
-    for spelling in spellings {
+    for spelling in spellings.into_iter().filter(|_| !bundle.certificates.is_empty()) {
         match place.docker_file(&root.docker_certs().join(spelling)) {
             Ok(path) => drop(wanted.items.insert(path, Item::File(bundle.concatenated()))),
             Err(error) => wanted.errors.push(error),

@@ -75,12 +75,24 @@ impl RegistryConfig {
         })
     }
 
+    /// The key that is served with.
     pub(super) fn key_file(&self) -> PathBuf {
-        self.state.join("tls.key")
+        if self.settings.provided.is_some() { self.provided_files()[0].clone() } else { self.own_files()[0].clone() }
     }
 
+    /// The chain that is served.
     pub(super) fn chain_file(&self) -> PathBuf {
-        self.state.join("tls.crt")
+        if self.settings.provided.is_some() { self.provided_files()[1].clone() } else { self.own_files()[1].clone() }
+    }
+
+    /// The key that this role has made, and its chain.
+    pub(super) fn own_files(&self) -> [PathBuf; 2] {
+        ["tls.key", "tls.crt"].map(|name| self.state.join(name))
+    }
+
+    /// Copies of the operator's key and chain: a pair that belongs together even while the operator replaces his.
+    pub(super) fn provided_files(&self) -> [PathBuf; 2] {
+        ["provided.key", "provided.crt"].map(|name| self.state.join(name))
     }
 
     pub(super) fn config_file(&self) -> PathBuf {

@@ -1,9 +1,10 @@
 //! The registry role: it runs beside the stock registry, in its container, and starts it.
 //!
 //! It makes the TLS key where it is used, asks for a certificate by its status, takes it by a signed order, and keeps the registry
-//! running with it. `role` decides, `state` keeps files, `supervisor` runs the process, `server` talks.
+//! running with it; or it serves with what the operator has `provided`. `role` decides, `state` keeps files, `supervisor` runs the process, `server` talks.
 
 mod config;
+mod provided;
 mod reaper;
 mod role;
 mod server;

@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::RegistryError;
 use super::config::RegistryConfig;
+use super::provided::{LOOK_EVERY, Watch};
 use super::reaper::Reaper;
 use super::server::{Delivery, Refusal};
 use super::state::{Chain, LastOrder, State, StateError};
@@ -55,6 +56,7 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
         request: None,
         leaf_fingerprint: None,
         leaf_not_after: None,
+        leaf_names: Vec::new(),
         order_version: 0,
         starts: 0,
         errors: Vec::new(),
@@ -80,6 +82,7 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
                 role.publish(&outside.status);
                 let _ = reply.send(taken);
             }
+            () = sleep(LOOK_EVERY), if role.watch.is_some() => role.look_at_provided(),
             () = role.reaper.wait() => role.reaper.reap(role.supervisor.child_id()),
         }
     }
@@ -95,7 +98,7 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
 /// What the host had.
 struct Found {
     state: State,
-    /// None over plain HTTP.
+    /// None over plain HTTP, and where the operator has one.
     key: Option<RegistryKey>,
     last: Option<(SignedOrder, Order)>,
     stored_chain: Option<String>,
@@ -105,8 +108,12 @@ fn look_at_state(config: &RegistryConfig) -> Result<Found, StateError> {
     let state = State::open(config)?;
     let key = if config.settings.insecure {
         state.remove_key()?;
+        state.remove_provided()?;
+        None
+    } else if config.settings.provided.is_some() {
         None
     } else {
+        state.remove_provided()?;
         Some(state.load_or_create_key()?)
     };
     Ok(Found { key, last: state.last_order()?, stored_chain: state.stored_chain()?, state })
@@ -135,8 +142,10 @@ struct Role {
     state: State,
     supervisor: Supervisor,
     reaper: Reaper,
-    /// `None` once retired, and over plain HTTP.
+    /// `None` over plain HTTP, where the operator has one, and once retired.
     key: Option<RegistryKey>,
+    /// The operator's certificate and key, if that is what is served with.
+    watch: Option<Watch>,
     request: Option<CertificateRequest>,
     /// What the next start will serve, and what the running registry serves.
     chain: Option<Chain>,
@@ -170,6 +179,7 @@ impl Role {
             reaper: Reaper::new().map_err(RegistryError::Signals)?,
             key: found.key,
             request,
+            watch: config.settings.provided.clone().map(Watch::new),
             chain: None,
             served: None,
             last: last.as_ref().map(|(signed, order)| LastOrder::of(signed, order)).unwrap_or_default(),
@@ -193,6 +203,7 @@ impl Role {
             tracing::warn!("INSECURE: this registry speaks plain HTTP; images and passwords travel unencrypted");
             return self.restart();
         }
+        self.look_at_provided();
         let (Some(text), Some(key)) = (self.stored_chain.take(), &self.key) else { return };
         match Chain::parse(&text, key, now()) {
             Ok(chain) => {
@@ -203,6 +214,23 @@ impl Role {
                 let path = self.config.chain_file();
                 self.state_error = Some(format!("{} is not used: {error}; waiting for a certificate", path.display()));
             }
+        }
+    }
+
+    /// Serves with what the operator has stored, when that has changed.
+    fn look_at_provided(&mut self) {
+        let Some(watch) = self.watch.as_mut().filter(|_| self.retiring.is_none()) else { return };
+        let Some(pair) = watch.look(now()) else { return };
+        if let Err(error) = self.state.store_provided(&pair.chain, &pair.key) {
+            watch.forget();
+            self.state_error = Some(error.to_string());
+            return;
+        }
+        tracing::info!(fingerprint = pair.chain.leaf_fingerprint, "serving with the certificate that was provided");
+        self.chain = Some(pair.chain);
+        self.restart();
+        if let (Some(_), Some(watch)) = (&self.state_error, &mut self.watch) {
+            watch.forget();
         }
     }
 
@@ -229,8 +257,11 @@ impl Role {
         if self.config.settings.insecure {
             return Err(Refusal::Conflict("this registry speaks plain HTTP and has no key".into()));
         }
-        let Some(key) = self.key.as_ref().filter(|_| self.retiring.is_none()) else {
+        if self.retiring.is_some() {
             return Err(Refusal::Conflict("this registry is retired; its key is gone".into()));
+        }
+        let Some(key) = &self.key else {
+            return Err(Refusal::Bad("this registry serves with the certificate that was provided".into()));
         };
         let chain = Chain::parse(pem, key, now()).map_err(|error| Refusal::Bad(error.to_string()))?;
         // The chain first: it is usable without the order, and a repeated order is harmless.
@@ -282,7 +313,7 @@ impl Role {
             Ok(()) => {
                 tracing::info!(delete_data, "retired");
                 self.retired = true;
-                (self.key, self.request, self.chain, self.served) = (None, None, None, None);
+                (self.key, self.request, self.chain, self.served, self.watch) = (None, None, None, None, None);
                 (self.state_error, self.process_error) = (None, None);
             }
             Err(error) => self.state_error = Some(format!("{error}; the order can be given again")),
@@ -317,9 +348,10 @@ impl Role {
             request: self.request.clone(),
             leaf_fingerprint: served.map(|chain| chain.leaf_fingerprint.clone()),
             leaf_not_after: served.map(|chain| chain.leaf_not_after),
+            leaf_names: served.map(|chain| chain.leaf_names.clone()).unwrap_or_default(),
             order_version: self.last.version,
             starts: self.supervisor.starts(),
-            errors: self.state_error.iter().chain(&self.process_error).cloned().collect(),
+            errors: self.errors().cloned().collect(),
             ..first_status(&self.config)
         };
         status.send_if_modified(|old| {
@@ -329,9 +361,15 @@ impl Role {
         });
     }
 
+    fn errors(&self) -> impl Iterator<Item = &String> {
+        let provided = self.watch.as_ref().and_then(|watch| watch.error.as_ref());
+        provided.into_iter().chain(&self.state_error).chain(&self.process_error)
+    }
+
     fn phase(&self) -> RegistryPhase {
         match () {
             () if self.retired => RegistryPhase::Retired,
+            () if self.chain.is_none() && self.watch.as_ref().is_some_and(|watch| watch.error.is_some()) => RegistryPhase::Failed,
             () if self.chain.is_none() && self.retiring.is_none() && !self.config.settings.insecure => RegistryPhase::AwaitingCertificate,
             () if self.answers => RegistryPhase::Serving,
             () if self.state_error.is_some() => RegistryPhase::Failed,

@@ -36,31 +36,47 @@ pub(super) enum ChainError {
     Unreadable(#[from] CertificateError),
     #[error("the leaf is for another key than this registry's")]
     OtherKey,
+    #[error("the leaf must come first, before the certificates of its issuers")]
+    NotFirst,
+    #[error("the leaf names no host in its subject alternative names, and clients look nowhere else")]
+    NoNames,
     #[error("the leaf has ended at Unix time {0}")]
     Expired(i64),
 }
 
-/// A chain that belongs to the registry's key.
+/// A chain that belongs to the key that is served with.
 #[derive(Debug, Clone)]
 pub(super) struct Chain {
     pub(super) pem: String,
     pub(super) leaf_fingerprint: String,
+    pub(super) leaf_not_before: i64,
     pub(super) leaf_not_after: i64,
+    pub(super) leaf_names: Vec<String>,
 }
 
 impl Chain {
     /// Checks that the chain parses, that its leaf is for this key, and that the leaf has not ended.
     pub(super) fn parse(pem: &str, key: &RegistryKey, now: i64) -> Result<Self, ChainError> {
+        Self::checked(pem, |leaf| leaf.public_key_spki_der() == key.public_key_spki_der(), now)
+    }
+
+    /// The same for any key.
+    pub(super) fn checked(pem: &str, is_for_key: impl Fn(&Certificate) -> bool, now: i64) -> Result<Self, ChainError> {
         let certificates = Certificate::parse_bundle(pem)?;
         let leaf = &certificates[0];
-        if leaf.public_key_spki_der() != key.public_key_spki_der() {
-            return Err(ChainError::OtherKey);
+        if !is_for_key(leaf) {
+            return Err(if certificates.iter().any(is_for_key) { ChainError::NotFirst } else { ChainError::OtherKey });
+        }
+        if leaf.san_names().is_empty() {
+            return Err(ChainError::NoNames);
         }
         if leaf.not_after() <= now {
             return Err(ChainError::Expired(leaf.not_after()));
         }
         let pem = certificates.iter().map(Certificate::pem).collect();
-        Ok(Self { pem, leaf_fingerprint: leaf.fingerprint(), leaf_not_after: leaf.not_after() })
+        let leaf_names = leaf.san_names().to_vec();
+        let (leaf_not_before, leaf_not_after) = (leaf.not_before(), leaf.not_after());
+        Ok(Self { pem, leaf_fingerprint: leaf.fingerprint(), leaf_not_before, leaf_not_after, leaf_names })
     }
 }
 
@@ -92,15 +108,30 @@ impl State {
         Ok(Self { config: config.clone() })
     }
 
-    /// The key of this host. Made on the first start, kept on every other.
+    /// The key of this host. Made on the first start, and when another kind is asked for; else kept.
     pub(super) fn load_or_create_key(&self) -> Result<RegistryKey, StateError> {
         let path = self.config.key_file();
-        let Some(text) = read_private(&path)? else {
-            let key = RegistryKey::generate().map_err(StateError::NewKey)?;
-            write(&path, key.to_pem().expose(), 0o600)?;
-            return Ok(key);
-        };
-        RegistryKey::from_pem(&text).map_err(|source| StateError::Key { path, source })
+        let kind = self.config.settings.key_type;
+        if let Some(text) = read_private(&path)? {
+            let key = RegistryKey::from_pem(&text).map_err(|source| StateError::Key { path: path.clone(), source })?;
+            if key.kind() == kind {
+                return Ok(key);
+            }
+        }
+        let key = RegistryKey::generate_as(kind).map_err(StateError::NewKey)?;
+        write(&path, key.to_pem().expose(), 0o600)?;
+        Ok(key)
+    }
+
+    /// Keeps a key and a chain of the operator's.
+    pub(super) fn store_provided(&self, chain: &Chain, key: &Secret<String>) -> Result<(), StateError> {
+        write(&self.config.key_file(), key.expose(), 0o600)?;
+        self.store_chain(chain)
+    }
+
+    /// Removes what is served no more since the operator's certificate has given way to one of this host's key.
+    pub(super) fn remove_provided(&self) -> Result<(), StateError> {
+        self.config.provided_files().iter().try_for_each(|path| remove(path))
     }
 
     /// Removes key and chain, which nobody uses over plain HTTP.
@@ -138,8 +169,8 @@ impl State {
     /// Removes all that this role wrote, and the images too if `delete_data`. The order goes last: until then it is known what is to be done.
     pub(super) fn remove_all(&self, delete_data: bool) -> Result<(), StateError> {
         let config = &self.config;
-        for path in [config.key_file(), config.chain_file(), config.config_file()] {
-            remove(&path)?;
+        for path in config.own_files().iter().chain(&config.provided_files()).chain([&config.config_file()]) {
+            remove(path)?;
         }
         if delete_data {
             let images = config.data.join("docker");

@@ -536,7 +536,7 @@ fn behind(exchange: &Exchange) -> Option<(&str, String)> {
 /// Whether only Enterprise has this: its own servers, the refusal of a caller, and the way from HTTP to HTTPS.
 fn is_of_enterprise(exchange: &Exchange) -> bool {
     let path = exchange.path.as_str();
-    let own = ["/acs/api/v1/", "/secrets/v1/"].iter().any(|prefix| path.starts_with(prefix))
+    let own = ["/acs/api/v1/", "/ca/api/v2/", "/secrets/v1/"].iter().any(|prefix| path.starts_with(prefix))
         || path == "/dcos-metadata/bootstrap-config.json"
         || (path == "/ca/dcos-ca.crt" && exchange.status == 200);
     matches!(exchange.status, 401 | 403) || (exchange.service == "admin_router" && (own || exchange.status == 307))
@@ -806,6 +806,7 @@ mod tests {
         for (service, path, status) in [
             ("admin_router", "/acs/api/v1/users/ci", 200),
             ("admin_router", "/secrets/v1/secret/default/a/b", 404),
+            ("admin_router", "/ca/api/v2/sign", 200),
             ("admin_router", "/service/marathon/v2/apps", 401),
             ("marathon", "/v2/apps", 403),
         ] {

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use super::cosmos::{Cosmos, Upstreams};
-use super::enterprise::{self, ADMIN_ROUTER, SUPERUSER, iam, secrets, tokens};
+use super::enterprise::{self, ADMIN_ROUTER, SUPERUSER, ca, iam, secrets, tokens};
 use super::{Security, SharedState, http};
 use crate::journal::unknown;
 
@@ -216,8 +216,9 @@ fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
 
 /// The permission that a location needs; none when a token is enough. Services that apps offer are looked up first.
 fn permission(path: &str) -> Option<&'static str> {
-    const LOCATIONS: [(&str, &str); 6] = [
+    const LOCATIONS: [(&str, &str); 7] = [
         (iam::PREFIX, SUPERUSER),
+        (ca::PREFIX, "dcos:adminrouter:ops:ca:rw"),
         ("/service/marathon", "dcos:adminrouter:service:marathon"),
         ("/service/metronome", "dcos:adminrouter:service:metronome"),
         ("/mesos", "dcos:adminrouter:ops:mesos"),
@@ -260,6 +261,9 @@ impl AdminRouter {
         }
         if below(path, iam::PREFIX).is_some() {
             return Err(own(shared, request, |shared, request| iam::answer(shared, request).into_response()).await);
+        }
+        if below(path, ca::PREFIX).is_some() {
+            return Err(own(shared, request, |shared, request| ca::answer(shared, request).into_response()).await);
         }
         if below(path, secrets::PREFIX).is_some() {
             return Err(own(shared, request, |shared, request| secrets::answer(shared, &account, request)).await);

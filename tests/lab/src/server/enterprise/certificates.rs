@@ -6,7 +6,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -43,6 +46,26 @@ pub(crate) fn put_on_master(dir: &Path) -> io::Result<()> {
     let path = Path::new(ON_NODES);
     std::fs::create_dir_all(path.parent().unwrap_or(path))?;
     std::fs::copy(ca_file(dir), path).map(drop)
+}
+
+/// Has the CA sign a request: a certificate for these hosts or, when there are none, for those that the request names.
+///
+/// # Errors
+/// The request is none, or the CA cannot be read.
+pub(crate) fn sign(dir: &Path, csr: &str, hosts: &[String]) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+    let key = KeyPair::from_pem(&std::fs::read_to_string(dir.join("state/cluster-ca.key"))?)?;
+    let issuer = Issuer::from_ca_cert_pem(&std::fs::read_to_string(ca_file(dir))?, &key)?;
+    let mut request = CertificateSigningRequestParams::from_pem(csr)?;
+    let params = &mut request.params;
+    if !hosts.is_empty() {
+        params.subject_alt_names = CertificateParams::new(hosts)?.subject_alt_names;
+    }
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2049, 1, 1);
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(request.signed_by(&issuer)?.pem())
 }
 
 fn make_ca(certificate: &Path, key_file: &Path) -> io::Result<(String, KeyPair)> {

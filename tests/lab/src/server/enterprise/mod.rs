@@ -1,7 +1,8 @@
-//! What DC/OS Enterprise adds: accounts and their permissions, and the secret store.
+//! What DC/OS Enterprise adds: accounts and their permissions, the secret store, and a certificate authority.
 //!
 //! Enterprise is closed; what is here follows the vendor's documentation and what open clients of it send and expect.
 
+pub(crate) mod ca;
 pub mod certificates;
 pub(crate) mod doors;
 pub(crate) mod iam;

@@ -276,3 +276,33 @@ fn in_permissive_mode_nobody_in_particular_is_a_superuser_but_a_token_counts() {
     let stale = [("authorization", "token=a.b.c")];
     assert_eq!(cluster.send(&cluster.marathon, "GET", "/v2/apps", &stale, Vec::new()).status, 401);
 }
+
+#[test]
+fn the_authority_signs_for_whoever_may_use_it_and_for_the_hosts_that_are_given() {
+    let cluster = cluster(Security::Permissive);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::new(["other.example".to_owned()]).unwrap().serialize_request(&key).unwrap().pem().unwrap();
+    let asked = json!({ "certificate_request": csr, "hosts": ["registry.example", "192.168.0.1"] });
+    cluster.shared.change(|state| {
+        for account in ["ci", "signer"] {
+            state.enterprise.accounts.insert(account.to_owned(), Account::default());
+        }
+        state.enterprise.grant("signer", "dcos:adminrouter:ops:ca:rw", "full");
+    });
+    assert_eq!(cluster.admin(None, "POST", "/ca/api/v2/sign", &asked).status, 401);
+    assert_eq!(cluster.admin(Some("ci"), "POST", "/ca/api/v2/sign", &asked).status, 403);
+    let signed = cluster.admin(Some("signer"), "POST", "/ca/api/v2/sign", &asked);
+    assert_eq!((signed.status, &signed.json()["success"]), (200, &json!(true)), "{}", signed.text);
+    let (_, pem) = x509_parser::pem::parse_x509_pem(signed.json()["result"]["certificate"].as_str().unwrap().as_bytes()).unwrap();
+    let leaf = pem.parse_x509().unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.len();
+    assert_eq!((names, leaf.issuer().to_string()), (2, leaf_issuer(&cluster)));
+    let bad = cluster.admin(Some("signer"), "POST", "/ca/api/v2/sign", &json!({ "certificate_request": "x" }));
+    assert_eq!((bad.status, &bad.json()["success"]), (400, &json!(false)), "{}", bad.text);
+}
+
+fn leaf_issuer(cluster: &Cluster) -> String {
+    let info = cluster.admin(Some("signer"), "POST", "/ca/api/v2/info", &json!({ "profile": "" }));
+    let (_, pem) = x509_parser::pem::parse_x509_pem(info.json()["result"]["certificate"].as_str().unwrap().as_bytes()).unwrap();
+    pem.parse_x509().unwrap().subject().to_string()
+}
