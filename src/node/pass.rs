@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::files::{FileError, HostFiles, Removal};
 use super::manifest::{HostState, Manifest, SharedLock};
 use super::sysctl::Sysctl;
+use super::system_store::SystemStore;
 use super::trust::{self, Bundle};
 use crate::host_paths::HostRoot;
 use crate::protocol::{OwnedFile, SignedOrder, SysctlState, SysctlStatus};
@@ -72,6 +73,9 @@ impl Host {
         state.services.insert(self.service.clone());
         manifest.order = Some(signed.clone());
         for (path, item) in &wanted.items {
+            if SystemStore::holds(&self.root, path) && files.look(path)?.digest() != Some(item.digest()) {
+                manifest.store_is_stale = true;
+            }
             manifest.intend(path, item);
             state.created_dirs.extend(files.missing_dirs(directory_of(path))?);
         }
@@ -95,6 +99,7 @@ impl Host {
             changed |= !dropped.is_empty();
             self.remove(&files, &mut manifest, &dropped, &mut errors, &mut notes);
         }
+        errors.extend(self.refresh_store(&files, &mut manifest).err());
         self.remove_created_dirs(&files, &mut state)?;
         manifest.save(&files, &self.root, &self.service)?;
 
@@ -124,6 +129,7 @@ impl Host {
             }
             let owned: Vec<PathBuf> = manifest.files.keys().cloned().collect();
             self.remove(&files, &mut manifest, &owned, &mut errors, &mut notes);
+            errors.extend(self.refresh_store(&files, &mut manifest).err());
             errors.extend(self.sysctl(&files).release(&mut state).err());
             if errors.is_empty() {
                 self.forget(&files, state)?;
@@ -168,6 +174,13 @@ impl Host {
 
     /// Removes files of ours and takes them off the manifest; one that somebody changed is let go of.
     fn remove(&self, files: &HostFiles, manifest: &mut Manifest, paths: &[PathBuf], errors: &mut Vec<FileError>, notes: &mut Vec<String>) {
+        if paths.iter().any(|path| SystemStore::holds(&self.root, path)) {
+            manifest.store_is_stale = true;
+            // Before the files go: after a kill nothing else would tell that the store still holds them.
+            if let Err(error) = manifest.save(files, &self.root, &self.service) {
+                return errors.push(error);
+            }
+        }
         for path in paths {
             let ours = manifest.files.get(path).map(|entry| entry.digests.clone()).unwrap_or_default();
             match files.remove(path, &ours) {
@@ -182,6 +195,19 @@ impl Host {
             }
             manifest.files.remove(path);
         }
+    }
+
+    /// Has the system's certificate store put together anew, if files of ours in it have changed.
+    fn refresh_store(&self, files: &HostFiles, manifest: &mut Manifest) -> Result<(), FileError> {
+        if !manifest.store_is_stale {
+            return Ok(());
+        }
+        // A store that is gone has nothing of ours any more.
+        if let Some(store) = SystemStore::on(&self.root) {
+            store.refresh()?;
+        }
+        manifest.store_is_stale = false;
+        manifest.save(files, &self.root, &self.service)
     }
 
     /// Removes the directories that we made and nobody uses, innermost first.
