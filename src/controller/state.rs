@@ -17,6 +17,7 @@ use crate::node::files::FileError;
 use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
 use crate::secret::Secret;
 
+use super::others::Fetched;
 use super::store::{Entry, Store};
 
 /// Why the state cannot be read or written.
@@ -79,6 +80,9 @@ struct Record {
     /// Agents that a node has run on: they have files of ours.
     #[serde(default)]
     covered: BTreeSet<Host>,
+    /// CAs of other registries that were not given in the options themselves.
+    #[serde(default)]
+    others: Vec<Fetched>,
 }
 
 /// A change from one CA to the next. At every moment all that is served is trusted by every agent that answers.
@@ -166,8 +170,8 @@ pub struct State {
     store: Store,
     signer: OrderSigner,
     enrolment: EnrolmentKey,
-    /// Certificate of the CA that signs.
-    signing: Certificate,
+    /// Certificate of the CA that signs; none where there is no registry.
+    signing: Option<Certificate>,
     /// That CA, unless its key is lost.
     authority: Option<Authority>,
     /// The CA that is made known beside it.
@@ -176,7 +180,8 @@ pub struct State {
 }
 
 impl State {
-    /// Reads the state, making what is missing: a lost key is replaced, an existing one never.
+    /// Reads the state, making what is missing: a lost key is replaced, an existing one never. Without names there is no registry, and
+    /// then there is no CA: one that there was ends with its registry.
     ///
     /// # Errors
     /// When the directory cannot be written, or a file in it is damaged.
@@ -206,6 +211,13 @@ impl State {
         };
         let mut authority = read_authority(&store, Entry::Ca).await?;
         let mut next = read_authority(&store, Entry::NextCa).await?;
+        if names.is_empty() {
+            // The record after the key: until then the next start does it again.
+            store.remove(Entry::Ca).await?;
+            (authority, next) = (None, None);
+            let Record { version, generation, ca_names: _, trust, covered, others, .. } = record;
+            record = Record { version, generation, trust, covered, others, ..Record::default() };
+        }
         let signs = |ca: &Authority| record.signing.as_ref().is_none_or(|pem| *pem == ca.certificate().pem());
         if next.as_ref().is_some_and(|next| record.signing.is_some() && signs(next)) {
             // The controller was killed in the middle of a switch, which the record says has taken place.
@@ -221,17 +233,18 @@ impl State {
             _ => {}
         }
         let signing = match (&authority, &record.signing) {
-            (Some(authority), _) => authority.certificate().clone(),
-            (None, Some(pem)) => Certificate::parse_pem(pem)?,
+            (Some(authority), _) => Some(authority.certificate().clone()),
+            (None, Some(pem)) => Some(Certificate::parse_pem(pem)?),
+            (None, None) if names.is_empty() => None,
             (None, None) => {
                 record.generation += 1;
                 record.ca_names = names.to_vec();
                 let first = Authority::create(store.service(), record.generation, names, now, ca_days)?;
                 store.write(Entry::Ca, &certificate_and_key(&first)).await?;
-                authority.insert(first).certificate().clone()
+                Some(authority.insert(first).certificate().clone())
             }
         };
-        record.signing = Some(signing.pem());
+        record.signing = signing.as_ref().map(Certificate::pem);
         let state = Self { store, signer, enrolment, signing, authority, next, record };
         state.save().await?;
         state.tidy().await?;
@@ -265,6 +278,28 @@ impl State {
         &self.record.covered
     }
 
+    /// CAs of other registries that were fetched.
+    pub fn fetched(&self) -> &[Fetched] {
+        &self.record.others
+    }
+
+    /// See [`State::fetched`].
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn keep_fetched(&mut self, fetched: Vec<Fetched>) -> Result<(), StateError> {
+        if self.record.others == fetched {
+            return Ok(());
+        }
+        self.record.others = fetched;
+        self.save().await
+    }
+
+    /// Version of the last order.
+    pub fn version(&self) -> u64 {
+        self.record.version
+    }
+
     /// The public key that tasks verify orders with, base64.
     pub fn order_key(&self) -> String {
         self.signer.verifying_key_base64()
@@ -275,9 +310,9 @@ impl State {
         &self.enrolment
     }
 
-    /// Certificate of the CA that signs.
-    pub fn ca(&self) -> &Certificate {
-        &self.signing
+    /// Certificate of the CA that signs; none where there is no registry.
+    pub fn ca(&self) -> Option<&Certificate> {
+        self.signing.as_ref()
     }
 
     /// The rotation under way.
@@ -293,7 +328,7 @@ impl State {
     /// CA certificates that everybody should trust, newest first, PEM.
     pub fn trusted_certificates(&self) -> Vec<String> {
         let next = self.next.iter().map(|next| next.certificate().pem());
-        next.chain([self.signing.pem()]).chain(self.record.earlier.iter().rev().cloned()).collect()
+        next.chain(self.signing.iter().map(Certificate::pem)).chain(self.record.earlier.iter().rev().cloned()).collect()
     }
 
     /// Whether the CA that signs may speak for all these names. Without its key nothing can be said, and nothing signed.
@@ -325,11 +360,12 @@ impl State {
             };
             return Ok((rotation.stage == Stage::Published && !suits).then_some(Reason::Names));
         }
-        let life = self.signing.not_after() - self.signing.not_before();
+        let Some(signing) = &self.signing else { return Ok(None) };
+        let life = signing.not_after() - signing.not_before();
         Ok(match () {
             () if self.authority.is_none() => Some(Reason::LostKey),
             () if !self.speaks_for(names)? => Some(Reason::Names),
-            () if now >= self.signing.not_after() - life / 3 => Some(Reason::Age),
+            () if now >= signing.not_after() - life / 3 => Some(Reason::Age),
             () if run.is_some() && run != self.record.rotated_for.as_deref() => Some(Reason::Order),
             () => None,
         })
@@ -393,9 +429,9 @@ impl State {
         let (Some(rotation), Some(next)) = (&mut self.record.rotation, self.next.take()) else { return Ok(()) };
         (rotation.stage, rotation.since) = (Stage::Switched, now);
         self.record.link = rotation.link.take();
-        self.record.earlier.push(self.signing.pem());
-        self.signing = next.certificate().clone();
-        self.record.signing = Some(self.signing.pem());
+        self.record.earlier.extend(self.signing.iter().map(Certificate::pem));
+        self.signing = Some(next.certificate().clone());
+        self.record.signing = Some(next.certificate().pem());
         self.authority = Some(next);
         // The record decides; a kill after this line is completed by the next start.
         self.save().await?;
@@ -415,7 +451,7 @@ impl State {
     /// The certificate in force, unless the names or the CA have changed since.
     pub fn leaf(&self, names: &[HostPort]) -> Option<&LeafRecord> {
         // Where the key is lost, the last one is the best there is.
-        let from_ca = |leaf: &LeafRecord| self.authority.is_none() || leaf.ca == self.signing.fingerprint();
+        let from_ca = |leaf: &LeafRecord| self.authority.is_none() || self.signing.as_ref().is_some_and(|ca| leaf.ca == ca.fingerprint());
         self.record.leaf.as_ref().filter(|leaf| leaf.names == names && from_ca(leaf))
     }
 
@@ -469,7 +505,7 @@ impl State {
             renew_at: now + (leaf.not_after() - now) * 2 / 3,
             key,
             names: names.to_vec(),
-            ca: self.signing.fingerprint(),
+            ca: self.signing.as_ref().map(Certificate::fingerprint).unwrap_or_default(),
             order: order.clone(),
         });
         self.save().await?;
@@ -557,7 +593,7 @@ mod tests {
         let order = first.trust_order(bundle.clone()).await.unwrap();
         let mut second = open(&root, "192.168.0.1:443").await;
         assert_eq!(second.order_key(), first.order_key());
-        assert_eq!(second.ca().fingerprint(), first.ca().fingerprint());
+        assert_eq!(second.ca(), first.ca());
         assert_eq!(second.trust_order(bundle).await.unwrap(), order);
     }
 
@@ -621,7 +657,7 @@ mod tests {
         let root = HostRoot::at(dir.path());
         let mut state = open(&root, ONE).await;
         let status = status(&state, &RegistryKey::generate().unwrap());
-        let old = state.ca().pem();
+        let old = state.ca().unwrap().pem();
         assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), None);
         assert_eq!(state.rotation_due(&names(TWO), None, NOW).unwrap(), Some(Reason::Names));
         begin(&mut state, Reason::Names, TWO).await;
@@ -695,7 +731,7 @@ mod tests {
         let mut state = open(&root, ONE).await;
         let status = status(&state, &RegistryKey::generate().unwrap());
         state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
-        let (leaf, old) = (state.leaf(&names(ONE)).unwrap().fingerprint.clone(), state.ca().pem());
+        let (leaf, old) = (state.leaf(&names(ONE)).unwrap().fingerprint.clone(), state.ca().unwrap().pem());
         std::fs::remove_file(root.controller_state("private-registry").join("ca.pem")).unwrap();
         let mut state = open(&root, ONE).await;
         assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), Some(Reason::LostKey));
@@ -718,6 +754,24 @@ mod tests {
         state.switch(NOW).await.unwrap();
         state.retire_earlier().await.unwrap();
         assert_eq!((due(&state, Some("run-1"), 0), due(&state, Some("run-2"), 0)), (None, Some(Reason::Order)));
+    }
+
+    #[tokio::test]
+    async fn without_a_registry_there_is_no_ca_and_a_later_registry_gets_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let (with, version) = {
+            let mut state = open(&root, ONE).await;
+            state.order(OrderKind::Restore).await.unwrap();
+            (state.trusted_certificates(), state.version())
+        };
+        let store = || Store::on_host(&root, "private-registry").unwrap();
+        let without = State::open(store(), &[], 365, NOW).await.unwrap();
+        assert_eq!((without.ca(), without.trusted_certificates(), without.version()), (None, vec![], version));
+        assert!(!root.controller_state("private-registry").join("ca.pem").exists());
+        let again = open(&root, ONE).await;
+        assert_eq!(again.rotation_due(&names(ONE), None, NOW).unwrap(), None);
+        assert_ne!(again.trusted_certificates(), with);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::controller::store::Entry;
 use crate::documents;
-use crate::options::Options;
+use crate::options::{CaSource, Options};
 
 /// A service of the cluster, as far as permissions differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,11 @@ pub fn all(options: &Options) -> Vec<Grant> {
 
 /// Everything of a service in the secret store.
 fn secret_paths(options: &Options) -> Vec<String> {
-    Entry::ALL.iter().map(|entry| entry.secret_path(&options.service.name)).chain(documents::published_paths(options)).collect()
+    let others = options.others.iter().filter_map(|other| match &other.ca {
+        CaSource::Secret(path) => Some(path.clone()),
+        CaSource::Pem(_) | CaSource::Pinned(_) => None,
+    });
+    Entry::ALL.iter().map(|entry| entry.secret_path(&options.service.name)).chain(documents::published_paths(options)).chain(others).collect()
 }
 
 /// What the platform's own accounts need in strict mode, where a task that asks for root is refused without it: account and grant.
