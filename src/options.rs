@@ -450,7 +450,7 @@ impl Faults {
         {
             // Not the value: it may hold a private key.
             let remedy = "Give one or more CA certificates as PEM, or the certificate of a registry that is signed by itself, with the line breaks (in JSON: \\n).";
-            self.add("other_registries.ca", "…", &error.to_string(), remedy);
+            self.add("other_registries.ca", "(not shown)", &error.to_string(), remedy);
         }
         for entry in raw.list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             let mut words = entry.split_whitespace();

@@ -4,9 +4,11 @@
 //! cluster it asks anew on every pass, so a restart at any point continues where things stand.
 
 mod observe;
+mod others;
 mod page;
 mod report;
 mod serve;
+mod shown;
 pub mod state;
 pub mod store;
 mod uninstall;
@@ -26,14 +28,15 @@ use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::Metronome;
 use crate::dcos::secrets::Secrets;
 use crate::dcos::{Api, ApiError, chain};
-use crate::distribution::{Distribution, InDefinitions, InSecretStore};
+use crate::distribution::{Distribution, InDefinitions, InSecretStore, Published};
 use crate::documents::{self, Facts, TemplateError};
 use crate::host_paths::HostRoot;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Options};
 use crate::plan::{self, Action, Leaf, Observed, Plan, Wanted};
-use crate::protocol::{TrustBundle, env};
-pub use report::{AgentReport, OrderReport, Report};
+use crate::protocol::{OrderKind, SignedOrder, Stores, TrustBundle, env};
+use others::Others;
+pub use report::{AgentReport, OrderReport, OtherReport, Report};
 use state::{Stage, State, StateError};
 use store::Store;
 pub use uninstall::run_job as uninstall;
@@ -260,6 +263,8 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         runs: BTreeMap::new(),
         surplus_since: None,
         passes_at_switch: None,
+        others: Others::default(),
+        retirement: None,
     };
     controller.converge_for_ever().await
 }
@@ -339,6 +344,9 @@ struct Controller {
     surplus_since: Option<Instant>,
     /// See [`Observed::passes_at_switch`]; none while the registry does not serve with the new CA.
     passes_at_switch: Option<BTreeMap<Host, u64>>,
+    others: Others,
+    /// The order by which a registry that is switched off retires, and its version; signed once per start.
+    retirement: Option<(SignedOrder, u64)>,
 }
 
 impl Controller {
@@ -382,6 +390,11 @@ impl Controller {
             return Ok(Pass::Remove);
         }
         plan::refuse(&self.options, &observed)?;
+        let runs_registry = self.options.registry.enabled;
+        if !runs_registry {
+            // An app of that name is no concern of ours, unless we have made it.
+            observed.registry.take_if(|app| !documents::is_made_by(&app.spec, &self.options));
+        }
         if !self.at_home(&observed).await? || !self.reachable().await {
             return Ok(Pass::Unfinished);
         }
@@ -397,20 +410,29 @@ impl Controller {
             }
         };
         // New names come into force with a CA that may speak for them.
-        let speaks = state.speaks_for(&bare)?;
+        let speaks = !runs_registry || state.speaks_for(&bare)?;
         let names = if speaks { names } else { state.trusted_names().unwrap_or(names) };
         let in_force: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
         let rotate_run = observed.jobs.get(&documents::rotate_job_id(&self.options)).and_then(|job| job.active_runs.first()).cloned();
-        let ca = plan::Ca {
+        let mut ca = plan::Ca {
             due: state.rotation_due(&bare, rotate_run.as_deref(), now)?,
             rotation: state.rotation().cloned(),
             void: state.rotation_is_void(&bare)?,
             holds_names_back: !speaks,
             deadline: i64::try_from(self.options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX),
         };
+        if !runs_registry {
+            ca = plan::Ca::default();
+        }
+        if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
+            self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
+        }
+        let trust = &self.options.trust;
         let bundle = TrustBundle {
             names,
             certificates: state.trusted_certificates(),
+            others: self.others.resolve(&self.options.others, self.cluster.secrets.as_ref(), state).await?,
+            stores: Stores { containerd: trust.containerd, podman: trust.podman, system: trust.system },
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
             ..TrustBundle::default()
         };
@@ -423,6 +445,10 @@ impl Controller {
         let first = first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
         let (pod_id, registry_id) = (documents::pod_id(&self.options), documents::registry_id(&self.options));
         let (distribution, enrolment_key) = (&self.distribution, state.enrolment_key().to_base64());
+        let enrolment_key = match runs_registry {
+            true => distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
+            false => Published { variable: json!(""), secret: None },
+        };
         let facts = Facts {
             registry_host,
             home: self.setting.host.clone(),
@@ -433,10 +459,12 @@ impl Controller {
             options: self.setting.options(),
             jobs_have_secrets: observed.metronome.has_secrets(),
             first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
-            enrolment_key: distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
+            enrolment_key,
         };
         let leaf = state.leaf(&in_force).map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at });
-        let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf, ca };
+        let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
+        let documents = documents::render(&self.options, &facts)?;
+        let wanted = Wanted { documents, trust, now, leaf, ca, registry: runs_registry, retirement };
         self.prove_after_switch(&wanted, &mut observed).await;
         let plan = plan::converge(&wanted, &observed);
         let order = RotationOrder { names: bare, run: rotate_run };
@@ -515,6 +543,13 @@ impl Controller {
             let done = match action {
                 Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
                 Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
+                Action::RetireRegistry => {
+                    if let Some((order, _)) = &self.retirement {
+                        observe::send_to_registry(&self.cluster, observed, order).await;
+                    }
+                    Ok(())
+                }
+                Action::DeleteRegistry => self.cluster.marathon.delete_app(&ids.registry_id).await,
                 Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
                 Action::StartRun { id } => self.cluster.metronome.start_run(id).await,
                 Action::SendTrust { host } => {
@@ -589,9 +624,10 @@ impl Controller {
         };
         let mut runs: Vec<(String, bool)> = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
-        let rotated = |run: &String| state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
+        // Where there is no registry there is nothing to rotate.
+        let rotated = |run: &String| !wanted.registry || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
         runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
-        Ok(Report::new(&self.options, wanted, observed, plan, runs, state))
+        Ok(Report::new(&self.options, wanted, observed, plan, runs, state).with_others(&self.options, wanted, observed, &self.others))
     }
 }
 

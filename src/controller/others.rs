@@ -40,6 +40,8 @@ pub(super) struct Others {
     asking: Option<JoinHandle<Vec<Outcome>>>,
     asked_at: Option<Instant>,
     problems: BTreeMap<HostPort, String>,
+    /// What the last [`Others::resolve`] has found.
+    trusted: Vec<OtherTrust>,
 }
 
 impl Others {
@@ -62,7 +64,13 @@ impl Others {
             // It neither panics nor is ended; if it were, the next look repeats it.
             self.note(asking.await.unwrap_or_default(), state).await?;
         }
-        Ok(self.known(registries, state.fetched()))
+        self.trusted = self.known(registries, state.fetched());
+        Ok(self.trusted.clone())
+    }
+
+    /// What the last [`Others::resolve`] has found.
+    pub(super) fn trusted(&self) -> &[OtherTrust] {
+        &self.trusted
     }
 
     /// Why a registry is not trusted as it should be.

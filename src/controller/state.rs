@@ -215,7 +215,7 @@ impl State {
             // The record after the key: until then the next start does it again.
             store.remove(Entry::Ca).await?;
             (authority, next) = (None, None);
-            let Record { version, generation, ca_names: _, trust, covered, others, .. } = record;
+            let Record { version, generation, trust, covered, others, .. } = record;
             record = Record { version, generation, trust, covered, others, ..Record::default() };
         }
         let signs = |ca: &Authority| record.signing.as_ref().is_none_or(|pem| *pem == ca.certificate().pem());
