@@ -48,7 +48,8 @@ impl HostRoot {
     /// Where an operator's CAs lie for the system's own store, and the program that adds them: Debian's, then Red Hat's.
     pub fn system_stores(&self) -> [(PathBuf, PathBuf); 2] {
         let (debian, red_hat) = ("usr/local/share/ca-certificates", "etc/pki/ca-trust/source/anchors");
-        [(debian, "usr/sbin/update-ca-certificates"), (red_hat, "usr/bin/update-ca-trust")].map(|(dir, program)| (self.0.join(dir), self.0.join(program)))
+        [(debian, "usr/sbin/update-ca-certificates"), (red_hat, "usr/bin/update-ca-trust")]
+            .map(|(dir, program)| (self.0.join(dir), self.0.join(program)))
     }
 
     /// Settings that systemd applies at boot.

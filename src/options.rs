@@ -715,7 +715,14 @@ mod tests {
         );
         let expected = [CaSource::Secret("gitlab-ca".into()), CaSource::Pem(pem), CaSource::Pinned("ab".repeat(32))];
         assert_eq!(others.into_iter().map(|other| other.ca).collect::<Vec<_>>(), expected);
-        for bad in ["a.example.com", "a.example.com:x sha256:00", "a.example.com secret:", "a.example.com file:/x", "a b c", "a.example.com secret:x,A.example.com:443 secret:x"] {
+        for bad in [
+            "a.example.com",
+            "a.example.com:x sha256:00",
+            "a.example.com secret:",
+            "a.example.com file:/x",
+            "a b c",
+            "a.example.com secret:x,A.example.com:443 secret:x",
+        ] {
             assert_eq!(faults(json!({ "other_registries": { "list": bad } }))[0].field, "other_registries.list", "{bad}");
         }
         for bad in ["PEM", "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----"] {

@@ -625,7 +625,8 @@ impl Controller {
         let mut runs: Vec<(String, bool)> = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
         // Where there is no registry there is nothing to rotate.
-        let rotated = |run: &String| !wanted.registry || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
+        let rotated =
+            |run: &String| !wanted.registry || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
         runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
         Ok(Report::new(&self.options, wanted, observed, plan, runs, state).with_others(&self.options, wanted, observed, &self.others))
     }

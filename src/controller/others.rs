@@ -115,7 +115,8 @@ impl Others {
             };
             bytes += certificates.iter().map(String::len).sum::<usize>();
             if bytes > MAX_BYTES {
-                let problem = format!("the CA certificates of all other registries together have more than {} KiB; leave some out", MAX_BYTES / 1024);
+                let problem =
+                    format!("the CA certificates of all other registries together have more than {} KiB; leave some out", MAX_BYTES / 1024);
                 self.problems.insert(other.name.clone(), problem);
                 continue;
             }
@@ -215,7 +216,23 @@ mod tests {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         };
         let subject = format!("/CN={subject}");
-        run(&["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "k", "-out", "c", "-days", "2", "-subj", &subject]);
+        run(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+            "k",
+            "-out",
+            "c",
+            "-days",
+            "2",
+            "-subj",
+            &subject,
+        ]);
         run(&["x509", "-in", "c", "-outform", "DER", "-out", "c.der"]);
         run(&["pkcs8", "-topk8", "-nocrypt", "-in", "k", "-outform", "DER", "-out", "k.der"]);
         let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
@@ -300,7 +317,10 @@ mod tests {
         let (old, new) = (self_signed("old").0, self_signed("new").0);
         let text = Arc::new(std::sync::Mutex::new(Some(old.clone())));
         let secrets = secret_store(Arc::clone(&text)).await;
-        let list = [registry("gitlab.example.com:5050", CaSource::Secret("gitlab-ca".into())), registry("a.example.com:443", CaSource::Secret("absent".into()))];
+        let list = [
+            registry("gitlab.example.com:5050", CaSource::Secret("gitlab-ca".into())),
+            registry("a.example.com:443", CaSource::Secret("absent".into())),
+        ];
         let mut others = Others::default();
         let look = async |others: &mut Others, state: &mut State| {
             others.asked_at = None;

@@ -265,7 +265,10 @@ impl Seen {
     fn problem(&self) -> Option<String> {
         let more = |all: &[String]| if all.len() > 1 { format!(" (and {} more)", all.len() - 1) } else { String::new() };
         if let Some(first) = self.refused.first() {
-            return Some(format!("its certificate is not accepted: {first}{}; compare the CA with the one that it is signed by", more(&self.refused)));
+            return Some(format!(
+                "its certificate is not accepted: {first}{}; compare the CA with the one that it is signed by",
+                more(&self.refused)
+            ));
         }
         self.unreachable.first().map(|first| format!("it cannot be reached: {first}{}", more(&self.unreachable)))
     }

@@ -267,7 +267,7 @@ mod tests {
 
     use super::*;
     use crate::certificates::{Authority, Certificate};
-    use crate::protocol::{TrustBundle, TrustedName};
+    use crate::protocol::{OtherTrust, Stores, TrustBundle, TrustedName};
 
     const SYSCTL: &str = "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
 
@@ -372,6 +372,136 @@ mod tests {
 
         let report = host.service("a/b").restore(&signed("2"));
         assert_eq!((report.errors, report.notes, report.files), (vec![], vec![], vec![]));
+        assert_eq!(host.picture(), before);
+    }
+
+    /// Our bundle, with registries of others and further stores.
+    fn with_others(own: &[&Certificate], others: &[(&str, &Certificate)], stores: Stores) -> Bundle {
+        let others = others.iter().map(|(name, ca)| OtherTrust { name: name.parse().unwrap(), certificates: vec![ca.pem()] }).collect();
+        let name = TrustedName { name: "192.168.0.1:443".parse().unwrap(), inside: true };
+        let names = if own.is_empty() { vec![] } else { vec![name] };
+        let certificates = own.iter().map(|ca| ca.pem()).collect();
+        Bundle::parse(&TrustBundle { names, certificates, others, stores, conntrack_be_liberal: true, ..TrustBundle::default() }).unwrap()
+    }
+
+    #[test]
+    fn other_registries_get_their_own_ca_and_one_that_two_of_them_share_lies_in_the_store_of_mesos_once() {
+        let host = TestHost::new();
+        let before = host.picture();
+        let (own, theirs) = (ca(1), ca(2));
+        let service = host.service("pr");
+        let others = [("gitlab.example.com:443", &theirs), ("gitlab.example.com:5050", &theirs)];
+        let report = service.apply(&signed("a"), &with_others(&[&own], &others, Stores::default()));
+        assert_eq!(report.errors, Vec::<String>::new());
+        for name in ["gitlab.example.com", "gitlab.example.com:443", "gitlab.example.com:5050"] {
+            assert_eq!(host.read(&format!("etc/docker/certs.d/{name}/ca.crt")), theirs.pem(), "{name}");
+        }
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/ca.crt"), own.pem(), "the CA of another must not speak for our registry");
+        assert_eq!(host.read(&link_of(&theirs, 0)), theirs.pem());
+        assert!(!host.path(&link_of(&theirs, 1)).exists());
+        // Without a registry of our own; and then a host that keeps nothing.
+        let report = service.apply(&signed("b"), &with_others(&[], &others, Stores::default()));
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert!(!host.path("etc/docker/certs.d/192.168.0.1").exists() && !host.path(&link_of(&own, 0)).exists());
+        service.restore(&signed("c"));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn a_foreign_directory_of_another_registry_is_left_alone_in_every_store() {
+        let host = TestHost::new();
+        host.write("etc/docker/certs.d/nexus.example.com:8443/ca.crt", "foreign");
+        host.write("etc/containers/certs.d/nexus.example.com:8443/ca.crt", "foreign");
+        host.write("etc/containerd/certs.d/nexus.example.com:8443/ca.crt", "foreign");
+        host.write("etc/containerd/certs.d/harbor.example.com/hosts.toml", "foreign");
+        let before = host.picture();
+        let theirs = ca(2);
+        let stores = Stores { containerd: true, podman: true, system: false };
+        let others = [("nexus.example.com:8443", &theirs), ("harbor.example.com:443", &theirs)];
+        let report = host.service("pr").apply(&signed("a"), &with_others(&[], &others, stores));
+        assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
+        assert!(report.errors[0].contains("harbor.example.com/hosts.toml is in the way"), "{:?}", report.errors);
+        for store in ["docker", "containers", "containerd"] {
+            let dir = format!("etc/{store}/certs.d/nexus.example.com:8443");
+            assert_eq!((host.read(&format!("{dir}/ca.crt")), host.read(&format!("{dir}/pr.crt"))), ("foreign".into(), theirs.pem()));
+            assert!(!host.path(&format!("{dir}/hosts.toml")).exists(), "it would take the foreign file out of use");
+        }
+        host.service("pr").restore(&signed("b"));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn further_stores_are_written_and_taken_back_when_switched_off() {
+        let host = TestHost::new();
+        let own = ca(1);
+        let service = host.service("pr");
+        service.apply(&signed("a"), &with_others(&[&own], &[], Stores::default()));
+        let without = host.picture();
+        let stores = Stores { containerd: true, podman: true, system: false };
+        let report = service.apply(&signed("a"), &with_others(&[&own], &[("10.0.0.9:5050", &ca(2))], stores));
+        assert_eq!(report.errors, Vec::<String>::new());
+        let hosts = host.read("etc/containerd/certs.d/192.168.0.1:443/hosts.toml");
+        assert!(hosts.contains("[host.\"https://192.168.0.1:443\"]\n  ca = \"ca.crt\""), "{hosts}");
+        for path in ["etc/containerd/certs.d/192.168.0.1/ca.crt", "etc/containers/certs.d/192.168.0.1/ca.crt"] {
+            assert_eq!(host.read(path), own.pem(), "{path}");
+        }
+        assert_eq!(host.read("etc/containers/certs.d/10.0.0.9:5050/ca.crt"), ca(2).pem());
+        service.apply(&signed("a"), &with_others(&[&own], &[], Stores::default()));
+        let left: Vec<PathBuf> = host.picture().into_keys().filter(|path| !without.contains_key(path)).collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn the_systems_store_is_put_together_by_debians_own_tool_and_is_afterwards_as_it_was() {
+        let host = TestHost::new();
+        let system = |on| Stores { system: on, ..Stores::default() };
+        let (own, theirs) = (ca(1), ca(2));
+        let service = host.service("pr");
+        let report = service.apply(&signed("a"), &with_others(&[&own], &[], system(true)));
+        assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
+        assert!(report.errors[0].contains("trust.system"), "{:?}", report.errors);
+
+        let local = "usr/local/share/ca-certificates";
+        fs::create_dir_all(host.path(local)).unwrap();
+        fs::create_dir_all(host.path("etc/ssl/certs")).unwrap();
+        fs::create_dir_all(host.path("usr/share/ca-certificates")).unwrap();
+        fs::create_dir_all(host.path("etc/ca-certificates/update.d")).unwrap();
+        host.write("etc/ca-certificates.conf", "");
+        host.write("usr/local/share/ca-certificates/company.crt", &ca(3).pem());
+        let at = |path: &str| host.path(path).display().to_string();
+        let tool = format!(
+            "#!/bin/sh\n[ ! -e {} ] || exit 3\nexec /usr/sbin/update-ca-certificates --certsconf {} --certsdir {} --localcertsdir {} --etccertsdir {} --hooksdir {}\n",
+            at("broken"),
+            at("etc/ca-certificates.conf"),
+            at("usr/share/ca-certificates"),
+            at(local),
+            at("etc/ssl/certs"),
+            at("etc/ca-certificates/update.d")
+        );
+        host.write("usr/sbin/update-ca-certificates", &tool);
+        fs::set_permissions(host.path("usr/sbin/update-ca-certificates"), fs::Permissions::from_mode(0o755)).unwrap();
+        let bundle = || host.read("etc/ssl/certs/ca-certificates.crt");
+        let refresh = || SystemStore::on(&HostRoot::at(host.dir.path())).unwrap().refresh();
+        service.restore(&signed("a"));
+        refresh().unwrap();
+        let before = host.picture();
+
+        // One that fails is tried again, though the files are there by then.
+        host.write("broken", "");
+        let report = service.apply(&signed("b"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], system(true)));
+        assert!(report.errors[0].contains("update-ca-certificates failed: exit status: 3"), "{:?}", report.errors);
+        fs::remove_file(host.path("broken")).unwrap();
+        let report = service.apply(&signed("b"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], system(true)));
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert!([&own, &theirs, &ca(3)].iter().all(|ca| bundle().contains(&ca.pem())));
+        let stamp = || fs::metadata(host.path("etc/ssl/certs/ca-certificates.crt")).unwrap().mtime_nsec();
+        let written = stamp();
+        service.apply(&signed("b"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], system(true)));
+        assert_eq!(stamp(), written, "a pass that changes nothing does not run the tool");
+        service.apply(&signed("c"), &with_others(&[&own], &[], system(false)));
+        assert!(bundle().contains(&ca(3).pem()) && !bundle().contains(&own.pem()));
+        service.apply(&signed("d"), &with_others(&[&own], &[], system(true)));
+        service.restore(&signed("e"));
         assert_eq!(host.picture(), before);
     }
 

@@ -202,9 +202,7 @@ fn message(body: &[u8]) -> String {
         let json: serde_json::Value = serde_json::from_slice(text).ok()?;
         json.get("message").or_else(|| json.get("error"))?.as_str().map(str::to_string)
     };
-    said(body)
-        .or_else(|| body.rsplit(|byte| *byte == b'\n').find_map(said))
-        .unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())
+    said(body).or_else(|| body.rsplit(|byte| *byte == b'\n').find_map(said)).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())
 }
 
 /// Docker's errors are texts; these are the words of Go's net/http and crypto/tls, and of moby's `loginV2`.
@@ -219,9 +217,12 @@ fn judge_docker(status: u16, text: &str) -> Answer {
 
 /// Words of docker's distribution client: it reports what the registry has answered, and that comes after the handshake.
 fn judge_pull(status: u16, text: &str) -> Answer {
-    let answered = ["manifest unknown", "access denied", "access forbidden", "unauthorized", "authentication required", "no basic auth", "denied:"];
+    let answered =
+        ["manifest unknown", "access denied", "access forbidden", "unauthorized", "authentication required", "no basic auth", "denied:"];
     match judge_failure(text) {
-        (ProofOutcome::Unreachable, _) if status == 404 || answered.iter().any(|words| text.contains(words)) => (ProofOutcome::Trusted, None),
+        (ProofOutcome::Unreachable, _) if status == 404 || answered.iter().any(|words| text.contains(words)) => {
+            (ProofOutcome::Trusted, None)
+        }
         failure => failure,
     }
 }
