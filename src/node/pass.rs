@@ -433,19 +433,19 @@ mod tests {
     #[test]
     fn further_stores_are_written_and_taken_back_when_switched_off() {
         let host = TestHost::new();
-        let own = ca(1);
+        let (own, theirs) = (ca(1), ca(2));
         let service = host.service("pr");
         service.apply(&signed("a"), &with_others(&[&own], &[], Stores::default()));
         let without = host.picture();
         let stores = Stores { containerd: true, podman: true, system: false };
-        let report = service.apply(&signed("a"), &with_others(&[&own], &[("10.0.0.9:5050", &ca(2))], stores));
+        let report = service.apply(&signed("a"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], stores));
         assert_eq!(report.errors, Vec::<String>::new());
         let hosts = host.read("etc/containerd/certs.d/192.168.0.1:443/hosts.toml");
         assert!(hosts.contains("[host.\"https://192.168.0.1:443\"]\n  ca = \"ca.crt\""), "{hosts}");
         for path in ["etc/containerd/certs.d/192.168.0.1/ca.crt", "etc/containers/certs.d/192.168.0.1/ca.crt"] {
             assert_eq!(host.read(path), own.pem(), "{path}");
         }
-        assert_eq!(host.read("etc/containers/certs.d/10.0.0.9:5050/ca.crt"), ca(2).pem());
+        assert_eq!(host.read("etc/containers/certs.d/10.0.0.9:5050/ca.crt"), theirs.pem());
         service.apply(&signed("a"), &with_others(&[&own], &[], Stores::default()));
         let left: Vec<PathBuf> = host.picture().into_keys().filter(|path| !without.contains_key(path)).collect();
         assert_eq!(left, Vec::<PathBuf>::new());
@@ -455,7 +455,7 @@ mod tests {
     fn the_systems_store_is_put_together_by_debians_own_tool_and_is_afterwards_as_it_was() {
         let host = TestHost::new();
         let system = |on| Stores { system: on, ..Stores::default() };
-        let (own, theirs) = (ca(1), ca(2));
+        let (own, theirs, company) = (ca(1), ca(2), ca(3));
         let service = host.service("pr");
         let report = service.apply(&signed("a"), &with_others(&[&own], &[], system(true)));
         assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
@@ -467,7 +467,7 @@ mod tests {
         fs::create_dir_all(host.path("usr/share/ca-certificates")).unwrap();
         fs::create_dir_all(host.path("etc/ca-certificates/update.d")).unwrap();
         host.write("etc/ca-certificates.conf", "");
-        host.write("usr/local/share/ca-certificates/company.crt", &ca(3).pem());
+        host.write("usr/local/share/ca-certificates/company.crt", &company.pem());
         let at = |path: &str| host.path(path).display().to_string();
         let tool = format!(
             "#!/bin/sh\n[ ! -e {} ] || exit 3\nexec /usr/sbin/update-ca-certificates --certsconf {} --certsdir {} --localcertsdir {} --etccertsdir {} --hooksdir {}\n",
@@ -493,13 +493,13 @@ mod tests {
         fs::remove_file(host.path("broken")).unwrap();
         let report = service.apply(&signed("b"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], system(true)));
         assert_eq!(report.errors, Vec::<String>::new());
-        assert!([&own, &theirs, &ca(3)].iter().all(|ca| bundle().contains(&ca.pem())));
+        assert!([&own, &theirs, &company].iter().all(|ca| bundle().contains(&ca.pem())));
         let stamp = || fs::metadata(host.path("etc/ssl/certs/ca-certificates.crt")).unwrap().mtime_nsec();
         let written = stamp();
         service.apply(&signed("b"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], system(true)));
         assert_eq!(stamp(), written, "a pass that changes nothing does not run the tool");
         service.apply(&signed("c"), &with_others(&[&own], &[], system(false)));
-        assert!(bundle().contains(&ca(3).pem()) && !bundle().contains(&own.pem()));
+        assert!(bundle().contains(&company.pem()) && !bundle().contains(&own.pem()));
         service.apply(&signed("d"), &with_others(&[&own], &[], system(true)));
         service.restore(&signed("e"));
         assert_eq!(host.picture(), before);
