@@ -3,7 +3,7 @@
 //! What was fetched once is kept in the record, so that a registry or a secret store that does not answer takes no trust from any
 //! agent. One that cannot be had is a problem in the report and holds up none of the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,8 @@ pub(super) struct Others {
     asking: Option<JoinHandle<Vec<Outcome>>>,
     asked_at: Option<Instant>,
     problems: BTreeMap<HostPort, String>,
+    /// Those whose certificates would be too much.
+    left_out: BTreeSet<HostPort>,
     /// What the last [`Others::resolve`] has found.
     trusted: Vec<OtherTrust>,
 }
@@ -62,7 +64,7 @@ impl Others {
         }
         if let Some(asking) = self.asking.take_if(|asking| first || asking.is_finished()) {
             // It neither panics nor is ended; if it were, the next look repeats it.
-            self.note(asking.await.unwrap_or_default(), state).await?;
+            self.note(asking.await.unwrap_or_default(), registries, state).await?;
         }
         self.trusted = self.known(registries, state.fetched());
         Ok(self.trusted.clone())
@@ -74,12 +76,14 @@ impl Others {
     }
 
     /// Why a registry is not trusted as it should be.
-    pub(super) fn problem(&self, name: &HostPort) -> Option<&str> {
-        self.problems.get(name).map(String::as_str)
+    pub(super) fn problem(&self, name: &HostPort) -> Option<String> {
+        let too_much = "the CA certificates of all other registries together are too much for an order; leave some out";
+        if self.left_out.contains(name) { Some(too_much.into()) } else { self.problems.get(name).cloned() }
     }
 
-    async fn note(&mut self, outcomes: Vec<Outcome>, state: &mut State) -> Result<(), StateError> {
+    async fn note(&mut self, outcomes: Vec<Outcome>, registries: &[OtherRegistry], state: &mut State) -> Result<(), StateError> {
         let mut kept = state.fetched().to_vec();
+        kept.retain(|fetched| registries.iter().any(|other| other.name == fetched.name));
         for (name, source, outcome) in outcomes {
             match outcome {
                 Ok(certificates) => {
@@ -102,6 +106,7 @@ impl Others {
     fn known(&mut self, registries: &[OtherRegistry], fetched: &[Fetched]) -> Vec<OtherTrust> {
         let mut known = Vec::new();
         let mut bytes = 0;
+        self.left_out.clear();
         let mut sorted: Vec<&OtherRegistry> = registries.iter().collect();
         sorted.sort_by(|a, b| a.name.cmp(&b.name));
         for other in sorted {
@@ -115,9 +120,7 @@ impl Others {
             };
             bytes += certificates.iter().map(String::len).sum::<usize>();
             if bytes > MAX_BYTES {
-                let problem =
-                    format!("the CA certificates of all other registries together have more than {} KiB; leave some out", MAX_BYTES / 1024);
-                self.problems.insert(other.name.clone(), problem);
+                self.left_out.insert(other.name.clone());
                 continue;
             }
             known.push(OtherTrust { name: other.name.clone(), certificates });

@@ -163,13 +163,12 @@ impl Report {
                 let pems = trust.iter().flat_map(|trust| &trust.certificates);
                 let fingerprints = pems.filter_map(|pem| Certificate::parse_pem(pem).ok()).map(|certificate| certificate.fingerprint());
                 let seen = Seen::on(&nodes, &other.name);
-                let problem = others.problem(&other.name).map(str::to_string);
                 OtherReport {
                     name: other.name.to_string(),
                     source: others::source(&other.ca),
                     fingerprints: fingerprints.collect(),
                     proven: if trust.is_some() { seen.proven } else { 0 },
-                    detail: problem.or_else(|| seen.problem()).unwrap_or_default(),
+                    detail: others.problem(&other.name).or_else(|| seen.problem()).unwrap_or_default(),
                 }
             })
             .collect();
