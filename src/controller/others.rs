@@ -334,10 +334,10 @@ mod tests {
         assert!(problem.contains("there is no secret absent"), "{problem}");
 
         *text.lock().unwrap() = Some(new.clone());
-        assert_eq!(look(&mut others, &mut state).await[0].certificates, [new.clone()]);
+        assert_eq!(look(&mut others, &mut state).await[0].certificates, std::slice::from_ref(&new));
         for (broken, said) in [(None, "cannot be read"), (Some("-----BEGIN PRIVATE KEY-----".to_string()), "private key")] {
             *text.lock().unwrap() = broken;
-            assert_eq!(look(&mut others, &mut state).await[0].certificates, [new.clone()]);
+            assert_eq!(look(&mut others, &mut state).await[0].certificates, std::slice::from_ref(&new));
             let problem = others.problem(&list[0].name).unwrap();
             assert!(problem.contains(said), "{problem}");
         }
