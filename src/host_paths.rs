@@ -49,6 +49,23 @@ impl HostRoot {
         self.0.join("var/lib/dcos/pki/tls/certs")
     }
 
+    /// Containerd's per-registry trust, where its `config_path` says so.
+    pub fn containerd_certs(&self) -> PathBuf {
+        self.0.join("etc/containerd/certs.d")
+    }
+
+    /// The per-registry trust of podman, skopeo and buildah.
+    pub fn podman_certs(&self) -> PathBuf {
+        self.0.join("etc/containers/certs.d")
+    }
+
+    /// Where an operator's CAs lie for the system's own store, and the program that adds them: Debian's, then Red Hat's.
+    pub fn system_stores(&self) -> [(PathBuf, PathBuf); 2] {
+        let (debian, red_hat) = ("usr/local/share/ca-certificates", "etc/pki/ca-trust/source/anchors");
+        [(debian, "usr/sbin/update-ca-certificates"), (red_hat, "usr/bin/update-ca-trust")]
+            .map(|(dir, program)| (self.0.join(dir), self.0.join(program)))
+    }
+
     /// Settings that systemd applies at boot.
     pub fn sysctl_d(&self) -> PathBuf {
         self.0.join("etc/sysctl.d")

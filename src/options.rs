@@ -9,7 +9,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::certificates::KeyType;
+use crate::certificates::{Certificate, KeyType};
 use crate::dcos::secrets;
 use crate::names::{Host, HostPort};
 use crate::protocol::TrustedName;
@@ -426,9 +426,12 @@ impl Options {
     }
 
     /// Every name that clients may use, given the agent that runs the registry. SANs, the CA's constraints and the
-    /// directories on the agents all come from this list.
+    /// directories on the agents all come from this list. None where no registry is to run.
     pub fn trusted_names(&self, registry_host: &Host) -> Vec<TrustedName> {
         let inside = |name| TrustedName { name, inside: true };
+        if !self.registry.enabled {
+            return Vec::new();
+        }
         let mut names = vec![inside(self.vip.clone())];
         if let Some((name, port)) = &self.named_vip {
             names.push(inside(HostPort::new(Host::Dns(format!("{name}.{NAMED_VIP_DOMAIN}")), *port)));
@@ -454,7 +457,14 @@ impl Faults {
     /// The list of other registries: every entry, or every fault.
     fn others(&mut self, raw: &RawOthers) -> Vec<OtherRegistry> {
         const FORM: &str = "Give host[:port], and after it secret:PATH or sha256:HEX if it has a CA of its own, as in gitlab.example.com:5050 secret:gitlab-ca.";
-        let mut others = Vec::new();
+        let mut others: Vec<OtherRegistry> = Vec::new();
+        if !raw.ca.trim().is_empty()
+            && let Err(error) = Certificate::parse_bundle(&raw.ca)
+        {
+            // Not the value: it may hold a private key.
+            let remedy = "Give one or more CA certificates as PEM, or the certificate of a registry that is signed by itself, with the line breaks (in JSON: \\n).";
+            self.add("other_registries.ca", "(not shown)", &error.to_string(), remedy);
+        }
         for entry in raw.list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             let mut words = entry.split_whitespace();
             let name = words.next().unwrap_or_default();
@@ -475,7 +485,12 @@ impl Faults {
                 (Some(_), Some(_)) => Err("there are too many words"),
             };
             match ca {
-                Ok(ca) => others.extend(self.parse("other_registries.list", &name, FORM).map(|name| OtherRegistry { name, ca })),
+                Ok(ca) => match self.parse::<HostPort>("other_registries.list", &name, FORM) {
+                    Some(name) if others.iter().any(|other| other.name == name) => {
+                        self.add("other_registries.list", entry, "this registry is listed twice", "Take one of the two out.");
+                    }
+                    name => others.extend(name.map(|name| OtherRegistry { name, ca })),
+                },
                 Err(reason) => self.add("other_registries.list", entry, reason, FORM),
             }
         }
@@ -705,16 +720,30 @@ mod tests {
     fn other_registries_say_where_their_ca_comes_from() {
         let fingerprint = "AB:".repeat(32);
         let list = format!("gitlab.example.com:5050 secret:gitlab-ca, harbor.example.com, nexus.example.com:8443 sha256:{fingerprint}");
-        let given = json!({ "other_registries": { "list": list, "ca": "PEM" } });
+        let name = "a.example.com:443".parse().unwrap();
+        let pem = crate::certificates::Authority::create("x", 1, &[name], 1_800_000_000, 365).unwrap().certificate().pem();
+        let given = json!({ "other_registries": { "list": list, "ca": pem } });
         let others = Options::from_json(&given).unwrap().others;
         assert_eq!(
             others.iter().map(|other| other.name.to_string()).collect::<Vec<_>>(),
             ["gitlab.example.com:5050", "harbor.example.com:443", "nexus.example.com:8443"]
         );
-        let expected = [CaSource::Secret("gitlab-ca".into()), CaSource::Pem("PEM".into()), CaSource::Pinned("ab".repeat(32))];
+        let expected = [CaSource::Secret("gitlab-ca".into()), CaSource::Pem(pem), CaSource::Pinned("ab".repeat(32))];
         assert_eq!(others.into_iter().map(|other| other.ca).collect::<Vec<_>>(), expected);
-        for bad in ["a.example.com", "a.example.com:x sha256:00", "a.example.com secret:", "a.example.com file:/x", "a b c"] {
+        for bad in [
+            "a.example.com",
+            "a.example.com:x sha256:00",
+            "a.example.com secret:",
+            "a.example.com file:/x",
+            "a b c",
+            "a.example.com secret:x,A.example.com:443 secret:x",
+        ] {
             assert_eq!(faults(json!({ "other_registries": { "list": bad } }))[0].field, "other_registries.list", "{bad}");
+        }
+        for bad in ["PEM", "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----"] {
+            let found = faults(json!({ "other_registries": { "list": "a.example.com", "ca": bad } }));
+            assert_eq!((found.len(), found[0].field.as_str()), (1, "other_registries.ca"));
+            assert!(!found[0].to_string().contains("c2VjcmV0"), "{}", found[0]);
         }
     }
 

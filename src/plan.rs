@@ -18,7 +18,7 @@ use crate::digest::sha256_hex;
 use crate::documents::{self, Documents};
 use crate::names::Host;
 use crate::options::{Fault, Faults, Options};
-use crate::protocol::{NodePhase, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::protocol::{NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
 
 /// What one instance of the node pod asks for: executor (RAML minimum) plus container, as in the pod's template.
 pub const NODE_NEEDS: Resources = Resources { cpus: 0.12, mem: 64.0, disk: 26.0 };
@@ -71,6 +71,10 @@ pub struct Wanted {
     pub leaf: Option<Leaf>,
     /// How the CA stands.
     pub ca: Ca,
+    /// Whether a registry is to run.
+    pub registry: bool,
+    /// Version of the order by which a registry that is not to run any more retires.
+    pub retirement: u64,
 }
 
 /// How the CA stands.
@@ -120,6 +124,10 @@ pub enum Action {
         /// Why.
         reason: String,
     },
+    /// Tell the registry to stop and to delete its key.
+    RetireRegistry,
+    /// Delete the registry app.
+    DeleteRegistry,
     /// Create or replace a job.
     PutJob {
         /// Its id.
@@ -168,6 +176,8 @@ impl fmt::Display for Action {
         match self {
             Self::PutPod { instances, reason, .. } => write!(f, "run the node on {instances} agents: {reason}"),
             Self::PutRegistry { reason, .. } => write!(f, "run the registry: {reason}"),
+            Self::RetireRegistry => f.write_str("tell the registry to stop and to delete its key: it is switched off; its images stay"),
+            Self::DeleteRegistry => f.write_str("delete the registry's app: it has stopped and deleted its key"),
             Self::PutJob { id, exists: false, .. } => write!(f, "create the job {id}"),
             Self::PutJob { id, .. } => write!(f, "update the job {id}: its definition has changed"),
             Self::StartRun { id } => write!(f, "start the first run of the job {id}"),
@@ -245,13 +255,14 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec)),
     ];
     let jobs = documents::job_ids(options).into_iter().map(|id| ("service.name", id.clone(), observed.jobs.get(&id).map(|job| &job.spec)));
-    for (field, id, spec) in found.into_iter().chain(jobs) {
+    let runs_registry = options.registry.enabled;
+    for (field, id, spec) in found.into_iter().skip(usize::from(!runs_registry)).chain(jobs) {
         if spec.is_some_and(|spec| !documents::is_made_by(spec, options)) {
             let reason = format!("there is something called {id} already, which this service has not made");
             fault(field, id, reason, "Choose another name, or remove what has this one if nobody needs it.");
         }
     }
-    for other in observed.claims.iter().filter(|claim| claim.id != own) {
+    for other in observed.claims.iter().filter(|claim| runs_registry && claim.id != own) {
         if options.exposure.marathon_lb && other.service_ports.contains(&options.exposure.service_port) {
             let reason = format!("the app {} has this service port", other.id);
             fault(
@@ -267,7 +278,7 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         }
     }
     for (field, host) in [("service.host", &options.service.host), ("registry.host", &options.registry.host)] {
-        let Some(host) = host else { continue };
+        let Some(host) = host.as_ref().filter(|_| runs_registry || field == "service.host") else { continue };
         match observed.agents.iter().find(|agent| agent.host == *host) {
             Some(agent) if agent.public => {
                 fault(
@@ -339,6 +350,9 @@ fn plan_pod(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
 }
 
 fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    if !wanted.registry {
+        return plan_retirement(wanted, observed, plan);
+    }
     let documents = &wanted.documents;
     let reason = match &observed.registry {
         None => "it does not run yet",
@@ -354,6 +368,19 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         return;
     }
     plan.actions.push(Action::PutRegistry { app: documents.registry.clone(), reason: reason.into() });
+}
+
+/// As in an uninstall the key goes first, and then the app. The images stay.
+fn plan_retirement(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    if observed.registry.is_none() {
+        return;
+    }
+    match &observed.registry_status {
+        Some(status) if status.phase == RegistryPhase::Retired => plan.actions.push(Action::DeleteRegistry),
+        Some(status) if status.order_version < wanted.retirement => plan.actions.push(Action::RetireRegistry),
+        Some(_) => plan.waiting.push("the registry to stop and to delete its key".into()),
+        None => plan.waiting.push(format!("the registry {} to answer, so that it deletes its key", wanted.documents.registry_id)),
+    }
 }
 
 fn plan_jobs(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
@@ -409,7 +436,7 @@ pub fn serves(wanted: &Wanted, observed: &Observed) -> bool {
 }
 
 fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
-    let Some(status) = &observed.registry_status else { return };
+    let Some(status) = observed.registry_status.as_ref().filter(|_| wanted.registry) else { return };
     if wanted.ca.signs_nothing || status.request.is_none() || status.phase == RegistryPhase::Retired {
         return;
     }
@@ -435,13 +462,22 @@ pub fn registry_host(observed: &Observed, options: &Options) -> Host {
 
 /// The host that keeps the controller's state, when an earlier controller has left its mark at the registry app.
 pub fn home(observed: &Observed) -> Option<Host> {
-    observed.registry.as_ref()?.spec["labels"][documents::HOME_LABEL].as_str()?.parse().ok()
+    let label = observed.registry.as_ref().and_then(|app| app.spec["labels"][documents::HOME_LABEL].as_str());
+    // Without a registry: the job that needs the keys of that host runs on it.
+    let jobs = observed.jobs.values().filter_map(|job| job.spec["run"]["placement"]["constraints"].as_array());
+    let job = jobs.flatten().filter(|constraint| constraint["attribute"] == "hostname").find_map(|constraint| constraint["value"].as_str());
+    label.and_then(|host| host.parse().ok()).or_else(|| job.and_then(matched_host))
 }
 
 fn pinned_host(app: &Value) -> Option<Host> {
     let constraints = app["constraints"].as_array()?;
     let pin = constraints.iter().find(|c| c[0] == "hostname" && c[1] == "LIKE")?;
-    pin[2].as_str()?.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".").parse().ok()
+    matched_host(pin[2].as_str()?)
+}
+
+/// The host that [`documents::exactly`] was given.
+fn matched_host(pattern: &str) -> Option<Host> {
+    pattern.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".").parse().ok()
 }
 
 /// How each agent stands.
@@ -485,8 +521,10 @@ fn first_or(errors: &[String], otherwise: &str) -> String {
 }
 
 fn proof_words(status: &NodeStatus) -> String {
-    let clients: BTreeSet<&str> = status.proofs.iter().map(|proof| proof.client.as_str()).collect();
-    format!("proven by {}", clients.into_iter().collect::<Vec<_>>().join(" and "))
+    let trusting = status.proofs.iter().filter(|proof| proof.outcome == ProofOutcome::Trusted);
+    let clients: BTreeSet<&str> = trusting.map(|proof| proof.client.as_str()).collect();
+    // An agent that trusts only registries of which none answers.
+    if clients.is_empty() { "in place".into() } else { format!("proven by {}", clients.into_iter().collect::<Vec<_>>().join(" and ")) }
 }
 
 #[cfg(test)]
@@ -522,7 +560,7 @@ mod tests {
             jobs_have_secrets: true,
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
-        Wanted { documents, trust, now: 0, leaf: None, ca: Ca::default() }
+        Wanted { documents, trust, now: 0, leaf: None, ca: Ca::default(), registry: true, retirement: 0 }
     }
 
     fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
@@ -555,6 +593,35 @@ mod tests {
                 "create the job private-registry.uninstall"
             ]
         );
+    }
+
+    #[test]
+    fn a_registry_that_is_switched_off_deletes_its_key_before_its_app_goes() {
+        let wanted = Wanted { registry: false, retirement: 7, ..wanted() };
+        let app = App { spec: wanted.documents.registry.clone(), tasks: vec![] };
+        let status = |order_version, phase| RegistryStatus {
+            service: "private-registry".into(),
+            task: "t".into(),
+            host: "10.0.0.1".into(),
+            phase,
+            request: None,
+            leaf_fingerprint: None,
+            leaf_not_after: None,
+            leaf_names: vec![],
+            order_version,
+            starts: 1,
+            errors: vec![],
+        };
+        let about_registry = |registry_status, registry| {
+            let plan = converge(&wanted, &Observed { registry, registry_status, ..Observed::default() });
+            let actions = plan.actions.into_iter().filter(|action| !matches!(action, Action::PutPod { .. } | Action::PutJob { .. }));
+            (actions.collect::<Vec<_>>(), plan.waiting.len())
+        };
+        assert_eq!(about_registry(None, Some(app.clone())), (vec![], 1));
+        assert_eq!(about_registry(Some(status(6, RegistryPhase::Serving)), Some(app.clone())), (vec![Action::RetireRegistry], 0));
+        assert_eq!(about_registry(Some(status(7, RegistryPhase::Serving)), Some(app.clone())), (vec![], 1));
+        assert_eq!(about_registry(Some(status(7, RegistryPhase::Retired)), Some(app)), (vec![Action::DeleteRegistry], 0));
+        assert_eq!(about_registry(None, None), (vec![], 0));
     }
 
     #[test]

@@ -43,6 +43,11 @@ impl Certificate {
         pem::decode_all(text, LABEL)?.into_iter().map(Self::from_der).collect()
     }
 
+    /// Reads DER, as a TLS server shows it.
+    pub(crate) fn parse_der(der: Vec<u8>) -> Result<Self, CertificateError> {
+        Self::from_der(der)
+    }
+
     pub(super) fn from_der(der: Vec<u8>) -> Result<Self, CertificateError> {
         let (rest, parsed) = X509Certificate::from_der(&der).map_err(|_| CertificateError::NotX509)?;
         if !rest.is_empty() {

@@ -19,7 +19,7 @@ pub(super) enum Anchor {
     Provided(Vec<String>),
     /// The CA of DC/OS Enterprise, PEM.
     Cluster(Vec<String>),
-    /// Plain HTTP.
+    /// Plain HTTP, or no registry at all.
     Nobody,
 }
 
@@ -27,6 +27,7 @@ impl Anchor {
     /// What the options say. The cluster's CA is that of the file with which its services are entered.
     pub(super) fn of(setting: &Setting, options: &Options) -> Result<Self, ControllerError> {
         Ok(match options.security.mode {
+            _ if !options.registry.enabled => Self::Nobody,
             SecurityMode::Provided => Self::Provided(security::private_ca(&options.security)),
             SecurityMode::DcosCa => Self::Cluster(cluster_ca(setting, options)?),
             SecurityMode::SelfSigned => Self::Own,

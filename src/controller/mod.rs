@@ -5,9 +5,11 @@
 
 mod anchor;
 mod observe;
+mod others;
 mod page;
 mod report;
 mod serve;
+mod shown;
 pub mod state;
 pub mod store;
 mod uninstall;
@@ -28,16 +30,17 @@ use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::Metronome;
 use crate::dcos::secrets::Secrets;
 use crate::dcos::{Api, ApiError, chain};
-use crate::distribution::{Distribution, InDefinitions, InSecretStore};
+use crate::distribution::{Distribution, InDefinitions, InSecretStore, Published};
 use crate::documents::{self, Facts, TemplateError};
 use crate::host_paths::HostRoot;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Options};
 use crate::plan::{self, Action, Observed, Plan, Wanted};
-use crate::protocol::{TrustBundle, env};
+use crate::protocol::{OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::security;
 use anchor::Anchor;
-pub use report::{AgentReport, OrderReport, Report};
+use others::Others;
+pub use report::{AgentReport, OrderReport, OtherReport, Report};
 use state::{OwnCa, Stage, State, StateError};
 use store::Store;
 pub use uninstall::run_job as uninstall;
@@ -274,6 +277,8 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         surplus_since: None,
         passes_at_switch: None,
         settled: false,
+        others: Others::default(),
+        retirement: None,
     };
     controller.converge_for_ever().await
 }
@@ -355,6 +360,9 @@ struct Controller {
     passes_at_switch: Option<BTreeMap<Host, u64>>,
     /// Whether the registry was seen to serve with a certificate of whom the options say.
     settled: bool,
+    others: Others,
+    /// The order by which a registry that is switched off retires, and its version; signed once per start.
+    retirement: Option<(SignedOrder, u64)>,
 }
 
 impl Controller {
@@ -398,6 +406,11 @@ impl Controller {
             return Ok(Pass::Remove);
         }
         plan::refuse(&self.options, &observed)?;
+        let runs_registry = self.options.registry.enabled;
+        if !runs_registry {
+            // An app of that name is no concern of ours, unless we have made it.
+            observed.registry.take_if(|app| !documents::is_made_by(&app.spec, &self.options));
+        }
         if !self.at_home(&observed).await? || !self.reachable().await {
             return Ok(Pass::Unfinished);
         }
@@ -431,21 +444,29 @@ impl Controller {
         } else {
             plan::Ca {
                 signs_nothing: matches!(anchor, Anchor::Provided(_) | Anchor::Nobody),
-                unused: anchor == Anchor::Nobody,
+                unused: self.options.is_insecure(),
                 ..plan::Ca::default()
             }
         };
+        if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
+            self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
+        }
+        let trust = &self.options.trust;
         let bundle = TrustBundle {
             names,
             insecure: self.options.is_insecure(),
             certificates: anchor.certificates(state, self.settled),
+            others: self.others.resolve(&self.options.others, self.cluster.secrets.as_ref(), state).await?,
+            stores: Stores { containerd: trust.containerd, podman: trust.podman, system: trust.system },
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
-            ..TrustBundle::default()
         };
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         state.note_covered(observed.nodes.keys()).await?;
-        self.settled = anchor.is_served(state, observed.registry_status.as_ref(), &in_force);
+        self.settled = match runs_registry {
+            true => anchor.is_served(state, observed.registry_status.as_ref(), &in_force),
+            false => observed.registry.is_none(),
+        };
         if self.settled && !anchor.is_own() && state.ca().is_some() {
             tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");
             state.drop_ca().await?;
@@ -456,6 +477,10 @@ impl Controller {
         let first = first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
         let (pod_id, registry_id) = (documents::pod_id(&self.options), documents::registry_id(&self.options));
         let (distribution, enrolment_key) = (&self.distribution, state.enrolment_key().to_base64());
+        let enrolment_key = match runs_registry {
+            true => distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
+            false => Published { variable: json!(""), secret: None },
+        };
         let facts = Facts {
             registry_host,
             home: self.setting.host.clone(),
@@ -466,10 +491,12 @@ impl Controller {
             options: self.setting.options(),
             jobs_have_secrets: observed.metronome.has_secrets(),
             first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
-            enrolment_key: distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
+            enrolment_key,
         };
         let leaf = anchor.leaf(state, &in_force);
-        let wanted = Wanted { documents: documents::render(&self.options, &facts)?, trust, now, leaf, ca };
+        let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
+        let documents = documents::render(&self.options, &facts)?;
+        let wanted = Wanted { documents, trust, now, leaf, ca, registry: runs_registry, retirement };
         self.prove_after_switch(&wanted, &mut observed).await;
         let plan = plan::converge(&wanted, &observed);
         let order = RotationOrder { names: bare, run: rotate_run };
@@ -548,6 +575,13 @@ impl Controller {
             let done = match action {
                 Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
                 Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
+                Action::RetireRegistry => {
+                    if let Some((order, _)) = &self.retirement {
+                        observe::send_to_registry(&self.cluster, observed, order).await;
+                    }
+                    Ok(())
+                }
+                Action::DeleteRegistry => self.cluster.marathon.delete_app(&ids.registry_id).await,
                 Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
                 Action::StartRun { id } => self.cluster.metronome.start_run(id).await,
                 Action::SendTrust { host } => {
@@ -644,7 +678,7 @@ impl Controller {
                 report.problems.extend(security::end_nearing(status, wanted.now));
             }
         }
-        Ok(report)
+        Ok(report.with_others(&self.options, wanted, observed, &self.others))
     }
 }
 

@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::others::{self, Others};
 use super::state::Stage;
 use crate::certificates::{Certificate, CertificateError};
 use crate::documents;
-use crate::options::{Faults, Options};
+use crate::names::{Host, HostPort};
+use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RowState, Wanted};
-use crate::protocol::{RegistryPhase, SysctlState};
+use crate::protocol::{NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -22,6 +24,9 @@ pub struct Report {
     pub refused: bool,
     /// Every registered agent.
     pub agents: Vec<AgentReport>,
+    /// Registries that this package has not installed.
+    #[serde(default)]
+    pub others: Vec<OtherReport>,
     /// The registry in one sentence.
     pub registry: String,
     /// Names that clients may use.
@@ -64,6 +69,21 @@ pub struct AgentReport {
     pub sysctl: String,
 }
 
+/// Another registry.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OtherReport {
+    /// Where it is.
+    pub name: String,
+    /// Where its CA comes from, in the words of the options.
+    pub source: String,
+    /// Fingerprints (SHA-256, hex) of the certificates that it is trusted by; none while they cannot be had.
+    pub fingerprints: Vec<String>,
+    /// On how many agents every client has contacted it and accepted its certificate.
+    pub proven: usize,
+    /// What stands in the way, and where.
+    pub detail: String,
+}
+
 /// A run that asked for convergence.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OrderReport {
@@ -85,15 +105,19 @@ impl Report {
         let agents: Vec<AgentReport> = plan::rows(wanted, observed).into_iter().map(|row| AgentReport::new(row, observed)).collect();
         let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
         let serving = observed.registry_status.as_ref().is_some_and(|s| s.phase == RegistryPhase::Serving);
-        let converged = trusted == agents.len() && !agents.is_empty() && serving && plan.actions.is_empty() && plan.waiting.is_empty();
+        let as_wanted = if wanted.registry { serving } else { observed.registry.is_none() };
+        let converged = trusted == agents.len() && !agents.is_empty() && as_wanted && plan.actions.is_empty() && plan.waiting.is_empty();
         let registry = match &observed.registry_status {
             Some(status) if serving => format!("serving on {}", status.host),
             Some(status) => status.errors.first().cloned().unwrap_or_else(|| format!("{} on {}", words(&status.phase), status.host)),
+            None if !wanted.registry => "switched off".to_string(),
             None => "starting, or it does not answer".to_string(),
         };
         let total = agents.len();
         let summary = match wanted.ca.rotation.as_ref() {
-            None => format!("{trusted} of {total} agents trust the registry; the registry is {registry}."),
+            None if wanted.registry => format!("{trusted} of {total} agents trust the registry; the registry is {registry}."),
+            None if observed.registry.is_none() => format!("{trusted} of {total} agents are as wanted; no registry is to run."),
+            None => format!("{trusted} of {total} agents are as wanted; the registry is being switched off."),
             // Agents that have not got the newest bundle yet trust what is served all the same.
             Some(rotation) => {
                 let what = match rotation.stage {
@@ -113,6 +137,7 @@ impl Report {
             converged,
             refused: false,
             agents,
+            others: Vec::new(),
             registry,
             names,
             ca_fingerprint: newest.map(|certificate| certificate.fingerprint()),
@@ -135,6 +160,38 @@ impl Report {
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
         })
+    }
+
+    /// Adds how the other registries stand. None of them keeps the service from being done: they are others' affair.
+    pub(super) fn with_others(mut self, options: &Options, wanted: &Wanted, observed: &Observed, others: &Others) -> Self {
+        let digest = plan::order_digest(&wanted.trust);
+        let nodes: Vec<(&Host, &NodeStatus)> = observed.nodes.iter().filter(|(_, status)| status.order_digest == digest).collect();
+        let known = others.trusted();
+        let mut registries: Vec<&OtherRegistry> = options.others.iter().collect();
+        registries.sort_by(|a, b| a.name.cmp(&b.name));
+        self.others = registries
+            .into_iter()
+            .map(|other| {
+                let trust = known.iter().find(|trust| trust.name == other.name);
+                let pems = trust.iter().flat_map(|trust| &trust.certificates);
+                let fingerprints = pems.filter_map(|pem| Certificate::parse_pem(pem).ok()).map(|certificate| certificate.fingerprint());
+                let seen = Seen::on(&nodes, &other.name);
+                OtherReport {
+                    name: other.name.to_string(),
+                    source: others::source(&other.ca),
+                    fingerprints: fingerprints.collect(),
+                    proven: if trust.is_some() { seen.proven } else { 0 },
+                    detail: others.problem(&other.name).or_else(|| seen.problem()).unwrap_or_default(),
+                }
+            })
+            .collect();
+        let problem = |other: &OtherReport| format!("{}: {}", other.name, other.detail);
+        self.problems.extend(self.others.iter().filter(|other| !other.detail.is_empty()).map(problem));
+        if !self.others.is_empty() {
+            let proven = self.others.iter().filter(|other| other.proven == self.agents.len()).count();
+            self.summary += &format!(" Every agent is proven to trust {proven} of {} other registries.", self.others.len());
+        }
+        self
     }
 
     pub(super) fn starting(options: &Options, awaited: &str) -> Self {
@@ -165,18 +222,67 @@ impl Report {
         }
     }
 
-    /// One row per agent, aligned, for a log or a terminal.
+    /// One row per agent, aligned, for a log or a terminal; and where there are other registries, one row for each of them.
     pub fn table(&self) -> String {
-        let mut rows = vec![["AGENT", "ROLE", "STATE", "SYSCTL", "DETAIL"].map(String::from)];
-        rows.extend(self.agents.iter().map(|a| [a.host.clone(), a.role.clone(), a.state.clone(), a.sysctl.clone(), a.detail.clone()]));
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..4).map(width).collect();
-        let line = |row: &[String; 5]| {
-            let mut text: String = (0..4).map(|i| format!("{:<w$}  ", row[i], w = widths[i])).collect();
-            text += &row[4];
-            text.trim_end().to_string() + "\n"
-        };
-        rows.iter().map(line).collect()
+        let agent = |a: &AgentReport| [a.host.clone(), a.role.clone(), a.state.clone(), a.sysctl.clone(), a.detail.clone()];
+        let agents = aligned(["AGENT", "ROLE", "STATE", "SYSCTL", "DETAIL"], self.agents.iter().map(agent));
+        if self.others.is_empty() {
+            return agents;
+        }
+        let of = self.agents.len();
+        let other = |o: &OtherReport| [o.name.clone(), format!("{} of {of}", o.proven), o.source.clone(), o.detail.clone()];
+        agents + "\n" + &aligned(["OTHER REGISTRY", "PROVEN", "CA FROM", "DETAIL"], self.others.iter().map(other))
+    }
+}
+
+/// A table whose columns are aligned, but for the last one.
+fn aligned<const N: usize>(title: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(title.map(String::from)).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N - 1).map(width).collect();
+    let line = |row: &[String; N]| {
+        let mut text: String = (0..N - 1).map(|i| format!("{:<w$}  ", row[i], w = widths[i])).collect();
+        text += &row[N - 1];
+        text.trim_end().to_string() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+/// What the agents' clients have seen of another registry.
+#[derive(Default)]
+struct Seen {
+    proven: usize,
+    refused: Vec<String>,
+    unreachable: Vec<String>,
+}
+
+impl Seen {
+    fn on(nodes: &[(&Host, &NodeStatus)], name: &HostPort) -> Self {
+        let (spellings, mut seen) = (name.spellings(), Self::default());
+        for (host, status) in nodes {
+            let proofs: Vec<&Proof> = status.proofs.iter().filter(|proof| spellings.contains(&proof.name)).collect();
+            let first = |outcome| proofs.iter().find(|proof| proof.outcome == outcome);
+            let said = |proof: &Proof| format!("{} on {host} says: {}", proof.client, proof.detail.as_deref().unwrap_or("nothing"));
+            if let Some(proof) = first(ProofOutcome::Untrusted) {
+                seen.refused.push(said(proof));
+            } else if let Some(proof) = first(ProofOutcome::Unreachable) {
+                seen.unreachable.push(said(proof));
+            } else if !proofs.is_empty() {
+                seen.proven += 1;
+            }
+        }
+        seen
+    }
+
+    fn problem(&self) -> Option<String> {
+        let more = |all: &[String]| if all.len() > 1 { format!(" (and {} more)", all.len() - 1) } else { String::new() };
+        if let Some(first) = self.refused.first() {
+            return Some(format!(
+                "its certificate is not accepted: {first}{}; compare the CA with the one that it is signed by",
+                more(&self.refused)
+            ));
+        }
+        self.unreachable.first().map(|first| format!("it cannot be reached: {first}{}", more(&self.unreachable)))
     }
 }
 

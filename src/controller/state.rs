@@ -17,6 +17,7 @@ use crate::node::files::FileError;
 use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
 use crate::secret::Secret;
 
+use super::others::Fetched;
 use super::store::{Entry, Store};
 
 /// Why the state cannot be read or written.
@@ -79,6 +80,9 @@ struct Record {
     /// Agents that a node has run on: they have files of ours.
     #[serde(default)]
     covered: BTreeSet<Host>,
+    /// CAs of other registries that were not given in the options themselves.
+    #[serde(default)]
+    others: Vec<Fetched>,
 }
 
 /// A change from one CA to the next. At every moment all that is served is trusted by every agent that answers.
@@ -287,6 +291,28 @@ impl State {
     /// See [`State::note_covered`].
     pub fn covered(&self) -> &BTreeSet<Host> {
         &self.record.covered
+    }
+
+    /// CAs of other registries that were fetched.
+    pub fn fetched(&self) -> &[Fetched] {
+        &self.record.others
+    }
+
+    /// See [`State::fetched`].
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn keep_fetched(&mut self, fetched: Vec<Fetched>) -> Result<(), StateError> {
+        if self.record.others == fetched {
+            return Ok(());
+        }
+        self.record.others = fetched;
+        self.save().await
+    }
+
+    /// Version of the last order.
+    pub fn version(&self) -> u64 {
+        self.record.version
     }
 
     /// The public key that tasks verify orders with, base64.

@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::controller::store::Entry;
 use crate::documents;
-use crate::options::{Options, SecurityMode};
+use crate::options::{CaSource, Options, SecurityMode};
 
 /// A service of the cluster, as far as permissions differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +97,9 @@ pub fn all(options: &Options) -> Vec<Grant> {
     let jobs = documents::job_ids(options).into_iter().flat_map(|id| for_call(Door::Metronome, &format!("/v1/jobs/{id}")));
     let secrets = secret_paths(options).into_iter().flat_map(|path| for_call(Door::Secrets, &format!("/secret/default/{path}")));
     let ca = if options.security.mode == SecurityMode::DcosCa { for_call(Door::Ca, "/sign") } else { Vec::new() };
+    let others = other_secrets(options).map(|path| Grant::read(format!("dcos:secrets:default:/{path}")));
     let mut grants: Vec<Grant> = Vec::new();
-    for grant in for_call(Door::Mesos, "/slaves").into_iter().chain(marathon).chain(jobs).chain(secrets).chain(ca) {
+    for grant in for_call(Door::Mesos, "/slaves").into_iter().chain(marathon).chain(jobs).chain(secrets).chain(ca).chain(others) {
         if !grants.contains(&grant) {
             grants.push(grant);
         }
@@ -109,6 +110,14 @@ pub fn all(options: &Options) -> Vec<Grant> {
 /// Everything of a service in the secret store.
 fn secret_paths(options: &Options) -> Vec<String> {
     Entry::ALL.iter().map(|entry| entry.secret_path(&options.service.name)).chain(documents::published_paths(options)).collect()
+}
+
+/// Secrets of the operator that hold CAs of other registries.
+fn other_secrets(options: &Options) -> impl Iterator<Item = &String> {
+    options.others.iter().filter_map(|other| match &other.ca {
+        CaSource::Secret(path) => Some(path),
+        CaSource::Pem(_) | CaSource::Pinned(_) => None,
+    })
 }
 
 /// What the platform's own accounts need in strict mode, where a task that asks for root is refused without it: account and grant.
@@ -139,6 +148,12 @@ mod tests {
         );
         assert_eq!(names(Door::Secrets, "/secret/default/private-registry/ca"), ["dcos:secrets:default:/private-registry/ca full"]);
         assert_eq!(names(Door::Own, "/v1/status"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_secrets_of_other_registries_are_only_read() {
+        let options = Options::from_json(&json!({ "other_registries": { "list": "gitlab.example.com:5050 secret:gitlab-ca" } })).unwrap();
+        assert!(all(&options).iter().any(|grant| grant.to_string() == "dcos:secrets:default:/gitlab-ca read"));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep};
 use super::board::Board;
 use super::orders::{Accepted, Task};
 use super::pass::{Host, Report};
-use super::proof::Clients;
-use super::trust::Bundle;
+use super::proof::{Clients, Whose};
+use super::trust::{Bundle, Other};
 use crate::protocol::{NodePhase, Proof, ProofOutcome, SysctlState};
 
 const FIRST_WAIT: Duration = Duration::from_secs(2);
@@ -103,12 +103,24 @@ async fn trust(board: &Board, host: &Host, order: &Arc<Accepted>, bundle: &Bundl
     })
     .await;
     kept.note(&report);
-    let due = kept.proven_at.is_none_or(|at| at.elapsed() >= PROVE_EVERY);
+    // Another registry that does not answer is asked more often: it counts from the moment on at which it does.
+    let others = kept.proofs.iter().filter(|proof| !bundle.is_own(&proof.name));
+    let every = if others.into_iter().all(|proof| proof.outcome == ProofOutcome::Trusted) { PROVE_EVERY } else { LOOK_EVERY };
+    let due = kept.proven_at.is_none_or(|at| at.elapsed() >= every);
     let well = !due && !report.changed && judge(bundle, &report, &kept.proofs).0 == NodePhase::Trusted;
     if !well {
         // Files and errors of this pass are worth showing before clients that do not answer have timed out.
         show(board, order, bundle, &report, kept);
-        kept.proofs = Clients::on(&host.root).prove(bundle).await;
+        let clients = Clients::on(&host.root);
+        let mut proofs = clients.prove(bundle, Whose::Own).await;
+        if !bundle.others.is_empty() {
+            // Ours counts before others have been waited for.
+            let earlier = kept.proofs.iter().filter(|proof| !bundle.is_own(&proof.name)).cloned();
+            kept.proofs = proofs.iter().cloned().chain(earlier).collect();
+            show(board, order, bundle, &report, kept);
+            proofs.extend(clients.prove(bundle, Whose::Others).await);
+        }
+        kept.proofs = proofs;
         kept.proven_at = Some(Instant::now());
     }
     show(board, order, bundle, &report, kept)
@@ -143,9 +155,16 @@ async fn on_host(host: &Host, order: &Arc<Accepted>, work: fn(&Host, &Accepted) 
 /// The phase in one word, and why it is not better.
 fn judge(bundle: &Bundle, report: &Report, proofs: &[Proof]) -> (NodePhase, Vec<String>) {
     let mut errors = report.errors.clone();
-    errors.extend(proofs.iter().filter(|proof| proof.outcome == ProofOutcome::Untrusted).map(refusal));
+    // What another registry serves does not spoil the trust in ours; where there is none of ours, it is all that there is.
+    let alone = bundle.names.is_empty();
+    let refused = proofs.iter().filter(|proof| proof.outcome == ProofOutcome::Untrusted && (alone || bundle.is_own(&proof.name)));
+    errors.extend(refused.map(refusal));
     if !errors.is_empty() || report.sysctl.state == SysctlState::Failed {
         return (NodePhase::Failed, errors);
+    }
+    if alone {
+        let asked = |other: &Other| proofs.iter().any(|proof| other.name.spellings().contains(&proof.name));
+        return (if bundle.others.iter().all(asked) { NodePhase::Trusted } else { NodePhase::Pending }, errors);
     }
     let mut inside = bundle.names.iter().filter(|trusted| trusted.inside).peekable();
     if inside.peek().is_none() {

@@ -57,6 +57,14 @@ pub(crate) enum FileError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Neither Debian's nor Red Hat's.
+    #[error(
+        "this host has no certificate store that we know (ca-certificates of Debian or Red Hat); install it, or switch trust.system off"
+    )]
+    NoSystemStore,
+    /// The program that puts the system's store together.
+    #[error("{0} failed: {1}; tried again on the next pass")]
+    Program(PathBuf, String),
     /// Another service of ours holds the lock for long.
     #[error("another node of this host has held the lock on {0} for more than {1} s; tried again on the next pass")]
     Locked(PathBuf, u64),

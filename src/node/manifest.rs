@@ -28,6 +28,9 @@ pub(crate) struct Manifest {
     pub(crate) order: Option<SignedOrder>,
     /// The files that are ours.
     pub(crate) files: BTreeMap<PathBuf, Entry>,
+    /// Whether files in the system's certificate store have changed since its tool has read them.
+    #[serde(default)]
+    pub(crate) store_is_stale: bool,
 }
 
 /// A file that is ours.

@@ -16,6 +16,7 @@ mod orders;
 mod pass;
 mod proof;
 mod sysctl;
+mod system_store;
 mod trust;
 
 #[cfg(test)]
@@ -99,7 +100,7 @@ async fn serve_own_address(board: Arc<Board>, own: Host, port: u16) {
 }
 
 /// The address of a host. Not through the C library, whose resolver a static binary cannot load.
-async fn resolve(host: &Host) -> Result<IpAddr, String> {
+pub(crate) async fn resolve(host: &Host) -> Result<IpAddr, String> {
     let name = match host {
         Host::Ip(ip) => return Ok(IpAddr::V4(*ip)),
         Host::Dns(name) => name,

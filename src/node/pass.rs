@@ -7,6 +7,7 @@ use super::daemon_json::{InsecureList, LastRefusal};
 use super::files::{FileError, HostFiles, Removal};
 use super::manifest::{HostState, Manifest, SharedLock};
 use super::sysctl::Sysctl;
+use super::system_store::SystemStore;
 use super::trust::{self, Bundle};
 use crate::host_paths::HostRoot;
 use crate::protocol::{OwnedFile, SignedOrder, SysctlState, SysctlStatus};
@@ -80,6 +81,9 @@ impl Host {
         state.services.insert(self.service.clone());
         manifest.order = Some(signed.clone());
         for (path, item) in &wanted.items {
+            if SystemStore::holds(&self.root, path) && files.look(path)?.digest() != Some(item.digest()) {
+                manifest.store_is_stale = true;
+            }
             manifest.intend(path, item);
             state.created_dirs.extend(files.missing_dirs(directory_of(path))?);
         }
@@ -103,6 +107,7 @@ impl Host {
             changed |= !dropped.is_empty();
             self.remove(&files, &mut manifest, &dropped, &mut errors, &mut notes);
         }
+        errors.extend(self.refresh_store(&files, &mut manifest).err());
         self.remove_created_dirs(&files, &mut state)?;
         manifest.save(&files, &self.root, &self.service)?;
 
@@ -137,6 +142,7 @@ impl Host {
             }
             let owned: Vec<PathBuf> = manifest.files.keys().cloned().collect();
             self.remove(&files, &mut manifest, &owned, &mut errors, &mut notes);
+            errors.extend(self.refresh_store(&files, &mut manifest).err());
             errors.extend(self.sysctl(&files).release(&mut state).err());
             let mut errors = texts(std::mem::take(&mut errors));
             errors.extend(self.insecure_list(&files).settle(&mut state, &BTreeSet::new()).err());
@@ -183,6 +189,13 @@ impl Host {
 
     /// Removes files of ours and takes them off the manifest; one that somebody changed is let go of.
     fn remove(&self, files: &HostFiles, manifest: &mut Manifest, paths: &[PathBuf], errors: &mut Vec<FileError>, notes: &mut Vec<String>) {
+        if paths.iter().any(|path| SystemStore::holds(&self.root, path)) {
+            manifest.store_is_stale = true;
+            // Before the files go: after a kill nothing else would tell that the store still holds them.
+            if let Err(error) = manifest.save(files, &self.root, &self.service) {
+                return errors.push(error);
+            }
+        }
         for path in paths {
             let ours = manifest.files.get(path).map(|entry| entry.digests.clone()).unwrap_or_default();
             match files.remove(path, &ours) {
@@ -197,6 +210,19 @@ impl Host {
             }
             manifest.files.remove(path);
         }
+    }
+
+    /// Has the system's certificate store put together anew, if files of ours in it have changed.
+    fn refresh_store(&self, files: &HostFiles, manifest: &mut Manifest) -> Result<(), FileError> {
+        if !manifest.store_is_stale {
+            return Ok(());
+        }
+        // A store that is gone has nothing of ours any more.
+        if let Some(store) = SystemStore::on(&self.root) {
+            store.refresh()?;
+        }
+        manifest.store_is_stale = false;
+        manifest.save(files, &self.root, &self.service)
     }
 
     /// Removes the directories that we made and nobody uses, innermost first.
@@ -260,7 +286,7 @@ mod tests {
 
     use super::*;
     use crate::certificates::{Authority, Certificate};
-    use crate::protocol::{TrustBundle, TrustedName};
+    use crate::protocol::{OtherTrust, Stores, TrustBundle, TrustedName};
 
     const SYSCTL: &str = "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
 
@@ -366,6 +392,139 @@ mod tests {
         let report = host.service("a/b").restore(&signed("2"));
         assert_eq!((report.errors, report.notes, report.files), (vec![], vec![], vec![]));
         assert_eq!(host.picture(), before);
+    }
+
+    /// Our bundle, with registries of others and further stores.
+    fn with_others(own: &[&Certificate], others: &[(&str, &Certificate)], stores: Stores) -> Bundle {
+        let others = others.iter().map(|(name, ca)| OtherTrust { name: name.parse().unwrap(), certificates: vec![ca.pem()] }).collect();
+        let name = TrustedName { name: "192.168.0.1:443".parse().unwrap(), inside: true };
+        let names = if own.is_empty() { vec![] } else { vec![name] };
+        let certificates = own.iter().map(|ca| ca.pem()).collect();
+        Bundle::parse(&TrustBundle { names, certificates, others, stores, conntrack_be_liberal: true, ..TrustBundle::default() }).unwrap()
+    }
+
+    #[test]
+    fn other_registries_get_their_own_ca_and_one_that_two_of_them_share_lies_in_the_store_of_mesos_once() {
+        let host = TestHost::new();
+        let before = host.picture();
+        let (own, theirs) = (ca(1), ca(2));
+        let service = host.service("pr");
+        let others = [("gitlab.example.com:443", &theirs), ("gitlab.example.com:5050", &theirs)];
+        let report = service.apply(&signed("a"), &with_others(&[&own], &others, Stores::default()));
+        assert_eq!(report.errors, Vec::<String>::new());
+        for name in ["gitlab.example.com", "gitlab.example.com:443", "gitlab.example.com:5050"] {
+            assert_eq!(host.read(&format!("etc/docker/certs.d/{name}/ca.crt")), theirs.pem(), "{name}");
+        }
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/ca.crt"), own.pem(), "the CA of another must not speak for our registry");
+        assert_eq!(host.read(&link_of(&theirs, 0)), theirs.pem());
+        assert!(!host.path(&link_of(&theirs, 1)).exists());
+        // Without a registry of our own; and then a host that keeps nothing.
+        let report = service.apply(&signed("b"), &with_others(&[], &others, Stores::default()));
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert!(!host.path("etc/docker/certs.d/192.168.0.1").exists() && !host.path(&link_of(&own, 0)).exists());
+        service.restore(&signed("c"));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn a_foreign_directory_of_another_registry_is_left_alone_in_every_store() {
+        let host = TestHost::new();
+        host.write("etc/docker/certs.d/nexus.example.com:8443/ca.crt", "foreign");
+        host.write("etc/containers/certs.d/nexus.example.com:8443/ca.crt", "foreign");
+        host.write("etc/containerd/certs.d/nexus.example.com:8443/ca.crt", "foreign");
+        host.write("etc/containerd/certs.d/harbor.example.com/hosts.toml", "foreign");
+        let before = host.picture();
+        let theirs = ca(2);
+        let stores = Stores { containerd: true, podman: true, system: false };
+        let others = [("nexus.example.com:8443", &theirs), ("harbor.example.com:443", &theirs)];
+        let report = host.service("pr").apply(&signed("a"), &with_others(&[], &others, stores));
+        assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
+        assert!(report.errors[0].contains("harbor.example.com/hosts.toml is in the way"), "{:?}", report.errors);
+        for store in ["docker", "containers", "containerd"] {
+            let dir = format!("etc/{store}/certs.d/nexus.example.com:8443");
+            assert_eq!((host.read(&format!("{dir}/ca.crt")), host.read(&format!("{dir}/pr.crt"))), ("foreign".into(), theirs.pem()));
+            assert!(!host.path(&format!("{dir}/hosts.toml")).exists(), "it would take the foreign file out of use");
+        }
+        host.service("pr").restore(&signed("b"));
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn further_stores_are_written_and_taken_back_when_switched_off() {
+        let host = TestHost::new();
+        let (own, theirs) = (ca(1), ca(2));
+        let service = host.service("pr");
+        service.apply(&signed("a"), &with_others(&[&own], &[], Stores::default()));
+        let without = host.picture();
+        let stores = Stores { containerd: true, podman: true, system: false };
+        let report = service.apply(&signed("a"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], stores));
+        assert_eq!(report.errors, Vec::<String>::new());
+        let hosts = host.read("etc/containerd/certs.d/192.168.0.1:443/hosts.toml");
+        assert!(hosts.contains("[host.\"https://192.168.0.1:443\"]\n  ca = \"ca.crt\""), "{hosts}");
+        for path in ["etc/containerd/certs.d/192.168.0.1/ca.crt", "etc/containers/certs.d/192.168.0.1/ca.crt"] {
+            assert_eq!(host.read(path), own.pem(), "{path}");
+        }
+        assert_eq!(host.read("etc/containers/certs.d/10.0.0.9:5050/ca.crt"), theirs.pem());
+        service.apply(&signed("a"), &with_others(&[&own], &[], Stores::default()));
+        let left: Vec<PathBuf> = host.picture().into_keys().filter(|path| !without.contains_key(path)).collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn the_systems_store_is_put_together_by_debians_own_tool_and_is_afterwards_as_it_was() {
+        let host = TestHost::new();
+        let system = |on| Stores { system: on, ..Stores::default() };
+        let (own, theirs, company) = (ca(1), ca(2), ca(3));
+        let service = host.service("pr");
+        let report = service.apply(&signed("a"), &with_others(&[&own], &[], system(true)));
+        assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
+        assert!(report.errors[0].contains("trust.system"), "{:?}", report.errors);
+
+        let local = "usr/local/share/ca-certificates";
+        fs::create_dir_all(host.path(local)).unwrap();
+        fs::create_dir_all(host.path("etc/ssl/certs")).unwrap();
+        fs::create_dir_all(host.path("usr/share/ca-certificates")).unwrap();
+        fs::create_dir_all(host.path("etc/ca-certificates/update.d")).unwrap();
+        host.write("etc/ca-certificates.conf", "");
+        host.write("usr/local/share/ca-certificates/company.crt", &company.pem());
+        host.write("usr/local/share/ca-certificates/second.crt", &ca(4).pem());
+        let at = |path: &str| host.path(path).display().to_string();
+        let tool = format!(
+            "#!/bin/sh\n[ ! -e {} ] || exit 3\nexec /usr/sbin/update-ca-certificates --certsconf {} --certsdir {} --localcertsdir {} --etccertsdir {} --hooksdir {}\n",
+            at("broken"),
+            at("etc/ca-certificates.conf"),
+            at("usr/share/ca-certificates"),
+            at(local),
+            at("etc/ssl/certs"),
+            at("etc/ca-certificates/update.d")
+        );
+        host.write("usr/sbin/update-ca-certificates", &tool);
+        fs::set_permissions(host.path("usr/sbin/update-ca-certificates"), fs::Permissions::from_mode(0o755)).unwrap();
+        let bundle = || host.read("etc/ssl/certs/ca-certificates.crt");
+        let refresh = || SystemStore::on(&HostRoot::at(host.dir.path())).unwrap().refresh();
+        service.restore(&signed("a"));
+        refresh().unwrap();
+        let before = host.picture();
+
+        // One that fails is tried again, though the files are there by then.
+        host.write("broken", "");
+        let report = service.apply(&signed("b"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], system(true)));
+        assert!(report.errors[0].contains("update-ca-certificates failed: exit status: 3"), "{:?}", report.errors);
+        fs::remove_file(host.path("broken")).unwrap();
+        let report = service.apply(&signed("b"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], system(true)));
+        assert_eq!(report.errors, Vec::<String>::new());
+        assert!([&own, &theirs, &company].iter().all(|ca| bundle().contains(&ca.pem())));
+        let stamp = || fs::metadata(host.path("etc/ssl/certs/ca-certificates.crt")).unwrap().mtime_nsec();
+        let written = stamp();
+        service.apply(&signed("b"), &with_others(&[&own], &[("10.0.0.9:5050", &theirs)], system(true)));
+        assert_eq!(stamp(), written, "a pass that changes nothing does not run the tool");
+        service.apply(&signed("c"), &with_others(&[&own], &[], system(false)));
+        assert!(bundle().contains(&company.pem()) && !bundle().contains(&own.pem()));
+        service.apply(&signed("d"), &with_others(&[&own], &[], system(true)));
+        service.restore(&signed("e"));
+        let after = host.picture();
+        let differs: Vec<&PathBuf> = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
+        assert_eq!(differs, Vec::<&PathBuf>::new());
     }
 
     #[test]

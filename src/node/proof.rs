@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::trust::Bundle;
+use crate::certificates::Certificate;
 use crate::host_paths::{HostRoot, SYSTEM_ROOTS};
 use crate::names::{Host, HostPort};
 use crate::protocol::{Proof, ProofOutcome};
@@ -53,11 +54,11 @@ impl Clients {
         Self { docker, curl: Curl::of_dcos(root).or_else(|| Curl::of_system(root)) }
     }
 
-    /// Asks every client to contact every name that is inside, and returns what each said.
-    pub(crate) async fn prove(&self, bundle: &Bundle) -> Vec<Proof> {
+    /// Asks every client to contact every name, and returns what each said. Of our own names those that are inside.
+    pub(crate) async fn prove(&self, bundle: &Bundle, whose: Whose) -> Vec<Proof> {
         let mut proofs = JoinSet::new();
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        for (number, attempt) in self.attempts(bundle).into_iter().enumerate() {
+        for (number, attempt) in self.attempts(bundle, whose).into_iter().enumerate() {
             let turns = Arc::clone(&turns);
             proofs.spawn(async move {
                 let _turn = turns.acquire().await;
@@ -69,27 +70,45 @@ impl Clients {
         proofs.into_iter().map(|(_, proof)| proof).collect()
     }
 
-    fn attempts(&self, bundle: &Bundle) -> Vec<Attempt> {
+    fn attempts(&self, bundle: &Bundle, whose: Whose) -> Vec<Attempt> {
         let mut attempts = Vec::new();
-        let handshake = (self.docker.is_none() && self.curl.is_none() && !bundle.insecure).then(|| Handshake::with_roots(bundle));
         // A public CA is in the system's store, which the system's curl reads unless it is told of another.
-        let private = !bundle.certificates.is_empty();
-        for trusted in bundle.names.iter().filter(|trusted| trusted.inside) {
-            let name = &trusted.name;
+        let own = bundle.names.iter().filter(|trusted| trusted.inside).map(|trusted| (&trusted.name, &bundle.certificates));
+        let others = bundle.others.iter().map(|other| (&other.name, &other.certificates));
+        let targets: Vec<_> = match whose {
+            Whose::Own => own.collect(),
+            Whose::Others => others.filter(|(name, _)| !bundle.is_own(&name.to_string())).collect(),
+        };
+        for (name, certificates) in targets {
             if let Some(socket) = &self.docker {
-                let spelled = |spelling| Attempt { name: spelling, by: Client::Docker(socket.clone()) };
-                attempts.extend(bundle.spellings(name).into_iter().map(spelled));
+                let spellings = if whose == Whose::Own { bundle.spellings(name) } else { name.spellings() };
+                let by = || match whose {
+                    Whose::Own => Client::Docker(socket.clone()),
+                    Whose::Others => Client::DockerUnknown(socket.clone()),
+                };
+                attempts.extend(spellings.into_iter().map(|spelling| Attempt { name: spelling, by: by() }));
             }
             // Without TLS there is nothing that the store of curl could prove.
-            if let Some(curl) = self.curl.as_ref().filter(|_| !bundle.insecure) {
-                attempts.push(Attempt { name: name.to_string(), by: Client::Curl(curl.for_ca(private)) });
+            let plain = whose == Whose::Own && bundle.insecure;
+            if let Some(curl) = self.curl.as_ref().filter(|_| !plain) {
+                attempts.push(Attempt { name: name.to_string(), by: Client::Curl(curl.for_ca(!certificates.is_empty())) });
             }
-            if let Some(handshake) = &handshake {
-                attempts.push(Attempt { name: name.to_string(), by: Client::Handshake(handshake.clone(), name.clone()) });
+            if self.docker.is_none() && self.curl.is_none() && !plain {
+                let handshake = Handshake::with_roots(certificates);
+                attempts.push(Attempt { name: name.to_string(), by: Client::Handshake(handshake, name.clone()) });
             }
         }
         attempts
     }
+}
+
+/// Whose registries are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The one of this service.
+    Own,
+    /// The others.
+    Others,
 }
 
 impl Curl {
@@ -119,6 +138,8 @@ struct Attempt {
 
 enum Client {
     Docker(PathBuf),
+    /// The same, at a registry of which we know nothing but its CA.
+    DockerUnknown(PathBuf),
     Curl(Curl),
     Handshake(Handshake, HostPort),
 }
@@ -131,6 +152,7 @@ impl Attempt {
             // Curl has the same limit inside; the second one is for a curl that hangs.
             Client::Curl(curl) => ("curl", timeout(PATIENCE + Duration::from_secs(2), ask_curl(curl, &self.name)).await),
             Client::Docker(socket) => ("docker", timeout(PATIENCE, ask_docker(socket, &self.name)).await),
+            Client::DockerUnknown(socket) => ("docker", timeout(PATIENCE, ask_docker_to_pull(socket, &self.name)).await),
             Client::Handshake(handshake, name) => ("handshake", timeout(PATIENCE, handshake.shake(name)).await),
         };
         let (outcome, detail) = answer.unwrap_or_else(|_| unreachable(format!("no answer within {} s", PATIENCE.as_secs())));
@@ -149,19 +171,28 @@ fn short(text: &str) -> String {
 
 /// Lets the daemon log in to the registry: it then contacts `/v2/` with the trust of its certs.d and stores nothing.
 async fn ask_docker(socket: &Path, name: &str) -> Answer {
-    match post_auth(socket, name).await {
+    let login = serde_json::json!({ "username": "private-registry", "password": "proof", "serveraddress": name });
+    match post(socket, "/auth", login.to_string()).await {
         Ok((status, text)) => judge_docker(status, &text),
         Err(error) => unreachable(format!("the docker daemon does not answer at {}: {error}", socket.display())),
     }
 }
 
-async fn post_auth(socket: &Path, name: &str) -> Result<(u16, String), Box<dyn std::error::Error + Send + Sync>> {
+/// Lets the daemon pull an image that there is not. A wrong password would count as an attack at GitLab or Harbor, which then lock out
+/// the address of a whole cluster; nobody minds an anonymous question.
+async fn ask_docker_to_pull(socket: &Path, name: &str) -> Answer {
+    match post(socket, &format!("/images/create?fromImage={name}/private-registry/proof&tag=none"), String::new()).await {
+        Ok((status, text)) => judge_pull(status, &text),
+        Err(error) => unreachable(format!("the docker daemon does not answer at {}: {error}", socket.display())),
+    }
+}
+
+async fn post(socket: &Path, path: &str, body: String) -> Result<(u16, String), Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(UnixStream::connect(socket).await?)).await?;
-    let login = serde_json::json!({ "username": "private-registry", "password": "proof", "serveraddress": name });
-    let request = hyper::Request::post("/auth")
+    let request = hyper::Request::post(path)
         .header("Host", "docker")
         .header("Content-Type", "application/json")
-        .body(Full::new(Bytes::from(login.to_string())))?;
+        .body(Full::new(Bytes::from(body)))?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();
@@ -175,10 +206,13 @@ async fn post_auth(socket: &Path, name: &str) -> Result<(u16, String), Box<dyn s
     }
 }
 
+/// What the daemon says: an error as one document, or the last one of a stream of progress.
 fn message(body: &[u8]) -> String {
-    let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
-    let text = json.as_ref().and_then(|json| json.get("message")?.as_str());
-    text.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_string)
+    let said = |text: &[u8]| {
+        let json: serde_json::Value = serde_json::from_slice(text).ok()?;
+        json.get("message").or_else(|| json.get("error"))?.as_str().map(str::to_string)
+    };
+    said(body).or_else(|| body.rsplit(|byte| *byte == b'\n').find_map(said)).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())
 }
 
 /// Docker's errors are texts; these are the words of Go's net/http and crypto/tls, and of moby's `loginV2`.
@@ -188,6 +222,23 @@ fn judge_docker(status: u16, text: &str) -> Answer {
     if status == 200 || status == 401 || has(&["unauthorized", "no basic auth credentials", "failed with status: "]) {
         return (ProofOutcome::Trusted, None);
     }
+    judge_failure(text)
+}
+
+/// Words of docker's distribution client: it reports what the registry has answered, and that comes after the handshake.
+fn judge_pull(status: u16, text: &str) -> Answer {
+    let answered =
+        ["manifest unknown", "access denied", "access forbidden", "unauthorized", "authentication required", "no basic auth", "denied:"];
+    match judge_failure(text) {
+        (ProofOutcome::Unreachable, _) if status == 404 || answered.iter().any(|words| text.contains(words)) => {
+            (ProofOutcome::Trusted, None)
+        }
+        failure => failure,
+    }
+}
+
+fn judge_failure(text: &str) -> Answer {
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     // Before the certificate words: Go says "TLS handshake timeout".
     if has(&["timeout", "deadline exceeded", "first record does not look like a TLS handshake"]) {
         return unreachable(text);
@@ -240,14 +291,14 @@ fn judge_curl(code: Option<i32>, text: &str) -> Answer {
 struct Handshake(Result<tokio_rustls::TlsConnector, String>);
 
 impl Handshake {
-    fn with_roots(bundle: &Bundle) -> Self {
+    fn with_roots(certificates: &[Certificate]) -> Self {
         let mut roots = rustls::RootCertStore::empty();
-        for certificate in &bundle.certificates {
+        for certificate in certificates {
             if let Err(error) = roots.add(CertificateDer::from(certificate.der())) {
                 return Self(Err(format!("the CA {} cannot be used: {error}", certificate.subject())));
             }
         }
-        if bundle.certificates.is_empty() {
+        if certificates.is_empty() {
             let system = SYSTEM_ROOTS.iter().find_map(|path| CertificateDer::pem_file_iter(path).ok());
             roots.add_parsable_certificates(system.into_iter().flatten().filter_map(Result::ok));
         }

@@ -29,12 +29,14 @@ const NO_ROUTE: (u16, &str) =
 #[derive(Default)]
 struct Docker {
     says: Mutex<(u16, &'static str)>,
+    /// The same of a registry that is not ours.
+    other_says: Mutex<(u16, &'static str)>,
     asked: Mutex<BTreeSet<String>>,
 }
 
 impl Docker {
     fn start(host: &TestNode, says: (u16, &'static str)) -> Arc<Self> {
-        let docker = Arc::new(Self { says: Mutex::new(says), asked: Mutex::default() });
+        let docker = Arc::new(Self { says: Mutex::new(says), other_says: Mutex::default(), asked: Mutex::default() });
         let socket = host.dir.path().join("var/run/docker.sock");
         fs::create_dir_all(socket.parent().unwrap()).unwrap();
         let listener = UnixListener::bind(socket).unwrap();
@@ -51,6 +53,15 @@ impl Docker {
     }
 
     async fn answer(self: Arc<Self>, request: hyper::Request<Incoming>) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
+        if request.uri().path() == "/images/create" {
+            // An anonymous pull: what we ask of a registry that is not ours.
+            let query = request.uri().query().unwrap().to_string();
+            assert!(request.into_body().collect().await.unwrap().to_bytes().is_empty());
+            let name = query.strip_prefix("fromImage=").unwrap().split('/').next().unwrap().to_string();
+            let (status, text) = *self.other_says.lock().unwrap();
+            self.asked.lock().unwrap().insert(name);
+            return Ok(hyper::Response::builder().status(status).body(Full::new(Bytes::from(text))).unwrap());
+        }
         assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/auth"));
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let login: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -182,6 +193,36 @@ async fn nobody_there_is_pending_and_a_refused_certificate_is_failed() {
 
     *docker.says.lock().unwrap() = SUCCEEDED;
     host.until(|status| status.phase == NodePhase::Trusted).await;
+}
+
+#[tokio::test]
+async fn another_registry_that_is_refused_does_not_spoil_the_trust_in_ours_but_is_told() {
+    let host = TestNode::new().await;
+    let docker = Docker::start(&host, SUCCEEDED);
+    *docker.other_says.lock().unwrap() = UNKNOWN_AUTHORITY;
+    let ca = Authority::create(SERVICE, 1, &["192.168.0.1:443".parse().unwrap()], 1_700_000_000, 3650).unwrap().certificate().pem();
+    let other = OtherTrust { name: "10.0.0.9:5050".parse().unwrap(), certificates: vec![ca.clone()] };
+    let own = TrustedName { name: "192.168.0.1:443".parse().unwrap(), inside: true };
+    let bundle = TrustBundle { names: vec![own], certificates: vec![ca], others: vec![other.clone()], ..TrustBundle::default() };
+    let _node = host.start(host.order(1, OrderKind::Trust(bundle)));
+    let of_other =
+        |status: &NodeStatus| status.proofs.iter().find(|p| p.name == "10.0.0.9:5050" && p.client == "docker").map(|p| p.outcome);
+    let status = host.until(|status| of_other(status).is_some()).await;
+    assert_eq!((status.phase, of_other(&status)), (NodePhase::Trusted, Some(ProofOutcome::Untrusted)));
+    assert_eq!(status.errors, Vec::<String>::new());
+
+    // Where it is all that there is, it counts; one that does not answer does not.
+    let alone = OrderKind::Trust(TrustBundle { others: vec![other], ..TrustBundle::default() });
+    let alone = host.order(2, alone);
+    assert_eq!(host.put(&alone).await.0, 200);
+    host.until(|status| status.order_version == 2 && status.phase == NodePhase::Failed).await;
+    *docker.other_says.lock().unwrap() = NO_ROUTE;
+    assert_eq!(host.put(&alone).await.0, 200);
+    host.until(|status| status.phase == NodePhase::Trusted && of_other(status) == Some(ProofOutcome::Unreachable)).await;
+    *docker.other_says.lock().unwrap() =
+        (404, r#"{"message":"manifest for 10.0.0.9:5050/private-registry/proof:none not found: manifest unknown: manifest unknown"}"#);
+    assert_eq!(host.put(&alone).await.0, 200);
+    host.until(|status| status.phase == NodePhase::Trusted && of_other(status) == Some(ProofOutcome::Trusted)).await;
 }
 
 #[tokio::test]

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::files::{FileError, Found, HostFiles, Item};
 use super::manifest::Manifest;
+use super::system_store::SystemStore;
 use crate::certificates::{Certificate, CertificateError};
 use crate::host_paths::HostRoot;
 use crate::names::HostPort;
-use crate::protocol::{TrustBundle, TrustedName};
+use crate::protocol::{OtherTrust, Stores, TrustBundle, TrustedName};
 
 /// Why a bundle is refused as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +34,21 @@ pub(crate) struct Bundle {
     pub(crate) certificates: Vec<Certificate>,
     /// Plain HTTP: no certificate, and docker is to know.
     pub(crate) insecure: bool,
+    /// Registries of others.
+    pub(crate) others: Vec<Other>,
+    /// Stores beyond docker's and Mesos'.
+    pub(crate) stores: Stores,
     /// Whether to set the sysctl.
     pub(crate) conntrack_be_liberal: bool,
+}
+
+/// A registry that is not ours.
+#[derive(Debug)]
+pub(crate) struct Other {
+    /// Where it is.
+    pub(crate) name: HostPort,
+    /// What it is trusted by: CA certificates, or the one that it serves with.
+    pub(crate) certificates: Vec<Certificate>,
 }
 
 impl Bundle {
@@ -53,25 +67,63 @@ impl Bundle {
 
     /// Takes all of a bundle or nothing.
     pub(crate) fn parse(bundle: &TrustBundle) -> Result<Self, BundleError> {
-        if bundle.names.is_empty() {
+        let certificates = each_once(&bundle.certificates)?;
+        if bundle.names.is_empty() && !certificates.is_empty() {
             return Err(BundleError::NoName);
         }
-        let mut certificates = BTreeMap::new();
-        for (index, pem) in bundle.certificates.iter().enumerate() {
-            let certificate = Certificate::parse_pem(pem).map_err(|error| BundleError::Certificate(index + 1, error))?;
-            if !certificate.is_ca() {
-                return Err(BundleError::NotACa(index + 1, certificate.subject().to_string()));
-            }
-            certificates.insert(certificate.fingerprint(), certificate);
+        if let Some((index, other)) = certificates.iter().enumerate().find(|(_, certificate)| !certificate.is_ca()) {
+            return Err(BundleError::NotACa(index + 1, other.subject().to_string()));
         }
-        let certificates = certificates.into_values().collect();
-        Ok(Self { names: bundle.names.clone(), certificates, insecure: bundle.insecure, conntrack_be_liberal: bundle.conntrack_be_liberal })
+        let other = |other: &OtherTrust| Ok(Other { name: other.name.clone(), certificates: each_once(&other.certificates)? });
+        Ok(Self {
+            names: bundle.names.clone(),
+            certificates,
+            insecure: bundle.insecure,
+            others: bundle.others.iter().map(other).collect::<Result<_, BundleError>>()?,
+            stores: bundle.stores,
+            conntrack_be_liberal: bundle.conntrack_be_liberal,
+        })
     }
 
-    /// All certificates in one file.
-    fn concatenated(&self) -> Vec<u8> {
-        self.certificates.iter().map(Certificate::pem).collect::<String>().into_bytes()
+    /// What is to be trusted for each name that a client may spell. Another registry may share a name with ours.
+    fn by_spelling(&self) -> BTreeMap<String, Trusted<'_>> {
+        let mut by_spelling: BTreeMap<String, Trusted<'_>> = BTreeMap::new();
+        // Neither plain HTTP nor a public CA needs a file.
+        let own = self.names.iter().filter(|_| !self.certificates.is_empty()).map(|trusted| (&trusted.name, &self.certificates));
+        for (name, certificates) in own.chain(self.others.iter().map(|other| (&other.name, &other.certificates))) {
+            for spelling in name.spellings() {
+                by_spelling.entry(spelling).or_default().extend(certificates.iter().map(|c| (c.fingerprint(), c)));
+            }
+        }
+        by_spelling
     }
+
+    /// Every certificate of the bundle, once.
+    pub(crate) fn all_certificates(&self) -> Trusted<'_> {
+        self.certificates.iter().chain(self.others.iter().flat_map(|other| &other.certificates)).map(|c| (c.fingerprint(), c)).collect()
+    }
+
+    /// Whether a spelling is one of our own registry.
+    pub(crate) fn is_own(&self, spelling: &str) -> bool {
+        self.names.iter().any(|trusted| trusted.name.spellings().iter().any(|own| own == spelling))
+    }
+}
+
+/// Certificates by fingerprint.
+pub(crate) type Trusted<'a> = BTreeMap<String, &'a Certificate>;
+
+fn each_once(texts: &[String]) -> Result<Vec<Certificate>, BundleError> {
+    let mut certificates = BTreeMap::new();
+    for (index, pem) in texts.iter().enumerate() {
+        let certificate = Certificate::parse_pem(pem).map_err(|error| BundleError::Certificate(index + 1, error))?;
+        certificates.insert(certificate.fingerprint(), certificate);
+    }
+    Ok(certificates.into_values().collect())
+}
+
+/// All certificates in one file.
+fn concatenated(certificates: &Trusted<'_>) -> Item {
+    Item::File(certificates.values().map(|certificate| certificate.pem()).collect::<String>().into_bytes())
 }
 
 /// The files that a host needs, and what stands in the way of the others.
@@ -83,24 +135,39 @@ pub(crate) struct Wanted {
     pub(crate) errors: Vec<FileError>,
 }
 
+impl Wanted {
+    fn take(&mut self, found: Result<impl IntoIterator<Item = (PathBuf, Item)>, FileError>) {
+        match found {
+            Ok(items) => self.items.extend(items),
+            Err(error) => self.errors.push(error),
+        }
+    }
+}
+
 /// Looks at the host and says which files the bundle needs there.
 pub(crate) fn wanted(files: &HostFiles, root: &HostRoot, service: &str, manifest: &Manifest, bundle: &Bundle) -> Wanted {
     let place = Place { files, manifest, service };
     let mut wanted = Wanted::default();
-    if bundle.insecure {
-        return wanted;
-    }
-    let spellings: BTreeSet<String> = bundle.names.iter().flat_map(|trusted| trusted.name.spellings()).collect();
-    for spelling in spellings.into_iter().filter(|_| !bundle.certificates.is_empty()) {
-        match place.docker_file(&root.docker_certs().join(spelling)) {
-            Ok(path) => drop(wanted.items.insert(path, Item::File(bundle.concatenated()))),
-            Err(error) => wanted.errors.push(error),
+    for (spelling, certificates) in bundle.by_spelling() {
+        wanted.take(place.docker_files(&root.docker_certs().join(&spelling), &certificates));
+        if bundle.stores.podman {
+            wanted.take(place.docker_files(&root.podman_certs().join(&spelling), &certificates));
+        }
+        if bundle.stores.containerd {
+            wanted.take(place.containerd_files(&root.containerd_certs().join(&spelling), &spelling, &certificates));
         }
     }
-    for certificate in &bundle.certificates {
-        match place.mesos_files(&root.mesos_certs(), certificate, &wanted.items) {
-            Ok(items) => wanted.items.extend(items),
-            Err(error) => wanted.errors.push(error),
+    for certificate in bundle.all_certificates().into_values() {
+        wanted.take(place.mesos_files(&root.mesos_certs(), certificate, &wanted.items));
+        if bundle.stores.system {
+            match SystemStore::on(root) {
+                Some(store) => wanted.take(place.own_file(&store.dir, certificate)),
+                // Once is enough.
+                None => {
+                    wanted.errors.retain(|error| !matches!(error, FileError::NoSystemStore));
+                    wanted.errors.push(FileError::NoSystemStore);
+                }
+            }
         }
     }
     wanted
@@ -114,14 +181,40 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Docker takes every `.crt` of the directory (moby `loadTLSConfig`), so beside somebody else's `ca.crt` there is room.
-    fn docker_file(&self, dir: &Path) -> Result<PathBuf, FileError> {
+    /// Docker takes every `.crt` of the directory (moby `loadTLSConfig`), so beside somebody else's `ca.crt` there is room. Podman,
+    /// skopeo and buildah read theirs in the same way (containers/image `SetupCertificates`).
+    fn docker_files(&self, dir: &Path, certificates: &Trusted<'_>) -> Result<Vec<(PathBuf, Item)>, FileError> {
         let usual = dir.join("ca.crt");
         if self.is_free(&usual)? {
-            return Ok(usual);
+            return Ok(vec![(usual, concatenated(certificates))]);
         }
         let beside = dir.join(format!("{}.crt", self.service));
-        if self.is_free(&beside)? { Ok(beside) } else { Err(FileError::InTheWay(beside)) }
+        if self.is_free(&beside)? { Ok(vec![(beside, concatenated(certificates))]) } else { Err(FileError::InTheWay(beside)) }
+    }
+
+    /// With a `hosts.toml` containerd reads what that names and nothing else of the directory; without one it reads every `.crt`, as
+    /// docker does. So where somebody else's `.crt` is, a `hosts.toml` of ours would take it out of use.
+    fn containerd_files(&self, dir: &Path, name: &str, certificates: &Trusted<'_>) -> Result<Vec<(PathBuf, Item)>, FileError> {
+        let hosts = dir.join("hosts.toml");
+        if !self.is_free(&hosts)? {
+            return Err(FileError::InTheWay(hosts));
+        }
+        let files = self.docker_files(dir, certificates)?;
+        if !files.iter().any(|(path, _)| path.ends_with("ca.crt")) {
+            return Ok(files);
+        }
+        let text = format!("server = \"https://{name}\"\n\n[host.\"https://{name}\"]\n  ca = \"ca.crt\"\n");
+        Ok(files.into_iter().chain([(hosts, Item::File(text.into_bytes()))]).collect())
+    }
+
+    /// The certificate in a file of our own name.
+    fn own_file(&self, dir: &Path, certificate: &Certificate) -> Result<Option<(PathBuf, Item)>, FileError> {
+        let file = dir.join(self.own_name(certificate));
+        if self.is_free(&file)? { Ok(Some((file, Item::File(certificate.pem().into_bytes())))) } else { Err(FileError::InTheWay(file)) }
+    }
+
+    fn own_name(&self, certificate: &Certificate) -> String {
+        format!("{}-{}.crt", self.service, &certificate.fingerprint()[..8])
     }
 
     /// The certificate and the link by which OpenSSL finds it.
@@ -130,20 +223,17 @@ impl Place<'_> {
         dir: &Path,
         certificate: &Certificate,
         taken: &BTreeMap<PathBuf, Item>,
-    ) -> Result<[(PathBuf, Item); 2], FileError> {
-        let name = format!("{}-{}.crt", self.service, &certificate.fingerprint()[..8]);
-        let file = dir.join(&name);
-        if !self.is_free(&file)? {
-            return Err(FileError::InTheWay(file));
-        }
+    ) -> Result<Vec<(PathBuf, Item)>, FileError> {
+        let mut items: Vec<(PathBuf, Item)> = self.own_file(dir, certificate)?.into_iter().collect();
         // OpenSSL tries .0, .1, .2 … and stops at the first number that is missing, so ours is the first free one.
         for number in 0_u32.. {
             let link = dir.join(format!("{:08x}.{number}", certificate.subject_hash()));
             if !taken.contains_key(&link) && self.is_free(&link)? {
-                return Ok([(file, Item::File(certificate.pem().into_bytes())), (link, Item::Link(name))]);
+                items.push((link, Item::Link(self.own_name(certificate))));
+                break;
             }
         }
-        Err(FileError::InTheWay(file))
+        Ok(items)
     }
 
     fn is_free(&self, path: &Path) -> Result<bool, FileError> {

@@ -17,6 +17,15 @@ const FIXED_NAMES: [&str; 4] = ["leader.mesos", "master.mesos", "marathon.mesos"
 /// The web server from which the package is installed; in the lab it is on the master, too.
 const UNIVERSE: &str = "universe.lab";
 
+/// Registries that other people run: addresses that a test may give to the machine outside.
+const OTHER_REGISTRIES: [(&str, Ipv4Addr); 5] = [
+    ("dtr.example.com", Ipv4Addr::new(192, 168, 1, 201)),
+    ("harbor.example.com", Ipv4Addr::new(192, 168, 1, 202)),
+    ("artifactory.example.com", Ipv4Addr::new(192, 168, 1, 203)),
+    ("gitlab.example.com", Ipv4Addr::new(192, 168, 1, 204)),
+    ("nexus.example.com", Ipv4Addr::new(192, 168, 1, 205)),
+];
+
 /// Domain of named VIPs.
 const VIP_DOMAIN: &str = "marathon.l4lb.thisdcos.directory";
 
@@ -86,6 +95,7 @@ impl Host for Machines {
         let mut names: BTreeMap<String, Vec<Ipv4Addr>> =
             FIXED_NAMES.iter().chain([&UNIVERSE]).map(|name| ((*name).to_owned(), vec![MASTER])).collect();
         names.extend(network.names.iter().map(|(name, addresses)| (format!("{name}.marathon.mesos"), addresses.clone())));
+        names.extend(OTHER_REGISTRIES.map(|(name, address)| (name.to_owned(), vec![address])));
         let mut vips = Vec::new();
         for vip in &network.vips {
             let address = match (&vip.address, &vip.name) {
