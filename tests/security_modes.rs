@@ -135,7 +135,7 @@ fn another_mode_and_back(cluster: &Cluster, operator: &Operator) {
     own["OPTION_SECURITY_MODE"] = json!("self_signed");
     own["OPTION_SECURITY_ORGANIZATION"] = json!("Example");
     let switch = |env: Value, is_ca: &dyn Fn(&str) -> bool| {
-        assert_eq!(cluster.marathon("PATCH", "/apps/private-registry", &json!({ "env": env })).0, 200);
+        assert_eq!(cluster.marathon("PUT", "/apps/private-registry", &json!({ "env": env })).0, 200);
         let switched = |status: Value| status["converged"] == true && is_ca(status["ca"].as_str().unwrap());
         cluster.wait("the other mode", 90, || cluster.status().is_some_and(switched));
         push_and_pull(cluster, "192.168.0.1");
