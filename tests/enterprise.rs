@@ -191,10 +191,18 @@ fn in_permissive_mode_the_package_works_with_and_without_a_service_account() {
         let word = |key: &str| entry[key].as_str().unwrap().to_owned();
         grant(&cluster, &word("account"), &word("resource"), &word("action"));
     }
-    cluster.install_and_wait(&json!({ "service": { "service_account_secret": SECRET } }));
+    // The CA of a registry that others run, in a secret: the account may read it, and it reaches every agent.
+    let ca = std::fs::read_to_string(cluster.ca()).unwrap();
+    assert_eq!(cluster.http("PUT", "/secrets/v1/secret/default/gitlab-ca", Some(&json!({ "value": ca }))).0, 201);
+    grant(&cluster, ACCOUNT, "dcos:secrets:default:/gitlab-ca", "read");
+    let list = "192.168.1.250:5050 secret:gitlab-ca";
+    cluster.install_and_wait(&json!({ "service": { "service_account_secret": SECRET }, "other_registries": { "list": list } }));
+    for agent in cluster.agents() {
+        assert_eq!(cluster.sh_ok(&agent, "cat /etc/docker/certs.d/192.168.1.250:5050/ca.crt"), ca.trim());
+    }
     cluster.sh_ok("192.168.1.50", "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
     assert!(secrets(&cluster).contains("private-registry/ca"));
     cluster.uninstall();
-    assert_eq!(secrets(&cluster), [SECRET.to_owned()].into());
+    assert_eq!(secrets(&cluster), [SECRET.to_owned(), "gitlab-ca".to_owned()].into(), "the operator's secret stays");
     cluster.assert_servers_answered_as_the_real_ones();
 }
