@@ -81,7 +81,7 @@ enum Role {
         /// Print instructions for this client
         #[arg(long = "for", value_enum)]
         client: Option<Client>,
-        /// Print {"ca": …, "fingerprint": …, "names": […]}
+        /// Print {"ca": …, "fingerprint": …, "names": […], "public": …}
         #[arg(long, conflicts_with = "client")]
         json: bool,
     },

@@ -669,6 +669,10 @@ impl Controller {
             report.converged = false;
             report.next.push("waiting for the next look, to make known that an earlier CA is not in use any more".into());
         }
+        // While the next CA is made known beside it, ours still signs.
+        if let Some(signing) = state.and_then(State::ca).filter(|_| anchor.is_own()) {
+            report.ca_fingerprint = Some(signing.fingerprint());
+        }
         report.public_ca = matches!(anchor, Anchor::Provided(private) if private.is_empty());
         if let Some(status) = observed.registry_status.as_ref().filter(|_| !anchor.is_own()) {
             let names = self.options.trusted_names(&plan::registry_host(observed, &self.options));
