@@ -16,33 +16,6 @@ const OTHER: &str = "192.168.1.81";
 const ACCOUNT: &str = "private-registry";
 const SECRET: &str = "private-registry/service-account";
 
-/// What `dcos security org service-accounts create` and `dcos security secrets create-sa-secret` do.
-fn make_account(cluster: &Cluster) {
-    let key = |name: &str| {
-        let path = support::made("tests/fixtures/service-account").join(name);
-        std::fs::read_to_string(path).unwrap()
-    };
-    let account = json!({ "description": "Private registry", "public_key": key("public-key.pem") });
-    assert_eq!(cluster.http("PUT", &format!("/acs/api/v1/users/{ACCOUNT}"), Some(&account)).0, 201);
-    let credential = json!({
-        "scheme": "RS256",
-        "uid": ACCOUNT,
-        "private_key": key("private-key.pem"),
-        "login_endpoint": "https://master.mesos/acs/api/v1/auth/login",
-    });
-    let secret = json!({ "value": credential.to_string() });
-    assert_eq!(cluster.http("PUT", &format!("/secrets/v1/secret/default/{SECRET}"), Some(&secret)).0, 201);
-}
-
-/// What `dcos security org users grant` does.
-fn grant(cluster: &Cluster, account: &str, resource: &str, action: &str) {
-    let acl = format!("/acs/api/v1/acls/{}", resource.replace('/', "%252F"));
-    let made = cluster.http("PUT", &acl, Some(&json!({ "description": "" }))).0;
-    assert!([201, 409].contains(&made), "{acl}: {made}");
-    let granted = cluster.http("PUT", &format!("{acl}/users/{account}/{action}"), None).0;
-    assert!([204, 409].contains(&granted), "{acl}: {granted}");
-}
-
 /// `dcos security org users grant <account> <resource> <action>` as it stands in a text.
 fn commands(text: &str) -> BTreeSet<[String; 3]> {
     let words: Vec<&str> = text.split_whitespace().map(|word| word.trim_end_matches(['"', ',', ';', '.'])).collect();
@@ -67,7 +40,7 @@ fn task_state(cluster: &Cluster) -> Value {
 fn in_strict_mode_every_missing_permission_is_named_and_the_secret_store_carries_keys_and_certificates() {
     let cluster = Cluster::start_as(2, 1, NEWEST, Security::Strict);
     let before = cluster.pictures();
-    make_account(&cluster);
+    cluster.make_account(ACCOUNT, SECRET);
     let options = json!({ "service": { "service_account": ACCOUNT, "service_account_secret": SECRET }, "registry": { "host": HOST } });
     assert!(cluster.install(&options).status.success());
 
@@ -76,7 +49,7 @@ fn in_strict_mode_every_missing_permission_is_named_and_the_secret_store_carries
     cluster.wait("Marathon's refusal", 60, refused);
     let named = commands(&cluster.dcos_ok(&["private-registry", "grants"]));
     for [account, resource, action] in named.iter().filter(|command| command[0] == "dcos_marathon") {
-        grant(&cluster, account, resource, action);
+        cluster.grant(account, resource, action);
     }
     let given = what_the_errors_name_is_given_until_all_is_well(&cluster);
     let own: BTreeSet<[String; 3]> = named.into_iter().filter(|command| command[0] == ACCOUNT).collect();
@@ -84,7 +57,7 @@ fn in_strict_mode_every_missing_permission_is_named_and_the_secret_store_carries
     assert!(surplus.is_empty(), "the errors ask for what `grants` does not list: {surplus:?}");
     // The rest is needed for a rotation and for the removal.
     for [account, resource, action] in &own {
-        grant(&cluster, account, resource, action);
+        cluster.grant(account, resource, action);
     }
     cluster.wait_converged();
 
@@ -111,7 +84,7 @@ fn what_the_errors_name_is_given_until_all_is_well(cluster: &Cluster) -> BTreeSe
         }
         for command in commands(status["trouble"].as_str().unwrap_or_default()) {
             let [account, resource, action] = &command;
-            grant(cluster, account, resource, action);
+            cluster.grant(account, resource, action);
             if given.insert(command.clone()) {
                 println!("{}", command.join(" "));
             }
@@ -185,16 +158,16 @@ fn in_permissive_mode_the_package_works_with_and_without_a_service_account() {
     assert!(cluster.get("/marathon/v2/pods/private-registry-node").get("secrets").is_none_or(|secrets| *secrets == json!({})));
     cluster.uninstall();
 
-    make_account(&cluster);
+    cluster.make_account(ACCOUNT, SECRET);
     cluster.dcos_ok(&["package", "install", "private-registry", "--cli", "--yes"]);
     for entry in serde_json::from_str::<Value>(&cluster.dcos_ok(&["private-registry", "grants", "--json"])).unwrap().as_array().unwrap() {
         let word = |key: &str| entry[key].as_str().unwrap().to_owned();
-        grant(&cluster, &word("account"), &word("resource"), &word("action"));
+        cluster.grant(&word("account"), &word("resource"), &word("action"));
     }
     // The CA of a registry that others run, in a secret: the account may read it, and it reaches every agent.
     let ca = std::fs::read_to_string(cluster.ca()).unwrap();
     assert_eq!(cluster.http("PUT", "/secrets/v1/secret/default/gitlab-ca", Some(&json!({ "value": ca }))).0, 201);
-    grant(&cluster, ACCOUNT, "dcos:secrets:default:/gitlab-ca", "read");
+    cluster.grant(ACCOUNT, "dcos:secrets:default:/gitlab-ca", "read");
     let list = "192.168.1.250:5050 secret:gitlab-ca";
     cluster.install_and_wait(&json!({ "service": { "service_account_secret": SECRET }, "other_registries": { "list": list } }));
     for agent in cluster.agents() {

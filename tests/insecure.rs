@@ -33,17 +33,6 @@ fn untouched(cluster: &Cluster, agent: &str) -> String {
     cluster.sh_ok(agent, "systemctl show docker -p MainPID; docker inspect -f '{{.State.Running}} {{.State.StartedAt}}' bystander")
 }
 
-/// `POST /cosmos/service/update`, as the UI sends it when options are edited.
-fn update(cluster: &Cluster, options: &Value) {
-    let body = json!({ "appId": "/private-registry", "options": options, "replace": false }).to_string();
-    let media = |kind: &str| format!("application/vnd.dcos.service.update-{kind}+json;charset=utf-8;version=v1");
-    let (sent, wanted) = (format!("Content-Type: {}", media("request")), format!("Accept: {}", media("response")));
-    let url = format!("{ADMIN}/cosmos/service/update");
-    let argv = ["curl", "-s", "-o", "/dev/stderr", "-w", "%{http_code}", "-H", &sent, "-H", &wanted, "--data-binary", &body, &url];
-    let output = cluster.lab.exec("master", &argv).unwrap();
-    assert_eq!(output.stdout, "200", "{}", output.stderr);
-}
-
 fn push_and_pull(cluster: &Cluster, agents: &[&str]) {
     for agent in agents {
         for name in [VIP, NAMED_VIP] {
@@ -80,7 +69,7 @@ fn without_tls_docker_is_told_on_every_agent_and_forgets_it_at_the_end() {
     it_is_said_aloud(&cluster);
 
     // The agent with the flag holds nothing up that does not need its daemon.json.
-    update(&cluster, &options("self_signed"));
+    cluster.update(&options("self_signed"));
     cluster.wait_converged();
     for (index, agent) in agents.into_iter().enumerate() {
         assert_eq!(daemon_json(&cluster, agent), before[index].1, "{agent}");
@@ -89,7 +78,7 @@ fn without_tls_docker_is_told_on_every_agent_and_forgets_it_at_the_end() {
     }
     push_and_pull(&cluster, &[PRIVATE, PUBLIC]);
 
-    update(&cluster, &options("insecure"));
+    cluster.update(&options("insecure"));
     docker_is_told(&cluster);
     for agent in agents {
         cluster.sh_ok(agent, "test ! -e /etc/docker/certs.d");

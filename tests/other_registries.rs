@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{ADMIN, Cluster};
+use support::Cluster;
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";
@@ -114,17 +114,6 @@ impl World {
     }
 }
 
-/// `POST /cosmos/service/update`, as the UI sends it when options are edited.
-fn update(cluster: &Cluster, options: &Value) {
-    let body = json!({ "appId": "/private-registry", "options": options, "replace": false }).to_string();
-    let media = |kind: &str| format!("application/vnd.dcos.service.update-{kind}+json;charset=utf-8;version=v1");
-    let (sent, wanted) = (format!("Content-Type: {}", media("request")), format!("Accept: {}", media("response")));
-    let url = format!("{ADMIN}/cosmos/service/update");
-    let argv = ["curl", "-s", "-o", "/dev/stderr", "-w", "%{http_code}", "-H", &sent, "-H", &wanted, "--data-binary", &body, &url];
-    let output = cluster.lab.exec("master", &argv).unwrap();
-    assert_eq!(output.stdout, "200", "{}", output.stderr);
-}
-
 fn other<'a>(status: &'a Value, name: &str) -> &'a Value {
     status["others"].as_array().unwrap().iter().find(|other| other["name"] == name).unwrap()
 }
@@ -197,7 +186,7 @@ fn every_agent_trusts_registries_of_others_with_and_without_one_of_ours() {
 }
 
 fn switch(cluster: &Cluster, on: bool) {
-    update(cluster, &json!({ "registry": { "enabled": on } }));
+    cluster.update(&json!({ "registry": { "enabled": on } }));
     let names = |status: &Value| status["names"].as_array().is_some_and(|names| !names.is_empty());
     cluster.wait("the switch", 120, || cluster.status().is_some_and(|status| status["converged"] == true && names(&status) == on));
 }

@@ -174,33 +174,17 @@ fn a_certificate_from_a_public_ca_needs_no_files_on_agents() {
     cluster.uninstall();
 }
 
-/// What `dcos security org service-accounts create` and `dcos security secrets create-sa-secret` do, and the commands of `grants`.
+/// An account with what `grants` prints.
 fn make_account(cluster: &Cluster, options: &Value) {
-    let key = |name: &str| fs::read_to_string(support::made("tests/fixtures/service-account").join(name)).unwrap();
-    let account = json!({ "description": "Private registry", "public_key": key("public-key.pem") });
-    assert_eq!(cluster.http("PUT", &format!("/acs/api/v1/users/{ACCOUNT}"), Some(&account)).0, 201);
-    let credential = json!({
-        "scheme": "RS256",
-        "uid": ACCOUNT,
-        "private_key": key("private-key.pem"),
-        "login_endpoint": "https://master.mesos/acs/api/v1/auth/login",
-    });
-    store(cluster, ACCOUNT_SECRET, &credential.to_string());
+    cluster.make_account(ACCOUNT, ACCOUNT_SECRET);
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), options.to_string()).unwrap();
     cluster.dcos_ok(&["package", "install", "private-registry", "--cli", "--yes"]);
     let grants = cluster.dcos_ok(&["private-registry", "grants", "--options", file.path().to_str().unwrap(), "--json"]);
     for entry in serde_json::from_str::<Value>(&grants).unwrap().as_array().unwrap() {
-        let word = |key: &str| entry[key].as_str().unwrap().to_owned();
-        let acl = format!("/acs/api/v1/acls/{}", word("resource").replace('/', "%252F"));
-        cluster.http("PUT", &acl, Some(&json!({ "description": "" })));
-        let granted = cluster.http("PUT", &format!("{acl}/users/{}/{}", word("account"), word("action")), None).0;
-        assert!([204, 409].contains(&granted), "{acl}: {granted}");
+        let word = |key: &str| entry[key].as_str().unwrap();
+        cluster.grant(word("account"), word("resource"), word("action"));
     }
-}
-
-fn store(cluster: &Cluster, path: &str, text: &str) {
-    assert_eq!(cluster.http("PUT", &format!("/secrets/v1/secret/default/{path}"), Some(&json!({ "value": text }))).0, 201);
 }
 
 #[test]
@@ -212,8 +196,8 @@ fn on_enterprise_the_certificate_comes_from_secrets_or_is_signed_by_the_clusters
     make_account(&cluster, &signed);
 
     let (certificate, key) = operator.certify(&format!("IP:192.168.0.1,DNS:{NAMED}"), 90);
-    store(&cluster, "registry/certificate", &certificate);
-    store(&cluster, "registry-key", &key);
+    cluster.store_secret("registry/certificate", &certificate);
+    cluster.store_secret("registry-key", &key);
     let names = json!({ "mode": "provided", "certificate": "registry/certificate", "key": "registry-key", "ca": operator.read("ca.pem") });
     cluster.install_and_wait(&with(names));
     push_and_pull(&cluster, "192.168.0.1");

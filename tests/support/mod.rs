@@ -273,6 +273,34 @@ impl Cluster {
         assert_eq!(output.stdout, "200", "{}", output.stderr);
     }
 
+    /// What `dcos security org service-accounts create` and `dcos security secrets create-sa-secret` do.
+    pub(crate) fn make_account(&self, account: &str, secret: &str) {
+        let key = |name: &str| fs::read_to_string(made("tests/fixtures/service-account").join(name)).unwrap();
+        let described = json!({ "description": "Private registry", "public_key": key("public-key.pem") });
+        assert_eq!(self.http("PUT", &format!("/acs/api/v1/users/{account}"), Some(&described)).0, 201);
+        let credential = json!({
+            "scheme": "RS256",
+            "uid": account,
+            "private_key": key("private-key.pem"),
+            "login_endpoint": "https://master.mesos/acs/api/v1/auth/login",
+        });
+        self.store_secret(secret, &credential.to_string());
+    }
+
+    /// What `dcos security secrets create` does.
+    pub(crate) fn store_secret(&self, path: &str, text: &str) {
+        assert_eq!(self.http("PUT", &format!("/secrets/v1/secret/default/{path}"), Some(&json!({ "value": text }))).0, 201);
+    }
+
+    /// What `dcos security org users grant` does.
+    pub(crate) fn grant(&self, account: &str, resource: &str, action: &str) {
+        let acl = format!("/acs/api/v1/acls/{}", resource.replace('/', "%252F"));
+        let made = self.http("PUT", &acl, Some(&json!({ "description": "" }))).0;
+        assert!([201, 409].contains(&made), "{acl}: {made}");
+        let granted = self.http("PUT", &format!("{acl}/users/{account}/{action}"), None).0;
+        assert!([204, 409].contains(&granted), "{acl}: {granted}");
+    }
+
     /// `net.netfilter.nf_conntrack_tcp_be_liberal`.
     pub(crate) fn sysctl(&self, agent: &str) -> String {
         self.sh_ok(agent, "cat /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
