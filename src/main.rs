@@ -91,6 +91,8 @@ enum Role {
         #[arg(long = "for", value_enum)]
         place: Snippet,
     },
+    /// Print a script that lets docker on a master, or on a machine outside, trust the registry
+    Masters,
     /// Print what a task of the service wrote
     Logs {
         /// Whose: controller, registry, or an agent as `agents` shows it
@@ -215,6 +217,15 @@ fn main() -> ExitCode {
                 eprintln!("{COMMAND}: there is no CA{yet}: {}", report.summary);
             }
             Ok(if lacks_ca { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }),
+        Role::Masters => ask(&name, async move |service: Service| {
+            let report = service.report().await?;
+            let Some(script) = operator::masters_script(&report) else {
+                eprintln!("{COMMAND}: there is no CA that a machine would have to be told of: {}", report.summary);
+                return Ok(ExitCode::FAILURE);
+            };
+            say(script);
+            Ok(ExitCode::SUCCESS)
         }),
         Role::Snippet { place } => ask(&name, async move |service: Service| {
             let report = service.report().await?;

@@ -4,6 +4,7 @@
 //! `/v1/status`; orders are runs of the Metronome jobs, so that the platform's permissions decide.
 
 mod logs;
+mod masters;
 pub(crate) mod snippets;
 
 use std::fmt::Write as _;
@@ -21,6 +22,7 @@ use crate::options::{Faults, Options};
 use crate::secret::Secret;
 
 pub use logs::{Logs, Target};
+pub use masters::masters_script;
 pub use snippets::{Snippet, snippet};
 
 /// Between two looks while something is followed.

@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{ADMIN, Cluster};
+use support::Cluster;
 
 const PRIVATE: &str = "192.168.1.80";
 const REFUSED: &str = "192.168.1.81";

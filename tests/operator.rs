@@ -33,7 +33,20 @@ fn an_operator_learns_everything_with_the_cli() {
     faults_have_codes(&cluster);
     help_is_that_of_a_command_of_the_cli(&cluster);
     the_cli_itself_reads_logs(&cluster);
+    a_machine_without_a_node_trusts_the_registry_by_the_script(&cluster);
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// Masters and machines outside are alike in this: no node runs there.
+fn a_machine_without_a_node_trusts_the_registry_by_the_script(cluster: &Cluster) {
+    let script = cluster.dcos_ok(&["private-registry", "masters", "--name", GROUP]);
+    let file = cluster.lab.path().join("agents/192.168.1.200/root/tmp/trust.sh");
+    std::fs::write(&file, script).unwrap();
+    let said = cluster.sh("outside", "sh /tmp/trust.sh");
+    assert!(said.status.success() && said.stdout.contains("192.168.0.2: trusted"), "{}{}", said.stdout, said.stderr);
+    cluster.sh_ok("outside", "test -s /etc/docker/certs.d/192.168.0.2/ca.crt");
+    cluster.sh_ok("outside", "sh /tmp/trust.sh --remove");
+    assert!(!cluster.sh("outside", "ls /etc/docker/certs.d/192.168.0.2").status.success());
 }
 
 fn every_verb_answers_as_json(cluster: &Cluster, name: &str) {
