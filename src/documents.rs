@@ -24,7 +24,7 @@ const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
 pub const HOME_LABEL: &str = "PRIVATE_REGISTRY_HOME";
 
 /// Label of everything that a service makes at Marathon and Metronome: its name. What lacks it is somebody else's.
-const SERVICE_LABEL: &str = "PRIVATE_REGISTRY_SERVICE";
+pub const SERVICE_LABEL: &str = "PRIVATE_REGISTRY_SERVICE";
 
 /// Starts a role, however often the download has to be repeated: a task that ends puts the whole pod into back-off.
 const START: &str = "until echo \"$PRIVATE_REGISTRY_SHA256  private-registry\" | sha256sum -c - >/dev/null; do echo 'the downloaded private-registry does not have \
@@ -83,7 +83,12 @@ pub struct Documents {
 
 /// Id of the node pod. It lies directly below the root: in a group it could not reach public agents (Marathon 1.9 and later).
 pub fn pod_id(options: &Options) -> String {
-    format!("/{}-node", dotted(options))
+    format!("/{}", pod_name(&options.service.name))
+}
+
+/// The same without a slash, which the ids of the pod's tasks begin with.
+pub fn pod_name(service: &str) -> String {
+    format!("{}-node", service.replace('/', "."))
 }
 
 /// A service in a group as one word. Names have no dots, so two services never get the same.

@@ -80,8 +80,8 @@ pub struct Wanted {
 /// How the CA stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ca {
-    /// Nobody uses one: the registry speaks plain HTTP.
-    pub unused: bool,
+    /// The registry speaks plain HTTP.
+    pub plain_http: bool,
     /// Why it is to be replaced, if it is.
     pub due: Option<Reason>,
     /// The rotation under way.
@@ -299,6 +299,12 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }
 
+/// Whether a run of the service's own uninstall job is active. A job of that name which somebody else has made orders nothing.
+pub fn is_removal_ordered(options: &Options, observed: &Observed) -> bool {
+    let job = observed.jobs.get(&documents::uninstall_job_id(options));
+    job.is_some_and(|job| !job.active_runs.is_empty() && documents::is_made_by(&job.spec, options))
+}
+
 /// Plans an installation's next steps.
 pub fn converge(wanted: &Wanted, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
@@ -491,7 +497,7 @@ fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row
     let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
         (Some(status), _) if status.order_digest != digest => (RowState::Pending, "is about to get the newest bundle".to_string()),
         (Some(status), _) => match status.phase {
-            NodePhase::Trusted if wanted.ca.unused => (RowState::Trusted, format!("{}; {NOT_COVERED}", proof_words(status))),
+            NodePhase::Trusted if wanted.ca.plain_http => (RowState::Trusted, format!("{}; {NOT_COVERED}", proof_words(status))),
             NodePhase::Trusted => (RowState::Trusted, proof_words(status)),
             NodePhase::Pending => (RowState::Pending, first_or(&status.errors, "not proven yet")),
             NodePhase::Failed => (RowState::Failed, first_or(&status.errors, "the node reports a failure without a reason")),
@@ -784,6 +790,19 @@ mod tests {
         let observed = Observed { marathon, ..Observed::default() };
         let faults = refuse(&Options::from_json(&json!({})).unwrap(), &observed).unwrap_err();
         assert!(faults.to_string().contains("this Marathon is 1.3.10, which has no pods. The package needs DC/OS 1.9"), "{faults}");
+    }
+
+    #[test]
+    fn only_a_run_of_the_services_own_job_orders_its_removal() {
+        let options = Options::from_json(&json!({})).unwrap();
+        let (id, ours) = wanted().documents.jobs.into_iter().find(|(id, _)| *id == documents::uninstall_job_id(&options)).unwrap();
+        let with = |spec: &Value, runs: &[&str]| {
+            let job = Job { spec: spec.clone(), active_runs: runs.iter().map(ToString::to_string).collect(), finished_runs: 0 };
+            Observed { jobs: [(id.clone(), job)].into(), ..Observed::default() }
+        };
+        assert!(is_removal_ordered(&options, &with(&ours, &["run"])));
+        assert!(!is_removal_ordered(&options, &with(&ours, &[])));
+        assert!(!is_removal_ordered(&options, &with(&json!({ "id": id, "labels": {} }), &["run"])));
     }
 
     #[test]

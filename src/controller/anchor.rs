@@ -1,7 +1,8 @@
 //! Whose CA the agents are to trust, and who signs the registry's certificate.
 
+use super::cluster::{self, Cluster};
 use super::state::State;
-use super::{Cluster, ControllerError, Setting};
+use super::{ControllerError, Setting};
 use crate::certificates::{Certificate, requested_public_key};
 use crate::digest::sha256_hex;
 use crate::names::{Host, HostPort};
@@ -112,8 +113,8 @@ impl Anchor {
 }
 
 fn cluster_ca(setting: &Setting, options: &Options) -> Result<Vec<String>, ControllerError> {
-    let path = super::cluster_ca_file(setting, options)
-        .ok_or_else(|| ControllerError::ClusterCa(super::CLUSTER_CA.into(), "there is no such file".into()))?;
+    let path = cluster::cluster_ca_file(setting, options)
+        .ok_or_else(|| ControllerError::ClusterCa(cluster::CLUSTER_CA.into(), "there is no such file".into()))?;
     let unreadable = |reason: String| ControllerError::ClusterCa(path.display().to_string(), reason);
     let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
     let certificates = Certificate::parse_bundle(&text).map_err(|error| unreadable(error.to_string()))?;

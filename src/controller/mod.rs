@@ -4,6 +4,7 @@
 //! cluster it asks anew on every pass, so a restart at any point continues where things stand.
 
 mod anchor;
+mod cluster;
 mod observe;
 mod others;
 mod page;
@@ -22,27 +23,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::certificates::CertificateError;
-use crate::dcos::ca::Ca;
-use crate::dcos::grants::Door;
-use crate::dcos::login::{self, Credential, CredentialError, Login};
-use crate::dcos::marathon::Marathon;
+use crate::dcos::login::{self, CredentialError};
 use crate::dcos::mesos::Mesos;
-use crate::dcos::metronome::Metronome;
-use crate::dcos::secrets::Secrets;
-use crate::dcos::{Api, ApiError, chain};
-use crate::distribution::{Distribution, InDefinitions, InSecretStore, Published};
+use crate::dcos::{ApiError, chain};
+use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
-use crate::host_paths::HostRoot;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Options};
 use crate::plan::{self, Action, Observed, Plan, Wanted};
 use crate::protocol::{OrderKind, SignedOrder, Stores, TrustBundle, env};
+use crate::secret::Secret;
 use crate::security;
 use anchor::Anchor;
+use cluster::Cluster;
 use others::Others;
 pub use report::{AgentReport, OrderReport, OtherReport, Report};
 use state::{OwnCa, Stage, State, StateError};
-use store::Store;
 pub use uninstall::run_job as uninstall;
 
 /// Between two passes while something is still to be done: what is awaited is a task that starts or a node that proves.
@@ -95,8 +91,17 @@ pub struct Setting {
     pub registry_image: String,
     /// Whether Cosmos has asked for the removal.
     pub uninstall: bool,
-    /// All variables, for the options.
+    /// The service account's credential, or where it is; see [`login::CREDENTIAL_VARIABLE`].
+    pub credential: Option<Secret<String>>,
+    /// All other variables, for the options.
     pub vars: BTreeMap<String, String>,
+}
+
+/// The environment, with what is secret in it apart.
+fn environment() -> (BTreeMap<String, String>, Option<Secret<String>>) {
+    let mut vars: BTreeMap<String, String> = std::env::vars().collect();
+    let credential = vars.remove(login::CREDENTIAL_VARIABLE).map(Secret::new);
+    (vars, credential)
 }
 
 impl Setting {
@@ -112,7 +117,7 @@ impl Setting {
 
     /// Reads the environment of the job that removes what a controller has left.
     fn for_job() -> Result<Self, ControllerError> {
-        let vars: BTreeMap<String, String> = std::env::vars().collect();
+        let (vars, credential) = environment();
         let var = |name: &'static str| vars.get(name).cloned().ok_or(ControllerError::Environment(name));
         Ok(Self {
             host: var("HOST")?.parse().map_err(|_| ControllerError::Environment("HOST"))?,
@@ -121,6 +126,7 @@ impl Setting {
             task_id: var("MESOS_TASK_ID")?,
             registry_image: String::new(),
             uninstall: true,
+            credential,
             vars,
         })
     }
@@ -130,7 +136,7 @@ impl Setting {
     /// # Errors
     /// When a variable is missing.
     pub fn from_env() -> Result<Self, ControllerError> {
-        let vars: BTreeMap<String, String> = std::env::vars().collect();
+        let (vars, credential) = environment();
         let var = |name: &'static str| vars.get(name).cloned().ok_or(ControllerError::Environment(name));
         Ok(Self {
             host: var("HOST")?.parse().map_err(|_| ControllerError::Environment("HOST"))?,
@@ -139,105 +145,10 @@ impl Setting {
             task_id: var("MESOS_TASK_ID")?,
             registry_image: var("PRIVATE_REGISTRY_IMAGE")?,
             uninstall: vars.contains_key("SDK_UNINSTALL"),
+            credential,
             vars,
         })
     }
-}
-
-/// The services of the cluster.
-pub(crate) struct Cluster {
-    pub(crate) mesos: Mesos,
-    pub(crate) marathon: Marathon,
-    pub(crate) metronome: Metronome,
-    /// The CA of DC/OS Enterprise.
-    pub(crate) ca: Ca,
-    /// The secret store, where there is a service account.
-    pub(crate) secrets: Option<Secrets>,
-    /// For tasks' own addresses.
-    pub(crate) http: reqwest::Client,
-}
-
-impl Cluster {
-    /// Clients for where the options say the services are; with a service account they log in.
-    fn enter(setting: &Setting, options: &Options) -> Result<Self, ControllerError> {
-        let urls = options.endpoints();
-        let client = trusting(setting, options)?;
-        let login = match options.has_account() {
-            true => Some(Arc::new(Login::new(credential(setting, options)?, client.clone()))),
-            false => None,
-        };
-        let api = |url: &str, door| Api::new(client.clone(), url).entered(door, login.clone());
-        Ok(Self {
-            mesos: Mesos(api(&urls.mesos, Door::Mesos)),
-            marathon: Marathon(api(&urls.marathon, Door::Marathon)),
-            metronome: Metronome(api(&urls.metronome, Door::Metronome)),
-            ca: Ca(api(&urls.ca, Door::Ca)),
-            secrets: login.is_some().then(|| Secrets(api(&urls.secrets, Door::Secrets))),
-            http: Api::client()?,
-        })
-    }
-
-    /// Where the controller keeps its keys.
-    pub(crate) fn store(&self, service: &str) -> Result<Store, StateError> {
-        match &self.secrets {
-            Some(secrets) => Ok(Store::in_secrets(secrets.clone(), service)),
-            None => Store::on_host(&HostRoot::default(), service),
-        }
-    }
-
-    /// How texts reach tasks.
-    fn distribution(&self) -> Box<dyn Distribution> {
-        match &self.secrets {
-            Some(secrets) => Box::new(InSecretStore::new(secrets.clone())),
-            None => Box::new(InDefinitions),
-        }
-    }
-}
-
-fn credential(setting: &Setting, options: &Options) -> Result<Credential, ControllerError> {
-    let variable = setting.vars.get(login::CREDENTIAL_VARIABLE).ok_or(ControllerError::Environment(login::CREDENTIAL_VARIABLE))?;
-    let credential = Credential::find(variable, &setting.sandbox())?;
-    let expected = &options.service.service_account;
-    if !expected.is_empty() && credential.uid() != expected {
-        return Err(CredentialError::Account { found: credential.uid().into(), expected: expected.clone() }.into());
-    }
-    Ok(match options.endpoints().login {
-        Some(url) => credential.with_login_url(&url),
-        None => credential,
-    })
-}
-
-/// Where DC/OS Enterprise puts the certificates of its CA on an agent.
-const CLUSTER_CA: &str = "/run/dcos/pki/CA/ca-bundle.crt";
-/// The same in a task's sandbox: from 1.10 on, and in 1.9.
-const CLUSTER_CA_IN_SANDBOX: [&str; 2] = [".ssl/ca-bundle.crt", ".ssl/ca.crt"];
-
-/// A client that trusts the cluster's CA. It is never fetched: whoever stands in between could give his own.
-fn trusting(setting: &Setting, options: &Options) -> Result<reqwest::Client, ControllerError> {
-    let urls = options.endpoints();
-    let needs_ca = [&urls.mesos, &urls.marathon, &urls.metronome].iter().any(|url| url.starts_with("https:"))
-        || (options.has_account() && urls.login.as_ref().is_none_or(|url| url.starts_with("https:")));
-    let path = cluster_ca_file(setting, options);
-    let mut builder = Api::builder();
-    match path {
-        Some(path) => {
-            let unreadable = |reason: String| ControllerError::ClusterCa(path.display().to_string(), reason);
-            let pem = std::fs::read(&path).map_err(|error| unreadable(error.to_string()))?;
-            for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unreadable(error.to_string()))? {
-                builder = builder.add_root_certificate(certificate);
-            }
-        }
-        None if needs_ca => return Err(ControllerError::ClusterCa(CLUSTER_CA.into(), "there is no such file".into())),
-        None => {}
-    }
-    Ok(builder.build()?)
-}
-
-/// Where the certificates of the cluster's CA are on this agent, if they are anywhere.
-fn cluster_ca_file(setting: &Setting, options: &Options) -> Option<PathBuf> {
-    let given = (!options.dcos.ca_file.is_empty()).then(|| PathBuf::from(&options.dcos.ca_file));
-    let usual = CLUSTER_CA_IN_SANDBOX.iter().map(|name| setting.sandbox().join(name)).chain([PathBuf::from(CLUSTER_CA)]);
-    given.or_else(|| usual.into_iter().find(|path| path.exists()))
 }
 
 /// Runs the controller until it is told to stop.
@@ -256,10 +167,10 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         Ok(options) => options,
         // What was installed before the options became unusable must still be removable.
         Err(_) if setting.uninstall => Options::for_removal(&setting.vars, &setting.app_id)?,
-        Err(faults) => return refuse_for_ever(&shared, faults).await,
+        Err(faults) => return refuse(&setting, &shared, faults).await,
     };
     options.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    let cluster = enter(&setting, &options, &shared).await;
+    let cluster = cluster::enter(&setting, &options, &shared).await;
     if setting.uninstall {
         return uninstall::run(&setting, &options, &cluster, &shared, uninstall::Order::Cosmos).await;
     }
@@ -283,22 +194,6 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
     controller.converge_for_ever().await
 }
 
-/// Enters the cluster as soon as that can be done. What is missing may come: a mounted secret, a CA file.
-async fn enter(setting: &Setting, options: &Options, shared: &serve::Shared) -> Cluster {
-    loop {
-        match Cluster::enter(setting, options) {
-            Ok(cluster) => return cluster,
-            Err(error) => {
-                tracing::error!(error = chain(&error), "the cluster cannot be entered; trying again");
-                shared.publish(Report::starting(options, "the way into the cluster"));
-                shared.trouble(chain(&error));
-            }
-        }
-        shared.beat();
-        tokio::time::sleep(CALM).await;
-    }
-}
-
 /// An agent that registers is worth a pass at once. The stream is only for speed, so its errors are not reported.
 async fn watch_agents(mesos: Mesos, shared: Arc<serve::Shared>) {
     loop {
@@ -309,14 +204,28 @@ async fn watch_agents(mesos: Mesos, shared: Arc<serve::Shared>) {
     }
 }
 
-/// Unusable options change nothing in the cluster: the page and the log say why until the options are changed.
-async fn refuse_for_ever(shared: &serve::Shared, faults: Faults) -> Result<(), ControllerError> {
+/// Unusable options change nothing in the cluster: the page and the log say why until the options are changed, or the job orders the
+/// removal of what an earlier controller has made.
+async fn refuse(setting: &Setting, shared: &serve::Shared, faults: Faults) -> Result<(), ControllerError> {
     tracing::error!("the options cannot be used; nothing in the cluster was touched");
     for fault in &faults.0 {
         tracing::error!(field = fault.field, value = fault.value, remedy = fault.remedy, "{}", fault.reason);
     }
     shared.publish(Report::refused(&faults));
-    std::future::pending().await
+    // Without a usable way into the cluster it is Cosmos who can still remove this app.
+    let Ok(options) = Options::for_removal(&setting.vars, &setting.app_id) else { return std::future::pending().await };
+    let Ok(cluster) = Cluster::try_enter(setting, &options) else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(CALM).await;
+        shared.beat();
+        match observe::cluster(&cluster, &options).await {
+            Ok(observed) if plan::is_removal_ordered(&options, &observed) => {
+                return uninstall::run(setting, &options, &cluster, shared, uninstall::Order::Job).await;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "not looked whether the removal is ordered"),
+        }
+    }
 }
 
 /// Unix time in seconds.
@@ -402,7 +311,7 @@ impl Controller {
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
         let mut observed = observe::cluster(&self.cluster, &self.options).await?;
-        if observed.jobs.get(&documents::uninstall_job_id(&self.options)).is_some_and(|job| !job.active_runs.is_empty()) {
+        if plan::is_removal_ordered(&self.options, &observed) {
             return Ok(Pass::Remove);
         }
         plan::refuse(&self.options, &observed)?;
@@ -444,7 +353,7 @@ impl Controller {
         } else {
             plan::Ca {
                 signs_nothing: matches!(anchor, Anchor::Provided(_) | Anchor::Nobody),
-                unused: self.options.is_insecure(),
+                plain_http: self.options.is_insecure(),
                 ..plan::Ca::default()
             }
         };

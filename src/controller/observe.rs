@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use super::Cluster;
+use super::cluster::Cluster;
 use crate::dcos::marathon::Instance;
-use crate::dcos::{ApiError, versions};
+use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
 use crate::names::Host;
 use crate::options::Options;
@@ -121,15 +121,12 @@ async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {
 
 async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) -> Option<T> {
     let read = async {
-        let mut answer = http.get(url).timeout(TASK_TIMEOUT).send().await.map_err(|error| error.to_string())?;
-        let mut bytes = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| error.to_string())? {
-            if bytes.len() + chunk.len() > MAX_MESSAGE_BYTES {
-                return Err(format!("more than {MAX_MESSAGE_BYTES} bytes"));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+        let answer = http.get(url).timeout(TASK_TIMEOUT).send().await.map_err(|error| error.to_string())?;
+        let text = read_to_end(answer, MAX_MESSAGE_BYTES).await.map_err(|end| match end {
+            End::Broken(error) => error.to_string(),
+            End::TooMuch(bytes) => format!("more than {bytes} bytes"),
+        })?;
+        serde_json::from_str(&text).map_err(|error| error.to_string())
     };
     let read: Result<T, String> = read.await;
     read.inspect_err(|reason| tracing::debug!(url, reason, "no status")).ok()

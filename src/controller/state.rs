@@ -432,20 +432,22 @@ impl State {
         ca_days: u32,
         now: i64,
     ) -> Result<(), StateError> {
-        self.record.generation += 1;
+        let generation = self.record.generation + 1;
         // For the earlier names too, so that it can also take over where those stay in use for a while.
         let mut all = names.to_vec();
         all.extend(self.trusted_names().into_iter().flatten().map(|trusted| trusted.name).filter(|name| !names.contains(name)));
-        let next = Authority::create_in(&self.organization, self.store.service(), self.record.generation, &all, now, ca_days)?;
-        let link = match &self.authority {
+        let next = Authority::create_in(&self.organization, self.store.service(), generation, &all, now, ca_days)?;
+        // One that has ended could vouch for nobody.
+        let link = match self.authority.as_ref().filter(|authority| authority.certificate().not_after() > now) {
             Some(authority) => Some(authority.link(&next, &all, now)?),
             None => None,
         };
-        // The key first: a next CA without its record is dropped by the next start, a record without its CA likewise.
+        // The key first: a next CA without its record is dropped by the next start. Nothing has begun before it is kept.
+        self.store.write(Entry::NextCa, &certificate_and_key(&next)).await?;
+        self.record.generation = generation;
         self.record.ca_names = all;
         self.record.rotation = Some(Rotation { stage: Stage::Published, reason, since: now, link });
         self.record.rotated_for = run.map(String::from).or(self.record.rotated_for.take());
-        self.store.write(Entry::NextCa, &certificate_and_key(&next)).await?;
         self.next = Some(next);
         self.save().await
     }
@@ -792,6 +794,26 @@ mod tests {
         assert!(!folder.join("next-ca.pem").exists());
         state.retire_earlier().await.unwrap();
         assert_eq!(open(&root, ONE).await.trusted_certificates(), published[..1]);
+    }
+
+    #[tokio::test]
+    async fn a_rotation_whose_new_key_cannot_be_kept_has_not_begun_and_one_from_a_ca_that_has_ended_needs_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let mut state = open(&root, ONE).await;
+        let before = state.trusted_certificates();
+        let in_the_way = root.controller_state("private-registry").join("next-ca.pem");
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert!(state.begin_rotation(Reason::Order, &names(ONE), Some("run"), 365, NOW).await.is_err());
+        assert_eq!((state.rotation(), state.rotated_for(), state.trusted_certificates()), (None, None, before));
+        std::fs::remove_dir(&in_the_way).unwrap();
+
+        let years_later = NOW + 20 * 365 * 86_400;
+        assert_eq!(state.rotation_due(&names(ONE), None, years_later).unwrap(), Some(Reason::Age));
+        state.begin_rotation(Reason::Age, &names(ONE), None, 365, years_later).await.unwrap();
+        state.switch(years_later).await.unwrap();
+        let status = status(&state, &RegistryKey::generate().unwrap());
+        state.certify(&status, &names(ONE), years_later, 90).await.unwrap();
     }
 
     #[tokio::test]

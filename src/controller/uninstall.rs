@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::cluster::Cluster;
 use super::serve::Shared;
 use super::state::State;
-use super::{Cluster, ControllerError, Report, Setting, observe, unix_now};
+use super::{ControllerError, Report, Setting, observe, unix_now};
 use crate::dcos::{Api, ApiError, chain};
 use crate::documents;
 use crate::host_paths::HostRoot;
@@ -71,7 +72,7 @@ pub async fn run_job() -> Result<(), ControllerError> {
     let setting = Setting::for_job()?;
     let options = Options::for_removal(&setting.vars, &setting.app_id)?;
     let shared = Shared::new(Vec::new(), String::new());
-    let cluster = super::enter(&setting, &options, &shared).await;
+    let cluster = super::cluster::enter(&setting, &options, &shared).await;
     let controller = Api::new(cluster.http.clone(), setting.vars.get(env::CONTROLLER_URL).map_or("", String::as_str));
     let mut last_line = String::new();
     loop {

@@ -25,6 +25,9 @@ const REQUEST_LIFE: u64 = 300;
 /// No credential is larger.
 const MAX_CREDENTIAL_BYTES: u64 = 64 * 1024;
 
+/// No token is larger.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
 /// Why a credential cannot be used. No variant carries any of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
@@ -194,7 +197,8 @@ impl Login {
         let answer = self.client.post(url).json(&body).send().await.map_err(broken)?;
         match answer.status().as_u16() {
             200 => {
-                let token: Token = answer.json().await.map_err(|_| unexpected("no token in the answer"))?;
+                let text = super::read_to_end(answer, MAX_ANSWER_BYTES).await.map_err(|_| unexpected("it does not end"))?;
+                let token: Token = serde_json::from_str(&text).map_err(|_| unexpected("no token in the answer"))?;
                 Ok(Secret::new(token.token))
             }
             status => Err(ApiError::LoginRefused { url: url.clone(), status, account: self.credential.uid.clone() }),

@@ -224,16 +224,12 @@ impl Api {
 
     async fn text(&self, method: &'static str, url: &str, body: Option<&Value>) -> Result<String, ApiError> {
         let unreachable = |error: &dyn std::error::Error| ApiError::Unreachable { method, url: url.into(), reason: chain(error) };
-        let mut response = self.send(method, url, body, TIMEOUT).await?;
+        let response = self.send(method, url, body, TIMEOUT).await?;
         let status = response.status();
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(&error.without_url()))? {
-            if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
-                return Err(ApiError::Unexpected { url: url.into(), reason: format!("more than {MAX_ANSWER_BYTES} bytes") });
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let text = read_to_end(response, MAX_ANSWER_BYTES).await.map_err(|end| match end {
+            End::Broken(error) => unreachable(&error.without_url()),
+            End::TooMuch(bytes) => ApiError::Unexpected { url: url.into(), reason: format!("more than {bytes} bytes") },
+        })?;
         if status.is_success() { Ok(text) } else { Err(self.refused(method, url.into(), body, status.as_u16(), &text)) }
     }
 
@@ -256,6 +252,26 @@ impl Api {
             _ => ApiError::Refused { method, url, status, message: text.chars().take(500).collect() },
         }
     }
+}
+
+/// Why an answer was not read to its end.
+pub(crate) enum End {
+    /// The connection.
+    Broken(reqwest::Error),
+    /// It has more bytes than this.
+    TooMuch(usize),
+}
+
+/// Reads an answer of at most so many bytes.
+pub(crate) async fn read_to_end(mut response: reqwest::Response, most: usize) -> Result<String, End> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(End::Broken)? {
+        if bytes.len() + chunk.len() > most {
+            return Err(End::TooMuch(most));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn authorization(token: &Secret<String>) -> Option<reqwest::header::HeaderValue> {

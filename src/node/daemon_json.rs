@@ -119,7 +119,7 @@ impl InsecureList<'_> {
         let mut changed = new != old;
         if changed {
             self.files.create_dirs(&self.root.docker_etc(), 0o755).map_err(text_of)?;
-            self.files.rewrite(&path, new.text().as_bytes()).map_err(text_of)?;
+            self.files.rewrite(&path, found.as_deref(), new.text().as_bytes()).map_err(text_of)?;
         }
         if docker.is_some_and(|docker| !settled(&docker)) {
             changed = true;
@@ -130,7 +130,7 @@ impl InsecureList<'_> {
                     }
                     return Err(error);
                 }
-                let taken_back = self.take_back(found.as_deref(), &daemon, &missing);
+                let taken_back = self.take_back(found.as_deref(), new.text().as_bytes(), &daemon, &missing);
                 state.docker = (!before.entries.is_empty()).then_some(before);
                 state.save(self.files, self.root).map_err(text_of)?;
                 let error = format!("{error}. {taken_back}");
@@ -141,15 +141,15 @@ impl InsecureList<'_> {
         leaving.iter().for_each(|entry| drop(claims.entries.remove(entry)));
         // Docker forgets entries only when it reads a list without them, so an empty list goes after that.
         if claims.entries.is_empty() && !leaving.is_empty() {
-            let mut rest = new;
+            let mut rest = new.clone();
             if claims.created_key {
                 rest.remove_empty_list();
             }
             if claims.created_file && rest.is_empty() {
-                let ours = self.files.look(&path).map_err(text_of)?.digest().into_iter().collect::<Vec<_>>();
-                let (Removal::Gone | Removal::Kept) = self.files.remove(&path, &ours).map_err(text_of)?;
+                let ours = sha256_hex(new.text().as_bytes());
+                let (Removal::Gone | Removal::Kept) = self.files.remove(&path, &[ours]).map_err(text_of)?;
             } else {
-                self.files.rewrite(&path, rest.text().as_bytes()).map_err(text_of)?;
+                self.files.rewrite(&path, Some(new.text().as_bytes()), rest.text().as_bytes()).map_err(text_of)?;
             }
         }
         state.docker = (!claims.entries.is_empty()).then_some(claims);
@@ -158,14 +158,11 @@ impl InsecureList<'_> {
     }
 
     /// Puts the file back as it was found, for a daemon that does not take it.
-    fn take_back(&self, found: Option<&[u8]>, daemon: &Daemon, missing: &[String]) -> String {
+    fn take_back(&self, found: Option<&[u8]>, ours: &[u8], daemon: &Daemon, missing: &[String]) -> String {
         let path = self.root.docker_daemon_json();
         let put_back = match found {
-            Some(content) => self.files.rewrite(&path, content).map(drop),
-            None => self.files.look(&path).and_then(|now| {
-                let ours: Vec<String> = now.digest().into_iter().collect();
-                self.files.remove(&path, &ours).map(drop)
-            }),
+            Some(content) => self.files.rewrite(&path, Some(ours), content).map(drop),
+            None => self.files.remove(&path, &[sha256_hex(ours)]).map(drop),
         };
         if let Err(error) = put_back {
             return format!("The change could not be taken back: {error}; take insecure-registries out of {} by hand", path.display());

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RELOAD: Duration = Duration::from_secs(4);
 /// How long a program of the init system may run.
 const COMMAND: Duration = Duration::from_secs(10);
-const MAX_ANSWER_BYTES: u64 = 4 * 1024 * 1024;
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// Files that hold dockerd's flags where there is no systemd.
 const FLAG_FILES: [&str; 2] = ["etc/default/docker", "etc/sysconfig/docker"];
 
@@ -162,8 +162,19 @@ fn info(socket: &Path) -> std::io::Result<Value> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET /info HTTP/1.0\r\nHost: docker\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
+    // The time-out is for each read; a daemon that sends a byte now and then must not hold the node up either.
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let (mut answer, mut piece) = (Vec::new(), [0; 64 * 1024]);
+    loop {
+        let length = stream.read(&mut piece)?;
+        if length == 0 {
+            break;
+        }
+        answer.extend_from_slice(&piece[..length]);
+        if answer.len() > MAX_ANSWER_BYTES || Instant::now() > deadline {
+            return Err(std::io::Error::other("its answer does not end"));
+        }
+    }
     let body = answer.windows(4).position(|window| window == b"\r\n\r\n").map_or(&[][..], |at| &answer[at + 4..]);
     Ok(serde_json::from_slice(body)?)
 }

@@ -62,6 +62,9 @@ pub(crate) enum FileError {
         "this host has no certificate store that we know (ca-certificates of Debian or Red Hat); install it, or switch trust.system off"
     )]
     NoSystemStore,
+    /// Somebody else's change came in between.
+    #[error("{0} was changed by somebody else at the same time; tried again on the next pass")]
+    Changed(PathBuf),
     /// The program that puts the system's store together.
     #[error("{0} failed: {1}; tried again on the next pass")]
     Program(PathBuf, String),
@@ -192,12 +195,15 @@ impl HostFiles {
         done.map(|()| true)
     }
 
-    /// Replaces the content of a file that is not ours alone; its mode and owner stay. A new one gets mode 0644.
-    pub(crate) fn rewrite(&self, path: &Path, content: &[u8]) -> Result<bool, FileError> {
+    /// Replaces the content of a file that is not ours alone; its mode and owner stay. A new one gets mode 0644. `found` is what it was
+    /// made from: what somebody has written since is not lost.
+    pub(crate) fn rewrite(&self, path: &Path, found: Option<&[u8]>, content: &[u8]) -> Result<bool, FileError> {
         let (dir, name) = self.parent(path)?.ok_or(Errno::ENOENT).map_err(failed("write", path))?;
         let (mode, owner) = match look_at(&dir, &name, path)? {
+            Found::File(now) if now == content => return Ok(false),
+            Found::Absent if found.is_some() => return Err(FileError::Changed(path.to_path_buf())),
+            Found::File(now) if found != Some(now.as_slice()) => return Err(FileError::Changed(path.to_path_buf())),
             Found::Absent => (Mode::from_bits_truncate(0o644), None),
-            Found::File(found) if found == content => return Ok(false),
             Found::File(_) => {
                 let stat = fstatat(&dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed("look at", path))?;
                 (Mode::from_bits_truncate(stat.st_mode & 0o7777), Some((stat.st_uid, stat.st_gid)))

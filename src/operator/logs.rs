@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{OperatorError, Service};
+use crate::documents::{SERVICE_LABEL, pod_name};
 
 /// The files that a task has.
 const FILES: [&str; 2] = ["stdout", "stderr"];
@@ -17,8 +18,6 @@ const MOST_BYTES: u64 = 8 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_secs(1);
 /// After so many looks it is asked whether the task was replaced: the master's state is large.
 const LOOKS: u32 = 15;
-/// Label of the registry's app.
-const SERVICE_LABEL: &str = "PRIVATE_REGISTRY_SERVICE";
 /// Label of the controller's app.
 const CONTROLLER_LABEL: &str = "DCOS_SERVICE_NAME";
 
@@ -151,7 +150,7 @@ impl Target {
             Self::Controller => labelled(CONTROLLER_LABEL),
             Self::Registry => labelled(SERVICE_LABEL),
             // Marathon puts the labels of a pod on its executor, so the id has to do.
-            Self::Agent(_) => task.id.starts_with(&format!("{}-node.", service.replace('/', "."))),
+            Self::Agent(_) => task.id.starts_with(&format!("{}.", pod_name(service))),
         }
     }
 }

@@ -64,6 +64,12 @@ mod tests {
 
         run(dir.path(), "second\n", &[]);
         assert_eq!(fs::read_to_string(certs.join("192.0.2.1/ca.crt")).unwrap(), "second\n");
+        // Killed between its note and the file.
+        fs::write(certs.join("192.0.2.1/ca.crt"), "first\n").unwrap();
+        let sum = |text: &str| format!("{}  -\n", crate::digest::sha256_hex(text.as_bytes()));
+        fs::write(certs.join("192.0.2.1/private-registry.sum"), sum("first\n") + &sum("second\n")).unwrap();
+        run(dir.path(), "second\n", &[]);
+        assert_eq!(fs::read_to_string(certs.join("192.0.2.1/ca.crt")).unwrap(), "second\n");
         run(dir.path(), "second\n", &["--remove"]);
         let left: Vec<_> = fs::read_dir(&certs).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["registry.example.com:5000"]);
