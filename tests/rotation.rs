@@ -96,7 +96,7 @@ fn nobody_notices_a_rotation(cluster: &Cluster) {
     let clients = Clients::start(cluster, &[HOST, OTHER, AWAY, "192.168.1.50"]);
     std::thread::sleep(Duration::from_secs(2));
     let said = cluster.dcos_ok(&["private-registry", "rotate"]);
-    assert!(said.contains("4 of 4 agents trust the registry"), "{said}");
+    assert!(said.contains("4 of 4 agents are proven to trust the registry"), "{said}");
     std::thread::sleep(Duration::from_secs(2));
     let (attempts, failures) = clients.stop();
     assert_ne!(cluster.status().unwrap()["ca_fingerprint"], old);

@@ -115,7 +115,7 @@ impl Report {
         };
         let total = agents.len();
         let summary = match wanted.ca.rotation.as_ref() {
-            None if wanted.registry => format!("{trusted} of {total} agents trust the registry; the registry is {registry}."),
+            None if wanted.registry => format!("{trusted} of {total} agents are proven to trust the registry; the registry is {registry}."),
             None if observed.registry.is_none() => format!("{trusted} of {total} agents are as wanted; no registry is to run."),
             None => format!("{trusted} of {total} agents are as wanted; the registry is being switched off."),
             // Agents that have not got the newest bundle yet trust what is served all the same.
