@@ -26,9 +26,25 @@ fn a_whole_life(cluster: &Cluster, joining: &Value) {
     let pull = "docker tag canary:1 192.168.0.1/a/b:1 && docker push -q 192.168.0.1/a/b:1";
     cluster.sh_ok("192.168.1.80", pull);
     cluster.sh_ok(&new, "docker pull -q 192.168.0.1/a/b:1");
+    the_mesos_containerizer_runs_an_image_of_the_registry(cluster, "192.168.1.80");
     cluster.uninstall();
     cluster.assert_as_before(&before);
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// By its own puller, which trusts what DC/OS' curl trusts. Before Mesos 1.8 it understands schema 1 only, which the registry has to make.
+fn the_mesos_containerizer_runs_an_image_of_the_registry(cluster: &Cluster, agent: &str) {
+    let app = json!({
+        "id": "/by-mesos", "cmd": "echo from the image >$MESOS_SANDBOX/said; exec /bin/busybox sleep 1000", "cpus": 0.1, "mem": 32,
+        "container": { "type": "MESOS", "docker": { "image": "192.168.0.1/a/b:1" } },
+        "constraints": [["hostname", "LIKE", agent.replace('.', "\\.")]],
+    });
+    assert_eq!(cluster.marathon("POST", "/apps", &app).0, 201);
+    cluster.wait("the image to run", 30, || cluster.get("/marathon/v2/apps/by-mesos")["app"]["tasksRunning"] == 1);
+    let said = "find /var/lib/mesos -path '*by-mesos*' -name said -exec cat {} +";
+    cluster.wait("its word", 10, || cluster.sh(agent, said).stdout == "from the image\n");
+    assert_eq!(cluster.marathon("DELETE", "/apps/by-mesos", &Value::Null).0, 200);
+    cluster.wait("its end", 30, || cluster.is_calm());
 }
 
 #[test]

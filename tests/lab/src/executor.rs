@@ -34,13 +34,14 @@ use crate::{
     host::secrets_file,
     process::{ProcessId, spawn_error, write_atomically},
     task::{Artifact, Command, Docker, HealthCheck, HealthKind, KillOrder, Secrets, TaskSpec, TaskState, TaskStatus},
+    ucr,
 };
 
 /// How often the executor looks for a kill order and at its task.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The sandbox inside a docker container.
-const SANDBOX_IN_CONTAINER: &str = "/mnt/mesos/sandbox";
+/// The sandbox inside a container with an image.
+pub(crate) const SANDBOX_IN_CONTAINER: &str = "/mnt/mesos/sandbox";
 
 /// Runs the task described by `task.json` in the sandbox until it has ended.
 ///
@@ -119,6 +120,10 @@ impl Executor<'_> {
         {
             return Ok(end);
         }
+        let root = match self.spec.image.as_ref().map(|image| ucr::provide(image, self.sandbox)) {
+            Some(Err(why)) => return Ok((TaskState::Failed, Some(format!("Failed to launch container: {why}")))),
+            provided => provided.and_then(std::result::Result::ok),
+        };
         self.enter(TaskState::Starting, None)?;
         for name in ["stdout", "stderr"] {
             self.output(name)?;
@@ -126,7 +131,7 @@ impl Executor<'_> {
         self.write_secret_files()?;
         give(self.sandbox, &user)?;
         match self.spec.docker.clone() {
-            None => self.run_process(&user),
+            None => self.run_process(&user, root.as_deref()),
             Some(docker) => self.run_container(&docker),
         }
     }
@@ -209,7 +214,8 @@ impl Executor<'_> {
         plain.chain(self.secrets.env.iter().map(|(name, value)| (name, OsString::from_vec(value.clone()))))
     }
 
-    fn run_process(&mut self, user: &User) -> Result<End> {
+    /// With `root`, in an image's file system, with the sandbox mounted into it.
+    fn run_process(&mut self, user: &User, root: Option<&Path>) -> Result<End> {
         let argv = match &self.spec.command {
             Some(Command::Shell(line)) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()],
             Some(Command::Argv(argv)) if !argv.is_empty() => argv.clone(),
@@ -217,14 +223,20 @@ impl Executor<'_> {
         };
         // A session of its own, whose number is the pid: the group takes the signals.
         let mut program = Program::new("setsid");
-        program.args(argv).current_dir(self.sandbox).env_clear().env("PATH", "/usr/bin:/bin").env("MESOS_SANDBOX", self.sandbox);
-        program
-            .envs(self.env())
-            .uid(user.uid)
-            .gid(user.gid)
-            .stdin(Stdio::null())
-            .stdout(self.output("stdout")?)
-            .stderr(self.output("stderr")?);
+        let sandbox = if let Some(root) = root {
+            // The mount is the task's own and ends with it; so the change of user has to come after it.
+            let owner = format!("{}:{}", user.uid, user.gid);
+            let enter = format!(
+                "mount --bind \"$1\" \"$2{SANDBOX_IN_CONTAINER}\" && root=$2 && shift 2 && exec /usr/sbin/chroot --userspec={owner} \"$root\" \"$@\""
+            );
+            program.args(["unshare", "--mount", "sh", "-c", &enter, "sh"]).arg(self.sandbox).arg(root);
+            Path::new(SANDBOX_IN_CONTAINER)
+        } else {
+            program.uid(user.uid).gid(user.gid);
+            self.sandbox
+        };
+        program.args(argv).current_dir(self.sandbox).env_clear().env("PATH", "/usr/bin:/bin").env("MESOS_SANDBOX", sandbox);
+        program.envs(self.env()).stdin(Stdio::null()).stdout(self.output("stdout")?).stderr(self.output("stderr")?);
         let mut child = program.spawn().map_err(|source| spawn_error("setsid", source))?;
         self.enter(TaskState::Running, None)?;
         let group = Pid::from_raw(i32::try_from(child.id()).expect("a pid fits"));

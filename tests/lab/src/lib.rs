@@ -21,6 +21,7 @@ pub mod recordings;
 pub mod server;
 pub mod systemctl;
 pub mod task;
+pub mod ucr;
 pub mod vips;
 
 pub use error::{Error, Result};

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ucr::Image;
+
 /// What to run on an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TaskSpec {
@@ -22,8 +24,11 @@ pub struct TaskSpec {
     pub env: BTreeMap<String, String>,
     /// Fetched into the sandbox before the start.
     pub artifacts: Vec<Artifact>,
-    /// Absent: a process on the host's file system.
+    /// Absent: a process on the host's file system, or in `image`.
     pub docker: Option<Docker>,
+    /// Image of a process in the Mesos containerizer.
+    #[serde(default)]
+    pub image: Option<Image>,
     /// The Mesos-level health check.
     pub health: Option<HealthCheck>,
     /// Seconds between SIGTERM and SIGKILL.

@@ -158,6 +158,11 @@ impl Pose {
         if self.marathon_from([1, 4, 6]) { (0, 0) } else { (300, 600) }
     }
 
+    /// The Mesos containerizer understands images of schema 2 (MESOS-6934, Mesos 1.8); before, only those of schema 1.
+    pub(crate) fn pulls_schema_2(&self) -> bool {
+        self.mesos_from([1, 8, 0])
+    }
+
     /// Agents with GPUs are kept for those who ask for some, or who have the label `GPU_SCHEDULING_BEHAVIOR: unrestricted`: the
     /// behaviour `restricted`, DC/OS' setting from 1.13 on.
     pub(crate) fn keeps_gpus_for_those_who_ask(&self) -> bool {
@@ -258,6 +263,7 @@ mod tests {
         assert_eq!(from(|pose| !pose.has_heartbeats()), ["1.9.0", "1.9.10", "1.10.4"]);
         assert_eq!(from(|pose| !pose.knows_regions()), ["1.9.0", "1.9.10", "1.10.4"]);
         assert_eq!(from(Pose::keeps_gpus_for_those_who_ask), ["1.13.0", "2.0.0", "2.2.1"]);
+        assert_eq!(from(Pose::pulls_schema_2), ["1.13.0", "2.0.0", "2.2.1"]);
         assert_eq!(from(|pose| pose.max_launch_delay_seconds < 3600.0), ["1.13.0", "2.0.0", "2.2.1"]);
         assert_eq!(from(Pose::has_roles), ["2.0.0", "2.2.1"]);
         assert_eq!(from(Pose::deactivates_agents), ["2.0.0", "2.2.1"]);

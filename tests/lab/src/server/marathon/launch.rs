@@ -12,6 +12,7 @@ use crate::server::clock::now;
 use crate::server::scheduler::{self, Constraint, Demand, NewTask, Placement, Reject};
 use crate::server::state::{Framework, Resources, State};
 use crate::task::{Artifact, Command, Docker, HealthCheck, HealthKind, PortMapping, SecretPlace, SecretUse, TaskSpec, Volume};
+use crate::ucr::Image;
 
 /// Starts what is scheduled, as far as there is room, a token, and no delay.
 pub(crate) fn launch_scheduled(state: &mut State, host: &dyn Host) {
@@ -72,9 +73,6 @@ fn cannot_run(instance: &Instance) -> Option<String> {
     match instance.kind {
         Kind::App => {
             let container = &definition["container"];
-            if container["type"] == "MESOS" && container["docker"].is_object() {
-                return Some("an image in the Mesos containerizer".to_owned());
-            }
             let is_docker = container["type"] == "DOCKER";
             if list(&container["volumes"]).iter().any(|v| if is_docker { !v["hostPath"].is_string() } else { !v["secret"].is_string() }) {
                 return Some(if is_docker { "a volume that is no host path" } else { "a volume that is no secret" }.to_owned());
@@ -270,7 +268,11 @@ fn app_task(state: &State, instance: &Instance, placement: &Placement) -> NewTas
             command,
             env,
             artifacts: artifacts(&definition["fetch"]),
-            docker: container["docker"].is_object().then(|| docker(definition, &placement.ports)),
+            docker: (container["type"] == "DOCKER").then(|| docker(definition, &placement.ports)),
+            image: (container["type"] == "MESOS")
+                .then(|| container["docker"]["image"].as_str())
+                .flatten()
+                .map(|reference| Image { reference: reference.to_owned(), schema_2: state.pose.pulls_schema_2() }),
             health: definition["healthChecks"].get(0).and_then(|check| health_check(check, &placement.ports)),
             grace_seconds: grace as u64,
         },
@@ -430,6 +432,7 @@ fn pod_tasks(state: &State, instance: &Instance, placement: &Placement) -> Vec<N
                     env,
                     artifacts: artifacts(&container["artifacts"]),
                     docker: None,
+                    image: None,
                     health: pod_check(&container["healthCheck"], &ports),
                     grace_seconds: if sigkill { 0 } else { grace as u64 },
                 },

@@ -355,6 +355,7 @@ fn launch_task(state: &mut State, host: &dyn Host, id: &str, at: f64) {
             env: environment(&spec, &format!("/{}", names.join("/")), &task, &agent),
             artifacts: run.artifacts.iter().map(artifact).collect(),
             docker: None,
+            image: None,
             health: None,
             grace_seconds: grace(&spec),
             agent,
