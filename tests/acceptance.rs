@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::{ADMIN, Cluster, made};
 use serde_json::json;
-use support::{ADMIN, Cluster, made};
 
 #[test]
 fn the_acceptance_of_a_cluster_passes_and_leaves_it_as_it_was() {

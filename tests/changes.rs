@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::Cluster;
 use serde_json::{Value, json};
-use support::Cluster;
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";
@@ -160,7 +158,7 @@ fn an_agent_that_is_away_during_the_uninstall_is_named_and_can_be_restored_by_ha
     let ours = "find /etc/docker/certs.d /etc/sysctl.d /var/lib/dcos /var/lib/private-registry -mindepth 1 2>/dev/null; true";
     assert_ne!(cluster.sh_ok(THIRD, ours), "");
     let disk = cluster.lab.path().join("agents").join(THIRD).join("root/tmp/private-registry");
-    std::fs::copy(support::made("target/package/private-registry"), disk).unwrap();
+    std::fs::copy(crate::support::made("target/package/private-registry"), disk).unwrap();
     assert_eq!(cluster.sh_ok(THIRD, "/tmp/private-registry restore"), "this host is as it was before private-registry");
     assert_eq!(cluster.sh_ok(THIRD, ours), "");
 }

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
+use crate::support::{Cluster, made};
 use lab::ExecOutput;
 use serde_json::{Value, json};
-use support::{Cluster, made};
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";

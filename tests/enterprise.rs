@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::support::Cluster;
 use lab::server::{NEWEST, Security};
 use serde_json::{Value, json};
-use support::Cluster;
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";

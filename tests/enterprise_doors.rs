@@ -1,10 +1,8 @@
 //! DC/OS Enterprise in strict mode, as an operator meets it: TLS, tokens, permissions.
 
-mod support;
-
+use crate::support::Cluster;
 use lab::server::{NEWEST, Security};
 use serde_json::{Value, json};
-use support::Cluster;
 
 #[test]
 fn an_operator_comes_in_by_tls_with_a_token_and_as_far_as_the_permissions_go() {

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::Cluster;
 use lab::server::{NEWEST, Security};
 use lab::{ExecOutput, Lab};
 use serde_json::{Value, json};
-use support::Cluster;
 
 const MARATHON: &str = "http://192.168.1.69:8080";
 const AGENT: &str = "192.168.1.80";

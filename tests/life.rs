@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{ADMIN, Cluster, Picture};
 use lab::host::AgentRole;
 use serde_json::json;
-use support::{ADMIN, Cluster, Picture};
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";

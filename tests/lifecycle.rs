@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::Cluster;
 use serde_json::{Value, json};
-use support::Cluster;
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";

@@ -1,9 +1,7 @@
 //! What an operator asks with the real dcos CLI: every verb of the plugin, of a service at the root and of one in a group.
 
-mod support;
-
+use crate::support::{ADMIN, Cluster, made};
 use serde_json::{Value, json};
-use support::{ADMIN, Cluster, made};
 
 const PRIVATE: &str = "192.168.1.80";
 const GROUP: &str = "infra/images";

@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::collections::BTreeMap;
 
+use crate::support::{ADMIN, Cluster};
 use private_registry::options::{CONFIG_SCHEMA, Options, variable};
 use serde_json::{Value, json};
-use support::{ADMIN, Cluster};
 
 /// The environment that Cosmos would give the controller for these options.
 fn rendered(cluster: &Cluster, options: &Value) -> BTreeMap<String, String> {

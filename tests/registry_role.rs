@@ -106,7 +106,7 @@ impl Host {
         let task = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"])
             .arg(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "the_role_itself", "--nocapture"])
+            .args(["--ignored", "--exact", "registry_role::the_role_itself", "--nocapture"])
             .env(TEST_DIR, self.dir.path())
             .env(TEST_PORTS, format!("{},{}", self.listen.port(), self.status.port()))
             .env(TEST_PROGRAM, &self.program)

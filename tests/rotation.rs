@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::support::{ADMIN, Cluster};
 use serde_json::{Value, json};
-use support::{ADMIN, Cluster};
 
 const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";

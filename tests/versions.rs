@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::collections::BTreeSet;
 
+use crate::support::Cluster;
 use lab::host::AgentRole;
 use lab::server::{NEWEST, Pose};
 use serde_json::{Value, json};
-use support::Cluster;
 
 /// Hosts of a pod's instances, one entry an instance.
 fn hosts(cluster: &Cluster, pod: &str) -> Vec<String> {

@@ -1,7 +1,5 @@
 //! A lab with the package at hand, and what tests ask of it.
 
-#![allow(dead_code)] // each test file uses its own part
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,0 +1,25 @@
+//! Tests of the whole: the package in a lab, and its parts with the real programs beside them.
+//!
+//! One program for all of them, so that labs of different files run side by side: `cargo test --test whole life::`.
+//! `leftovers.rs` looks at the whole machine and therefore runs alone.
+
+mod acceptance;
+mod changes;
+mod docker_in_docker;
+mod enterprise;
+mod enterprise_doors;
+mod enterprise_tasks;
+mod insecure;
+mod life;
+mod lifecycle;
+mod operator;
+mod options;
+mod other_registries;
+mod package;
+mod pullers;
+mod refusals;
+mod registry_role;
+mod rotation;
+mod security_modes;
+mod support;
+mod versions;
