@@ -69,6 +69,18 @@ pub struct Options {
     pub exposure: Exposure,
     /// Section `registry`.
     pub registry: Registry,
+    /// Section `storage`.
+    pub storage: Storage,
+    /// Section `auth`.
+    pub auth: Auth,
+    /// Section `garbage_collection`.
+    pub garbage_collection: GarbageCollection,
+    /// Section `proxy`.
+    pub proxy: Proxy,
+    /// Section `backup`.
+    pub backup: Backup,
+    /// Images to be copied in, as docker names them.
+    pub preload: Vec<String>,
     /// Section `trust`.
     pub trust: Trust,
     /// Section `uninstall`.
@@ -146,6 +158,8 @@ pub enum CaSource {
 pub struct Exposure {
     pub marathon_lb: bool,
     pub service_port: u16,
+    pub allowed_sources: String,
+    pub install_marathon_lb: bool,
     pub host_port: u16,
 }
 
@@ -155,15 +169,131 @@ pub struct Exposure {
 #[allow(missing_docs)]
 pub struct Registry {
     pub enabled: bool,
+    pub generation: Generation,
+    pub image: String,
     pub name: String,
     #[serde(deserialize_with = "optional_host")]
     pub host: Option<Host>,
+    pub replicas: u32,
     pub storage_path: String,
     pub cpus: f64,
     pub mem: u32,
     pub log_level: String,
     pub delete_enabled: bool,
+    pub read_only: bool,
+    pub access_log: bool,
+    pub upload_purge_hours: u32,
     pub drain_seconds: u64,
+}
+
+/// Which generation of distribution runs; their configurations differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Generation {
+    /// 2.8
+    #[serde(rename = "2")]
+    Two,
+    /// 3.x
+    #[serde(rename = "3")]
+    Three,
+}
+
+/// See `storage` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Storage {
+    pub kind: StorageKind,
+    pub volume_mib: u32,
+    pub volume_name: String,
+    pub volume_driver: String,
+    pub bucket: String,
+    pub root: String,
+    pub region: String,
+    pub endpoint: String,
+    pub account: String,
+    pub access_key: String,
+    pub secret_key: String,
+    pub credentials: String,
+    pub redirect: bool,
+}
+
+/// Where the images lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum StorageKind {
+    HostPath,
+    PersistentVolume,
+    ExternalVolume,
+    S3,
+    Gcs,
+    Azure,
+}
+
+impl StorageKind {
+    /// Whether several registries can use it at the same time.
+    pub fn is_shared(self) -> bool {
+        !matches!(self, Self::HostPath | Self::PersistentVolume)
+    }
+
+    /// Whether it is a service of its own, and no directory.
+    pub fn is_object_store(self) -> bool {
+        matches!(self, Self::S3 | Self::Gcs | Self::Azure)
+    }
+}
+
+/// See `auth` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Auth {
+    pub kind: AuthKind,
+    pub htpasswd: String,
+    pub token_realm: String,
+    pub token_service: String,
+    pub token_issuer: String,
+    pub token_certificates: String,
+}
+
+/// Who may pull and push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthKind {
+    /// Everybody who reaches the registry.
+    None,
+    /// Users with passwords.
+    Htpasswd,
+    /// Whoever has a token of an authorisation server.
+    Token,
+}
+
+/// See `garbage_collection` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct GarbageCollection {
+    pub schedule: String,
+    pub time_zone: String,
+    pub delete_untagged: bool,
+}
+
+/// See `proxy` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Proxy {
+    pub remote_url: String,
+    pub username: String,
+    pub password: String,
+}
+
+/// See `backup` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Backup {
+    pub path: String,
+    pub schedule: String,
 }
 
 /// See `trust` in config.json.
@@ -226,9 +356,21 @@ struct Raw {
     other_registries: RawOthers,
     exposure: Exposure,
     registry: Registry,
+    storage: Storage,
+    auth: Auth,
+    garbage_collection: GarbageCollection,
+    proxy: Proxy,
+    backup: Backup,
+    preload: RawPreload,
     trust: Trust,
     uninstall: Uninstall,
     dcos: Dcos,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPreload {
+    images: String,
 }
 
 #[derive(Deserialize)]
@@ -392,6 +534,12 @@ impl Options {
                 others,
                 exposure: raw.exposure,
                 registry: raw.registry,
+                storage: raw.storage,
+                auth: raw.auth,
+                garbage_collection: raw.garbage_collection,
+                proxy: raw.proxy,
+                backup: raw.backup,
+                preload: list(&raw.preload.images),
                 trust: raw.trust,
                 uninstall: raw.uninstall,
                 dcos: raw.dcos,
@@ -447,6 +595,11 @@ impl Options {
         names.extend(self.extra.iter().cloned().map(|name| TrustedName { name, inside: false }));
         names
     }
+}
+
+/// The entries of a list that is separated by commas.
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_string).collect()
 }
 
 impl Faults {
