@@ -11,11 +11,11 @@ use serde_json::{Map, Value, json};
 use crate::dcos::{login, secrets, versions};
 use crate::digest::sha256_hex;
 use crate::distribution::{self, Published};
-use crate::host_paths::HostRoot;
+use crate::held::Held;
 use crate::names::Host;
 use crate::options::Options;
-use crate::protocol::{RegistrySettings, env};
-use crate::security;
+use crate::protocol::env;
+use crate::settings;
 
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
@@ -313,7 +313,10 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
     if let Some((name, port)) = &options.named_vip {
         vips["VIP_1"] = Value::from(format!("/{name}:{port}"));
     }
-    let mut labels = json!({ "MARATHON_SINGLE_INSTANCE_APP": "true", HOME_LABEL: facts.home, SERVICE_LABEL: service });
+    let mut labels = json!({ HOME_LABEL: facts.home, SERVICE_LABEL: service });
+    if options.registry.replicas == 1 {
+        labels["MARATHON_SINGLE_INSTANCE_APP"] = Value::from("true");
+    }
     if options.exposure.marathon_lb {
         labels["HAPROXY_GROUP"] = Value::from("external");
         labels["HAPROXY_0_MODE"] = Value::from("tcp");
@@ -321,20 +324,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         labels["HAPROXY_1_ENABLED"] = Value::from("false");
         labels["HAPROXY_1_GROUP"] = Value::from("none");
     }
-    let settings = RegistrySettings {
-        log_level: options.registry.log_level.clone(),
-        delete_enabled: options.registry.delete_enabled,
-        drain_seconds: options.registry.drain_seconds,
-        insecure: options.is_insecure(),
-        key_type: options.security.key_type,
-        provided: security::provided(&options.security),
-    };
-    let provided = security::published(&options.security);
-    let mut volumes = vec![
-        json!({ "containerPath": "/var/lib/registry", "hostPath": options.registry.storage_path, "mode": "RW" }),
-        json!({ "containerPath": "/var/lib/private-registry", "hostPath": HostRoot::default().registry_state(service), "mode": "RW" }),
-    ];
-    volumes.extend(security::volumes(&options.security));
+    let provided: BTreeMap<String, Published> = settings::held(options).iter().filter_map(Held::published).collect();
     let values = json!({
         "service": service,
         "pod_id": pod_id(options),
@@ -350,10 +340,12 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "registry_cpus": options.registry.cpus,
         "registry_mem": options.registry.mem,
         "registry_image": facts.registry_image,
-        "registry_settings": json!(settings).to_string(),
-        "registry_volumes": volumes,
-        "provided": provided.iter().map(|(name, published)| (name.to_string(), published.variable.clone())).collect::<Map<_, _>>(),
-        "registry_host_regex": exactly(&facts.registry_host),
+        "registry_settings": json!(settings::settings(options)).to_string(),
+        "registry_volumes": settings::volumes(options),
+        "provided": provided.iter().map(|(name, published)| (name.clone(), published.variable.clone())).collect::<Map<_, _>>(),
+        "registry_constraints": settings::constraints(options, &facts.registry_host),
+        "registry_replicas": options.registry.replicas,
+        "least_healthy": if options.registry.replicas > 1 { 0.5 } else { 0.0 },
         "host_port": options.exposure.host_port,
         "service_port": if options.exposure.marathon_lb { options.exposure.service_port } else { 0 },
         "vip_labels": vips,

@@ -14,6 +14,7 @@ use crate::dcos::secrets;
 use crate::names::{Host, HostPort};
 use crate::protocol::TrustedName;
 use crate::security;
+use crate::settings;
 
 /// The schema that Cosmos shows as a form and validates with.
 pub const CONFIG_SCHEMA: &str = include_str!("../universe/config.json");
@@ -519,6 +520,18 @@ impl Options {
             );
         }
         faults.0.extend(security::faults(&raw.security, &raw.registry.name, !secret.is_empty()));
+        faults.0.extend(settings::faults(settings::Sections {
+            security: &raw.security,
+            exposure: &raw.exposure,
+            registry: &raw.registry,
+            storage: &raw.storage,
+            auth: &raw.auth,
+            proxy: &raw.proxy,
+            garbage_collection: &raw.garbage_collection,
+            backup: &raw.backup,
+            uninstall: &raw.uninstall,
+            has_account: !secret.is_empty(),
+        }));
         let path = &raw.registry.storage_path;
         if path.split('/').any(|part| part == ".." || part == ".") {
             faults.add("registry.storage_path", path, "it contains '.' or '..'", "Give the plain absolute path of the directory.");

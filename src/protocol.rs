@@ -34,10 +34,6 @@ pub mod env {
     pub const ENROLMENT_KEY: &str = "PRIVATE_REGISTRY_ENROLMENT_KEY";
     /// [`RegistrySettings`](super::RegistrySettings) as JSON.
     pub const REGISTRY_SETTINGS: &str = "PRIVATE_REGISTRY_SETTINGS";
-    /// Certificate chain of the operator's, PEM, from a secret.
-    pub const PROVIDED_CERTIFICATE: &str = "PRIVATE_REGISTRY_PROVIDED_CERTIFICATE";
-    /// Private key of the operator's, PEM, from a secret.
-    pub const PROVIDED_KEY: &str = "PRIVATE_REGISTRY_PROVIDED_KEY";
     /// SHA-256 (hex) of this program.
     pub const SHA256: &str = "PRIVATE_REGISTRY_SHA256";
     /// Where this program was fetched from.
@@ -258,21 +254,100 @@ pub struct RegistrySettings {
     /// Whose key and certificate it serves with, if not with its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provided: Option<Provided>,
+    /// Refuse pushes and deletions.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Log every request.
+    #[serde(default)]
+    pub access_log: bool,
+    /// Age in hours at which an upload that nobody goes on with is deleted; 0: never.
+    #[serde(default)]
+    pub upload_purge_hours: u32,
+    /// Where the images lie.
+    #[serde(default)]
+    pub storage: StorageAt,
+    /// Who may pull and push.
+    #[serde(default)]
+    pub auth: AuthBy,
+    /// The registry that this one is a cache of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyOf>,
+}
+
+/// Where the images lie, as the registry's container sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+#[allow(missing_docs)]
+pub enum StorageAt {
+    /// The directory that is mounted for it.
+    #[default]
+    Directory,
+    /// A directory of the sandbox: Marathon's persistent volumes have no other place in a docker container.
+    Sandbox {
+        directory: String,
+    },
+    S3 {
+        bucket: String,
+        root: String,
+        region: String,
+        /// Empty: that of the public cloud.
+        endpoint: String,
+        access_key: Option<HeldAt>,
+        secret_key: Option<HeldAt>,
+        redirect: bool,
+    },
+    Gcs {
+        bucket: String,
+        root: String,
+        credentials: Option<HeldAt>,
+        redirect: bool,
+    },
+    Azure {
+        account: String,
+        container: String,
+        root: String,
+        realm: String,
+        account_key: Option<HeldAt>,
+        redirect: bool,
+    },
+}
+
+/// Who may pull and push.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+#[allow(missing_docs)]
+pub enum AuthBy {
+    /// Everybody.
+    #[default]
+    Nobody,
+    /// Users of the operator's file, or if there is none those whom the service keeps.
+    Htpasswd { file: Option<HeldAt> },
+    /// An authorisation server. The certificates are PEM.
+    Token { realm: String, service: String, issuer: String, certificates: String },
+}
+
+/// The registry that a cache is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ProxyOf {
+    pub url: String,
+    pub username: String,
+    pub password: Option<HeldAt>,
 }
 
 /// Where the operator's certificate and key are, as the registry's container sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provided {
     /// Chain in PEM, leaf first.
-    pub certificate: ProvidedAt,
+    pub certificate: HeldAt,
     /// Private key in PEM.
-    pub key: ProvidedAt,
+    pub key: HeldAt,
 }
 
-/// See [`Provided`].
+/// Where the registry's container finds something that the operator keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ProvidedAt {
+pub enum HeldAt {
     /// A file.
     File(PathBuf),
     /// A variable of the environment.

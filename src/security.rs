@@ -1,17 +1,12 @@
 //! Whose certificate the registry serves with (section `security` of the options): what can be said of it without asking anybody.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::certificates::{Certificate, KeyType};
-use crate::dcos::secrets;
-use crate::distribution::Published;
+use crate::held::{self, Held};
 use crate::names::Host;
 use crate::options::{Fault, Security, SecurityMode};
-use crate::protocol::{Provided, ProvidedAt, RegistryStatus, TrustedName, env};
+use crate::protocol::{Provided, RegistryStatus, TrustedName};
 
 /// A certificate that nobody renews by himself is a problem this many days before its end.
 const WARN_DAYS: i64 = 30;
@@ -20,28 +15,11 @@ const DAY: i64 = 24 * 60 * 60;
 /// What whoever asks for the CA is told when there is none to trust.
 pub const PUBLIC_CA: &str = "the registry's certificate is from a public CA, which clients trust already: there is nothing to do";
 
-/// Where the directories of the operator's files are in the registry's container.
-const MOUNTS: [&str; 2] = ["/run/private-registry/certificate", "/run/private-registry/key"];
-/// What the operator's secrets are called in the registry's definition.
-const SECRETS: [&str; 2] = ["provided-certificate", "provided-key"];
-const VARIABLES: [&str; 2] = [env::PROVIDED_CERTIFICATE, env::PROVIDED_KEY];
-
-/// Where the operator has stored certificate or key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Stored<'a> {
-    /// A file on the registry's agent.
-    File(&'a Path),
-    /// A path in the secret store.
-    Secret(&'a str),
-}
-
 /// Certificate and key, in this order; none in another mode.
-fn stored(security: &Security) -> Option<[Stored<'_>; 2]> {
-    (security.mode == SecurityMode::Provided).then(|| [&security.certificate, &security.key].map(|text| place(text)))
-}
-
-fn place(text: &str) -> Stored<'_> {
-    if text.starts_with('/') { Stored::File(Path::new(text)) } else { Stored::Secret(text) }
+pub fn held(security: &Security) -> Vec<Held> {
+    let both = [("provided-certificate", &security.certificate), ("provided-key", &security.key)];
+    let provided = both.into_iter().filter(|_| security.mode == SecurityMode::Provided);
+    provided.filter_map(|(name, text)| Held::of(name, text)).collect()
 }
 
 /// What is wrong with the section. `registry`: id of the registry's app; `has_account`: whether there is a service account.
@@ -51,38 +29,14 @@ pub fn faults(security: &Security, registry: &str, has_account: bool) -> Vec<Fau
         let field = format!("security.{field}");
         faults.push(Fault { field, value: value.into(), reason, remedy: remedy.into() });
     };
-    const EITHER: &str = "Give the name of a secret, or the absolute path of a file on the registry's agent.";
     let provided = security.mode == SecurityMode::Provided;
+    let mut elsewhere = Vec::new();
     for (field, text) in [("certificate", &security.certificate), ("key", &security.key)] {
-        match place(text) {
-            _ if !provided && !text.is_empty() => {
-                fault(field, text, "it is for the mode provided only".into(), "Set security.mode to provided, or leave it empty.");
-            }
-            _ if !provided => {}
-            Stored::Secret("") => fault(field, text, "the mode provided needs it".into(), EITHER),
-            Stored::Secret(_) if text.contains("-----BEGIN") => {
-                // Not shown again: a key may be in it.
-                fault(field, "-----BEGIN …", "it is the text itself".into(), "Store it in a secret or a file, and give its name.");
-            }
-            Stored::Secret(_) if !has_account => {
-                let remedy = "Give service.service_account_secret too, or the absolute path of a file on the registry's agent.";
-                fault(field, text, "there are secrets in DC/OS Enterprise only, and with a service account".into(), remedy);
-            }
-            Stored::Secret(path) if !secrets::may_see(registry, path) => {
-                let reason = "the secret store shows this secret only to services in its folder".into();
-                fault(field, text, reason, &format!("Store it as {registry}/<name>, or as a name without a folder."));
-            }
-            Stored::Secret(_) => {}
-            Stored::File(path) => {
-                let odd = text.contains([':', '"', '\\']) || text.chars().any(char::is_control);
-                if odd || text.ends_with('/') || text.split('/').skip(1).any(|part| matches!(part, "" | "." | "..")) {
-                    let reason = "it is no plain path: a colon, quote, control character, '.', '..' or an empty part is in it".into();
-                    fault(field, text, reason, "Give the plain absolute path of the file.");
-                } else if path.parent() == Some(Path::new("/")) {
-                    let reason = "its directory, which the registry's container gets to read, would be the whole disk".into();
-                    fault(field, text, reason, "Put it into a directory of its own.");
-                }
-            }
+        match text.as_str() {
+            "" if provided => fault(field, text, "the mode provided needs it".into(), held::EITHER),
+            "" => {}
+            _ if provided => elsewhere.extend(held::fault(&format!("security.{field}"), text, registry, has_account)),
+            _ => fault(field, text, "it is for the mode provided only".into(), "Set security.mode to provided, or leave it empty."),
         }
     }
     if provided {
@@ -106,6 +60,7 @@ pub fn faults(security: &Security, registry: &str, has_account: bool) -> Vec<Fau
         let reason = "the CA of DC/OS Enterprise signs only for a service account".into();
         fault("mode", "dcos_ca", reason, "Give service.service_account_secret, or choose another mode.");
     }
+    faults.extend(elsewhere);
     faults
 }
 
@@ -131,34 +86,10 @@ pub fn private_ca(security: &Security) -> Vec<String> {
 
 /// Where the registry finds the operator's certificate and key; none in another mode.
 pub fn provided(security: &Security) -> Option<Provided> {
-    let at = |index: usize, stored: &Stored<'_>| match stored {
-        Stored::File(path) => ProvidedAt::File(PathBuf::from(MOUNTS[index]).join(path.file_name().unwrap_or_default())),
-        Stored::Secret(_) => ProvidedAt::Variable(VARIABLES[index].into()),
-    };
-    stored(security).map(|[certificate, key]| Provided { certificate: at(0, &certificate), key: at(1, &key) })
-}
-
-/// Variables of the registry that come from the operator's secrets.
-pub fn published(security: &Security) -> BTreeMap<&'static str, Published> {
-    let of_secret = |(index, stored): (usize, Stored<'_>)| match stored {
-        Stored::Secret(path) => {
-            let published =
-                Published { variable: json!({ "secret": SECRETS[index] }), secret: Some((SECRETS[index].into(), path.to_string())) };
-            Some((VARIABLES[index], published))
-        }
-        Stored::File(_) => None,
-    };
-    stored(security).into_iter().flat_map(|both| both.into_iter().enumerate()).filter_map(of_secret).collect()
-}
-
-/// What the registry's container gets to read for the operator's files: their directories, since a file that is replaced is another
-/// file, which a mount of the old one would not show.
-pub fn volumes(security: &Security) -> Vec<Value> {
-    let mount = |(index, stored): (usize, Stored<'_>)| match stored {
-        Stored::File(path) => Some(json!({ "containerPath": MOUNTS[index], "hostPath": path.parent(), "mode": "RO" })),
-        Stored::Secret(_) => None,
-    };
-    stored(security).into_iter().flat_map(|both| both.into_iter().enumerate()).filter_map(mount).collect()
+    match held(security).as_slice() {
+        [certificate, key] => Some(Provided { certificate: certificate.at(), key: key.at() }),
+        _ => None,
+    }
 }
 
 /// Names that the certificate which is served is not for, in words.
@@ -198,6 +129,8 @@ fn speaks_for(name: &str, host: &Host) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::certificates::{Authority, RegistryKey};
     use crate::options::Options;
@@ -253,20 +186,6 @@ mod tests {
         let two = format!("{}\n{}", ca.certificate().pem(), authority().certificate().pem());
         let given = json!({ "mode": "provided", "certificate": "/t/c", "key": "/t/k", "ca": two });
         assert_eq!(private_ca(&options(given).security).len(), 2);
-    }
-
-    #[test]
-    fn files_are_mounted_by_their_directories_and_secrets_come_as_variables() {
-        let security = options(json!({ "mode": "provided", "certificate": "/etc/tls/a.pem", "key": "registry/key" })).security;
-        assert_eq!(volumes(&security), [json!({ "containerPath": MOUNTS[0], "hostPath": "/etc/tls", "mode": "RO" })]);
-        let provided = provided(&security).unwrap();
-        assert_eq!(provided.certificate, ProvidedAt::File("/run/private-registry/certificate/a.pem".into()));
-        assert_eq!(provided.key, ProvidedAt::Variable(env::PROVIDED_KEY.into()));
-        let published = published(&security);
-        assert_eq!(published.len(), 1);
-        assert_eq!(published[env::PROVIDED_KEY].secret, Some(("provided-key".into(), "registry/key".into())));
-        let own = options(json!({})).security;
-        assert!(super::provided(&own).is_none() && volumes(&own).is_empty() && super::published(&own).is_empty());
     }
 
     #[test]

@@ -18,6 +18,9 @@ use private_registry::protocol::{MAX_MESSAGE_BYTES, Order, OrderKind, RegistryPh
 use private_registry::registry::{RegistryConfig, run};
 
 const SERVICE: &str = "private-registry";
+
+/// Variables that the operator's certificate and key come in.
+const HELD: [&str; 2] = ["PRIVATE_REGISTRY_HELD_PROVIDED_CERTIFICATE", "PRIVATE_REGISTRY_HELD_PROVIDED_KEY"];
 const TEST_DIR: &str = "TEST_REGISTRY_ROLE_DIR";
 const TEST_PORTS: &str = "TEST_REGISTRY_ROLE_PORTS";
 const TEST_PROGRAM: &str = "TEST_REGISTRY_ROLE_PROGRAM";
@@ -752,10 +755,9 @@ fn a_certificate_from_secrets_is_served_and_the_registry_does_not_see_their_vari
     let first = operator.certify("rsa:2048", 20);
     let mut host = operator.host();
     let variable = |name: &str| serde_json::json!({ "variable": name });
-    host.provided = Some(serde_json::json!({ "certificate": variable(env::PROVIDED_CERTIFICATE), "key": variable(env::PROVIDED_KEY) }));
-    host.secrets = [(env::PROVIDED_CERTIFICATE, "new.pem"), (env::PROVIDED_KEY, "new.key")]
-        .map(|(name, file)| (name, fs::read_to_string(operator.path(file)).unwrap()))
-        .to_vec();
+    host.provided = Some(serde_json::json!({ "certificate": variable(HELD[0]), "key": variable(HELD[1]) }));
+    host.secrets =
+        [(HELD[0], "new.pem"), (HELD[1], "new.key")].map(|(name, file)| (name, fs::read_to_string(operator.path(file)).unwrap())).to_vec();
     host.start();
     assert_eq!(host.wait_for_phase(RegistryPhase::Serving).leaf_fingerprint, Some(first));
     let environment = String::from_utf8(fs::read(format!("/proc/{}/environ", host.registry_pid())).unwrap()).unwrap();

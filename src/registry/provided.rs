@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::state::{Chain, ChainError};
 use crate::certificates::{ProvidedKey, ProvidedKeyError};
 use crate::digest::sha256_hex;
-use crate::protocol::{Provided, ProvidedAt};
+use crate::protocol::{HeldAt, Provided};
 use crate::secret::Secret;
 
 /// Between two looks at the files.
@@ -101,10 +101,10 @@ fn check(certificate: &Secret<String>, key: &Secret<String>, now: i64) -> Result
     Ok(Pair { chain, key: key.to_pem() })
 }
 
-fn read(at: &ProvidedAt) -> Result<Secret<String>, ProvidedError> {
+pub(super) fn read(at: &HeldAt) -> Result<Secret<String>, ProvidedError> {
     match at {
-        ProvidedAt::Variable(name) => std::env::var(name).map(Secret::new).map_err(|_| ProvidedError::Variable(name.clone())),
-        ProvidedAt::File(path) => read_file(path),
+        HeldAt::Variable(name) => std::env::var(name).map(Secret::new).map_err(|_| ProvidedError::Variable(name.clone())),
+        HeldAt::File(path) => read_file(path),
     }
 }
 
