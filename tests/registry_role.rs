@@ -35,6 +35,7 @@ fn the_role_itself() {
     config.data = Path::new(&variable(TEST_DIR)).join("data");
     config.listen = (Ipv4Addr::LOCALHOST, ports[0]).into();
     config.status_listen = (Ipv4Addr::LOCALHOST, ports[1]).into();
+    config.debug_listen = (Ipv4Addr::LOCALHOST, ports[2]).into();
     config.program = variable(TEST_PROGRAM).into();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(run(config)).unwrap();
@@ -45,12 +46,15 @@ struct Host {
     dir: tempfile::TempDir,
     listen: SocketAddr,
     status: SocketAddr,
+    debug: SocketAddr,
     program: PathBuf,
     drain_seconds: u64,
     insecure: bool,
     key_type: &'static str,
     /// See `RegistrySettings::provided`.
     provided: Option<serde_json::Value>,
+    /// Further settings.
+    more: serde_json::Value,
     /// Further variables.
     secrets: Vec<(&'static str, String)>,
     authority: Authority,
@@ -63,18 +67,20 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (listen, status) = (free_address(), free_address());
+        let (listen, status, debug) = (free_address(), free_address(), free_address());
         let authority = Authority::create(SERVICE, 1, &[name_of(listen)], now(), 3650).unwrap();
         fs::write(dir.path().join("ca.pem"), authority.certificate().pem()).unwrap();
         Self {
             dir,
             listen,
             status,
+            debug,
             program: "/usr/bin/docker-registry".into(),
             drain_seconds: 20,
             insecure: false,
             key_type: "p256",
             provided: None,
+            more: serde_json::json!({}),
             secrets: Vec::new(),
             authority,
             signer: OrderSigner::generate().unwrap(),
@@ -97,7 +103,7 @@ impl Host {
 
     fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        let settings = serde_json::json!({
+        let mut settings = serde_json::json!({
             "log_level": "info",
             "delete_enabled": true,
             "drain_seconds": self.drain_seconds,
@@ -105,13 +111,16 @@ impl Host {
             "provided": self.provided,
             "insecure": self.insecure,
         });
+        for (key, value) in self.more.as_object().unwrap() {
+            settings[key] = value.clone();
+        }
         // The kernel ends unshare with this thread, unshare's child with it, and with that child, process 1, all that is in there.
         let task = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"])
             .arg(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "registry_role::the_role_itself", "--nocapture"])
             .env(TEST_DIR, self.dir.path())
-            .env(TEST_PORTS, format!("{},{}", self.listen.port(), self.status.port()))
+            .env(TEST_PORTS, format!("{},{},{}", self.listen.port(), self.status.port(), self.debug.port()))
             .env(TEST_PROGRAM, &self.program)
             .env(env::SERVICE, SERVICE)
             .env(env::ORDER_KEY, self.signer.verifying_key_base64())

@@ -6,10 +6,14 @@ use std::path::PathBuf;
 use handlebars::{Handlebars, handlebars_helper};
 use serde_json::{Value, json};
 
-use super::RegistryError;
+use super::{RegistryError, provided};
 use crate::certificates::{EnrolmentKey, OrderKey};
-use crate::protocol::{REGISTRY_PORT, REGISTRY_STATUS_PORT, RegistrySettings, env};
+use crate::protocol::{AuthBy, HeldAt, REGISTRY_PORT, REGISTRY_STATUS_PORT, RegistrySettings, StorageAt, env};
 use crate::secret::Secret;
+use crate::settings;
+
+/// Port of the registry's metrics inside its container.
+const DEBUG_PORT: u16 = 5002;
 
 /// Levels that distribution 2.8 knows.
 const LOG_LEVELS: [&str; 4] = ["error", "warn", "info", "debug"];
@@ -37,6 +41,8 @@ pub struct RegistryConfig {
     pub listen: SocketAddr,
     /// Where this role listens (HTTP).
     pub status_listen: SocketAddr,
+    /// Where the registry shows metrics and its innards (HTTP): on loopback, for this role alone.
+    pub debug_listen: SocketAddr,
     /// The registry's program; it is run as `<program> serve <config.yml>`.
     pub program: PathBuf,
 }
@@ -59,6 +65,10 @@ impl RegistryConfig {
         let order_key = OrderKey::from_base64(&required(env::ORDER_KEY)?).map_err(|e| wrong(env::ORDER_KEY)(e.to_string()))?;
         let enrolment_key = EnrolmentKey::from_base64(&Secret::new(required(env::ENROLMENT_KEY)?));
         let settings = parse_settings(&required(env::REGISTRY_SETTINGS)?).map_err(wrong(env::REGISTRY_SETTINGS))?;
+        let data = match &settings.storage {
+            StorageAt::Sandbox { directory } => PathBuf::from(required("MESOS_SANDBOX")?).join(directory),
+            _ => PathBuf::from(settings::IMAGES),
+        };
         Ok(Self {
             service: required(env::SERVICE)?,
             order_key,
@@ -67,8 +77,9 @@ impl RegistryConfig {
             host: required("HOST")?,
             // The docker containerizer sets the container's name where the executor does not hand on the task id.
             task: variable("MESOS_TASK_ID").or_else(|| variable("MESOS_CONTAINER_NAME")).unwrap_or_default(),
-            state: PathBuf::from("/var/lib/private-registry"),
-            data: PathBuf::from("/var/lib/registry"),
+            state: PathBuf::from(settings::STATE),
+            data,
+            debug_listen: (Ipv4Addr::LOCALHOST, DEBUG_PORT).into(),
             listen: (Ipv4Addr::UNSPECIFIED, REGISTRY_PORT).into(),
             status_listen: (Ipv4Addr::UNSPECIFIED, REGISTRY_STATUS_PORT).into(),
             program: PathBuf::from("registry"),
@@ -103,28 +114,137 @@ impl RegistryConfig {
         self.state.join("order.json")
     }
 
-    /// The registry's `config.yml`. It holds the HTTP secret, so it is written for root alone.
-    pub(super) fn render(&self) -> Result<Secret<String>, RegistryError> {
+    /// The configuration and all that it may name.
+    pub(super) fn written_files(&self) -> [PathBuf; 4] {
+        [self.config_file(), self.users_file(), self.state.join("gcs.json"), self.state.join("token.pem")]
+    }
+
+    /// Users and their hashes, where no file of the operator's is read in its place.
+    pub(super) fn users_file(&self) -> PathBuf {
+        self.state.join("htpasswd")
+    }
+
+    /// The registry's `config.yml` and what it refers to. It holds secrets, so it is written for root alone. `read_only`: whatever the
+    /// options say.
+    pub(super) fn render(&self, read_only: bool) -> Result<Rendered, RegistryError> {
         handlebars_helper!(json_text: |value: Value| value.to_string());
         let mut engine = Handlebars::new();
         engine.register_escape_fn(handlebars::no_escape);
         engine.set_strict_mode(true);
         // Every JSON text is YAML too, so no value can break out of its place.
         engine.register_helper("json", Box::new(json_text));
+        let mut files = Vec::new();
+        let (driver, parameters, redirect) = self.storage(&mut files)?;
         let values = json!({
             "log_level": self.settings.log_level,
-            "data": self.data,
+            "no_access_log": !self.settings.access_log,
+            "driver": driver,
+            "parameters": parameters,
+            "no_redirect": !redirect,
             "delete_enabled": self.settings.delete_enabled,
+            "purges": self.settings.upload_purge_hours > 0,
+            "purge_age": format!("{}h", self.settings.upload_purge_hours),
+            "read_only": read_only || self.settings.read_only,
+            "auth": self.auth(&mut files)?,
+            "proxy": self.proxy()?,
             "listen": self.listen.to_string(),
             "http_secret": self.enrolment_key.http_secret().expose(),
             "drain_timeout": format!("{}s", self.settings.drain_seconds),
             "certificate": self.chain_file(),
             "key": self.key_file(),
             "insecure": self.settings.insecure,
+            "debug": self.debug_listen.to_string(),
         });
         let text = engine.render_template(include_str!("../templates/config.yml.hbs"), &values);
-        text.map(Secret::new).map_err(|error| RegistryError::Template(error.to_string()))
+        let config = text.map(Secret::new).map_err(|error| RegistryError::Template(error.to_string()))?;
+        Ok(Rendered { config, files })
     }
+
+    /// The storage driver, its parameters, and whether it may send clients elsewhere.
+    fn storage(&self, files: &mut Vec<(PathBuf, Secret<String>)>) -> Result<(&'static str, Value, bool), RegistryError> {
+        Ok(match &self.settings.storage {
+            StorageAt::Directory | StorageAt::Sandbox { .. } => ("filesystem", json!({ "rootdirectory": self.data }), false),
+            StorageAt::S3 { bucket, root, region, endpoint, access_key, secret_key, redirect } => {
+                let mut parameters = json!({ "bucket": bucket, "region": region, "rootdirectory": root });
+                if !endpoint.is_empty() {
+                    parameters["regionendpoint"] = json!(endpoint);
+                    // 3.x has to be told; 2.8 does it wherever there is an endpoint.
+                    parameters["forcepathstyle"] = json!(true);
+                    parameters["secure"] = json!(!endpoint.starts_with("http://"));
+                }
+                for (key, held) in [("accesskey", access_key), ("secretkey", secret_key)] {
+                    if let Some(held) = held {
+                        parameters[key] = json!(line(held)?.expose());
+                    }
+                }
+                ("s3", parameters, *redirect)
+            }
+            StorageAt::Gcs { bucket, root, credentials, redirect } => {
+                let mut parameters = json!({ "bucket": bucket, "rootdirectory": root });
+                if let Some(held) = credentials {
+                    let path = self.state.join("gcs.json");
+                    files.push((path.clone(), provided::read(held)?));
+                    parameters["keyfile"] = json!(path);
+                }
+                ("gcs", parameters, *redirect)
+            }
+            StorageAt::Azure { account, container, root, realm, account_key, redirect } => {
+                let mut parameters = json!({ "accountname": account, "container": container, "rootdirectory": root });
+                if !realm.is_empty() {
+                    parameters["realm"] = json!(realm);
+                }
+                if let Some(held) = account_key {
+                    parameters["accountkey"] = json!(line(held)?.expose());
+                }
+                ("azure", parameters, *redirect)
+            }
+        })
+    }
+
+    fn auth(&self, files: &mut Vec<(PathBuf, Secret<String>)>) -> Result<Value, RegistryError> {
+        Ok(match &self.settings.auth {
+            AuthBy::Nobody => Value::Null,
+            AuthBy::Htpasswd { file } => {
+                // The registry looks at the file at every login, so the operator's own is given to it as it lies there.
+                let path = match file {
+                    Some(HeldAt::File(path)) => path.clone(),
+                    Some(held) => {
+                        files.push((self.users_file(), provided::read(held)?));
+                        self.users_file()
+                    }
+                    None => self.users_file(),
+                };
+                json!({ "htpasswd": { "realm": self.service, "path": path } })
+            }
+            AuthBy::Token { realm, service, issuer, certificates } => {
+                let path = self.state.join("token.pem");
+                files.push((path.clone(), Secret::new(certificates.clone())));
+                json!({ "token": { "realm": realm, "service": service, "issuer": issuer, "rootcertbundle": path } })
+            }
+        })
+    }
+
+    fn proxy(&self) -> Result<Value, RegistryError> {
+        let Some(proxy) = &self.settings.proxy else { return Ok(Value::Null) };
+        let mut values = json!({ "remoteurl": proxy.url });
+        if let Some(held) = &proxy.password {
+            values["username"] = json!(proxy.username);
+            values["password"] = json!(line(held)?.expose());
+        }
+        Ok(values)
+    }
+}
+
+/// What the registry is started with.
+pub(super) struct Rendered {
+    pub(super) config: Secret<String>,
+    /// Files that the configuration names.
+    pub(super) files: Vec<(PathBuf, Secret<String>)>,
+}
+
+/// A key or password: editors end the last line of a file, which is no part of it.
+fn line(held: &HeldAt) -> Result<Secret<String>, RegistryError> {
+    Ok(Secret::new(provided::read(held)?.expose().trim_end_matches(['\r', '\n']).to_string()))
 }
 
 fn parse_settings(text: &str) -> Result<RegistrySettings, String> {
@@ -140,6 +260,7 @@ fn parse_settings(text: &str) -> Result<RegistrySettings, String> {
 mod tests {
     use super::*;
     use crate::certificates::OrderSigner;
+    use crate::protocol::ProxyOf;
     use std::collections::HashMap;
 
     fn variables() -> HashMap<&'static str, String> {
@@ -186,9 +307,9 @@ mod tests {
     #[test]
     fn without_tls_the_configuration_names_neither_key_nor_certificate() {
         let mut config = read(&variables()).unwrap();
-        assert!(config.render().unwrap().expose().contains("\n  tls:\n    certificate: "));
+        assert!(config.render(false).unwrap().config.expose().contains("\n  tls:\n    certificate: "));
         config.settings.insecure = true;
-        let text = config.render().unwrap();
+        let text = config.render(false).unwrap().config;
         assert!(!text.expose().contains("tls") && text.expose().contains("\n  headers:\n"), "{}", text.expose());
     }
 
@@ -196,9 +317,49 @@ mod tests {
     fn no_value_breaks_out_of_its_place_in_the_configuration() {
         let mut config = read(&variables()).unwrap();
         config.data = PathBuf::from("/data \"x\": {{json http_secret}}\nhttp: oops");
-        let text = config.render().unwrap();
-        assert!(text.expose().contains(r#"rootdirectory: "/data \"x\": {{json http_secret}}\nhttp: oops""#), "{}", text.expose());
+        let text = config.render(false).unwrap().config;
+        assert!(text.expose().contains(r#"{"rootdirectory":"/data \"x\": {{json http_secret}}\nhttp: oops"}"#), "{}", text.expose());
         assert_eq!(text.expose().matches("\nhttp:").count(), 1);
         assert!(!format!("{config:?}").contains(config.enrolment_key.to_base64().expose()));
+    }
+
+    #[test]
+    fn every_store_and_every_authentication_has_its_place_in_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("key"), "s3cret\n").unwrap();
+        let key = Some(HeldAt::File(dir.path().join("key")));
+        let mut config = read(&variables()).unwrap();
+        let mut rendered = |storage, auth, proxy| {
+            (config.settings.storage, config.settings.auth, config.settings.proxy) = (storage, auth, proxy);
+            config.render(false).unwrap()
+        };
+        let s3 = StorageAt::S3 {
+            bucket: "b".into(),
+            root: String::new(),
+            region: "r".into(),
+            endpoint: "http://store:9000".into(),
+            access_key: key.clone(),
+            secret_key: key.clone(),
+            redirect: false,
+        };
+        let text = rendered(s3, AuthBy::Nobody, None).config;
+        for part in [r#"  s3: {"bucket":"b""#, r#""secretkey":"s3cret""#, r#""secure":false"#, "    disable: true"] {
+            assert!(text.expose().contains(part), "{part} in {}", text.expose());
+        }
+        let gcs = StorageAt::Gcs { bucket: "b".into(), root: "r".into(), credentials: key.clone(), redirect: true };
+        let token = AuthBy::Token { realm: "https://a".into(), service: "s".into(), issuer: "i".into(), certificates: "PEM".into() };
+        let Rendered { config: text, files } = rendered(gcs, token, None);
+        let names: Vec<_> =
+            files.iter().map(|(path, text)| (path.file_name().unwrap().to_str().unwrap(), text.expose().as_str())).collect();
+        assert_eq!(names, [("gcs.json", "s3cret\n"), ("token.pem", "PEM")]);
+        assert!(text.expose().contains(r#"auth: {"token":{"realm":"https://a""#), "{}", text.expose());
+        let proxy = ProxyOf { url: "https://other".into(), username: "u".into(), password: key.clone() };
+        let users = AuthBy::Htpasswd { file: None };
+        let text = rendered(StorageAt::Directory, users, Some(proxy)).config;
+        assert!(text.expose().contains(r#"proxy: {"remoteurl":"https://other","username":"u","password":"s3cret"}"#), "{}", text.expose());
+        assert!(text.expose().contains(r#""path":"/var/lib/private-registry/htpasswd""#), "{}", text.expose());
+        config.settings.proxy =
+            Some(ProxyOf { url: "https://other".into(), username: "u".into(), password: Some(HeldAt::Variable("NOT_SET".into())) });
+        assert!(config.render(false).err().unwrap().to_string().contains("NOT_SET is not set"));
     }
 }

@@ -44,6 +44,9 @@ pub enum RegistryError {
     /// The certificate request.
     #[error("the certificate request cannot be made: {0}")]
     Request(crate::certificates::RegistryKeyError),
+    /// Something that the operator keeps elsewhere.
+    #[error(transparent)]
+    Held(#[from] provided::ProvidedError),
     /// The template of `config.yml`, a part of this program.
     #[error("config.yml cannot be rendered: {0}")]
     Template(String),

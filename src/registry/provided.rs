@@ -18,7 +18,8 @@ const MAX_BYTES: u64 = 256 * 1024;
 
 /// Why the operator's certificate cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ProvidedError {
+#[allow(missing_docs)]
+pub enum ProvidedError {
     #[error(
         "cannot read {0}: {1}; the file must lie on this agent, in the directory that the option names, and a symbolic link must not lead out of it"
     )]

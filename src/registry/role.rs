@@ -278,8 +278,8 @@ impl Role {
 
     fn restart(&mut self) {
         self.answers = false;
-        let stored =
-            self.config.render().map_err(|e| e.to_string()).and_then(|text| self.state.store_config(&text).map_err(|e| e.to_string()));
+        let rendered = self.config.render(false).map_err(|error| error.to_string());
+        let stored = rendered.and_then(|rendered| self.state.store_config(&rendered).map_err(|error| error.to_string()));
         match stored {
             Ok(()) => {
                 self.state_error = None;

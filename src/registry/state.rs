@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::config::RegistryConfig;
+use super::config::{RegistryConfig, Rendered};
 use crate::certificates::{Certificate, CertificateError, RegistryKey, RegistryKeyError};
 use crate::digest::sha256_hex;
-use crate::protocol::{Order, SignedOrder};
+use crate::protocol::{AuthBy, Order, SignedOrder};
 use crate::secret::Secret;
 
 /// Larger files are none of ours.
@@ -31,7 +31,8 @@ pub(super) enum StateError {
 
 /// Why a chain cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ChainError {
+#[allow(missing_docs)]
+pub enum ChainError {
     #[error("the chain cannot be read: {0}")]
     Unreadable(#[from] CertificateError),
     #[error("the leaf is for another key than this registry's")]
@@ -148,8 +149,16 @@ impl State {
         write(&self.config.chain_file(), &chain.pem, 0o644)
     }
 
-    pub(super) fn store_config(&self, text: &Secret<String>) -> Result<(), StateError> {
-        write(&self.config.config_file(), text.expose(), 0o600)
+    /// Writes the configuration and the files that it names.
+    pub(super) fn store_config(&self, rendered: &Rendered) -> Result<(), StateError> {
+        if self.config.settings.auth == (AuthBy::Htpasswd { file: None }) && read(&self.config.users_file())?.is_none() {
+            // The registry would make one with a user of its own, and log the password.
+            write(&self.config.users_file(), "", 0o600)?;
+        }
+        for (path, text) in &rendered.files {
+            write(path, text.expose(), 0o600)?;
+        }
+        write(&self.config.config_file(), rendered.config.expose(), 0o600)
     }
 
     /// The last order taken, if the present order key has signed it.
@@ -169,7 +178,7 @@ impl State {
     /// Removes all that this role wrote, and the images too if `delete_data`. The order goes last: until then it is known what is to be done.
     pub(super) fn remove_all(&self, delete_data: bool) -> Result<(), StateError> {
         let config = &self.config;
-        for path in config.own_files().iter().chain(&config.provided_files()).chain([&config.config_file()]) {
+        for path in config.own_files().iter().chain(&config.provided_files()).chain(&config.written_files()) {
             remove(path)?;
         }
         if delete_data {
