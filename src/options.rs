@@ -600,7 +600,10 @@ impl Options {
         if self.exposure.host_port > 0 {
             let port = self.exposure.host_port;
             names.push(inside(HostPort::new(Host::Dns(format!("{}.marathon.mesos", self.registry.name)), port)));
-            names.push(inside(HostPort::new(registry_host.clone(), port)));
+            // Where the registry may be on any agent, only its Mesos-DNS name says on which.
+            if settings::is_pinned(self) {
+                names.push(inside(HostPort::new(registry_host.clone(), port)));
+            }
         }
         if let (true, Some(host)) = (self.exposure.marathon_lb, &self.external_host) {
             names.push(TrustedName { name: HostPort::new(host.clone(), self.exposure.service_port), inside: false });

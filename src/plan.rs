@@ -44,8 +44,8 @@ pub struct Observed {
     pub registry: Option<App>,
     /// The controller's own app.
     pub own_app: Option<App>,
-    /// Answer of the registry task.
-    pub registry_status: Option<RegistryStatus>,
+    /// The registry's tasks that have answered.
+    pub registries: Vec<RegistryTask>,
     /// Jobs by id.
     pub jobs: BTreeMap<String, Job>,
     /// Ids that running deployments lock.
@@ -58,6 +58,22 @@ pub struct Observed {
     pub passes_at_switch: BTreeMap<Host, u64>,
 }
 
+/// A task of the registry that has answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryTask {
+    /// `host:port` of its status.
+    pub address: String,
+    /// The answer.
+    pub status: RegistryStatus,
+}
+
+impl Observed {
+    /// Whether every task of the registry that Marathon knows has answered, and there is one.
+    pub fn all_registries_answer(&self) -> bool {
+        !self.registries.is_empty() && self.registries.len() >= self.registry.as_ref().map_or(0, |app| app.tasks.len())
+    }
+}
+
 /// What is wanted.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -67,8 +83,8 @@ pub struct Wanted {
     pub trust: SignedOrder,
     /// Unix time now.
     pub now: i64,
-    /// The certificate in force, if it is for the present names and CA.
-    pub leaf: Option<Leaf>,
+    /// The certificates in force that are for the present names and CA, by the addresses of the tasks that they are for.
+    pub leaves: BTreeMap<String, Leaf>,
     /// How the CA stands.
     pub ca: Ca,
     /// Whether a registry is to run.
@@ -164,8 +180,10 @@ pub enum Action {
         /// As above.
         left_behind: Vec<Host>,
     },
-    /// Sign the registry's request and send the certificate.
+    /// Sign the request of a registry's task and send the certificate.
     Certify {
+        /// Address of the task.
+        address: String,
         /// Why.
         reason: String,
     },
@@ -188,7 +206,7 @@ impl fmt::Display for Action {
                 write!(f, "trust the old CA no more: the new one is proven on every agent{}", but(left_behind))
             }
             Self::SendTrust { host } => write!(f, "send the trust bundle to {host}"),
-            Self::Certify { reason } => write!(f, "sign a certificate for the registry: {reason}"),
+            Self::Certify { reason, .. } => write!(f, "sign a certificate for the registry: {reason}"),
         }
     }
 }
@@ -381,11 +399,15 @@ fn plan_retirement(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     if observed.registry.is_none() {
         return;
     }
-    match &observed.registry_status {
-        Some(status) if status.phase == RegistryPhase::Retired => plan.actions.push(Action::DeleteRegistry),
-        Some(status) if status.order_version < wanted.retirement => plan.actions.push(Action::RetireRegistry),
-        Some(_) => plan.waiting.push("the registry to stop and to delete its key".into()),
-        None => plan.waiting.push(format!("the registry {} to answer, so that it deletes its key", wanted.documents.registry_id)),
+    let mut tasks = observed.registries.iter().map(|task| &task.status);
+    if !observed.all_registries_answer() {
+        plan.waiting.push(format!("the registry {} to answer, so that it deletes its key", wanted.documents.registry_id));
+    } else if tasks.clone().all(|status| status.phase == RegistryPhase::Retired) {
+        plan.actions.push(Action::DeleteRegistry);
+    } else if tasks.any(|status| status.phase != RegistryPhase::Retired && status.order_version < wanted.retirement) {
+        plan.actions.push(Action::RetireRegistry);
+    } else {
+        plan.waiting.push("the registry to stop and to delete its key".into());
     }
 }
 
@@ -435,28 +457,44 @@ fn plan_rotation(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     }
 }
 
-/// Whether the registry serves with the certificate in force.
+/// Whether every registry serves with the certificate in force.
 pub fn serves(wanted: &Wanted, observed: &Observed) -> bool {
-    let (Some(leaf), Some(status)) = (&wanted.leaf, &observed.registry_status) else { return false };
-    status.phase == RegistryPhase::Serving && status.leaf_fingerprint.as_ref() == Some(&leaf.fingerprint)
+    let does = |task: &RegistryTask| {
+        let leaf = wanted.leaves.get(&task.address).map(|leaf| &leaf.fingerprint);
+        task.status.phase == RegistryPhase::Serving && leaf.is_some() && task.status.leaf_fingerprint.as_ref() == leaf
+    };
+    observed.all_registries_answer() && observed.registries.iter().all(does)
 }
 
 fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
-    let Some(status) = observed.registry_status.as_ref().filter(|_| wanted.registry) else { return };
-    if wanted.ca.signs_nothing || status.request.is_none() || status.phase == RegistryPhase::Retired {
+    if wanted.ca.signs_nothing || !wanted.registry {
         return;
     }
     // Whose key is lost cannot sign; what the registry has stays until the next CA may.
     if wanted.ca.due == Some(Reason::LostKey) || wanted.ca.rotation.as_ref().is_some_and(Rotation::cannot_sign) {
         return;
     }
-    let reason = match (&wanted.leaf, &status.leaf_fingerprint) {
-        (Some(leaf), _) if wanted.now >= leaf.renew_at => "the present one has reached two thirds of its life",
-        (Some(leaf), Some(served)) if leaf.fingerprint == *served => return,
-        (_, None) => "it has none",
-        (_, Some(_)) => "names, key or CA have changed",
-    };
-    plan.actions.push(Action::Certify { reason: reason.into() });
+    let is_serving = |task: &RegistryTask| task.status.phase == RegistryPhase::Serving;
+    let tasks = observed.registry.as_ref().map_or(0, |app| app.tasks.len());
+    // A new certificate is a restart, and one registry serves while another restarts.
+    let mut one_may_restart = tasks <= 1 || (observed.all_registries_answer() && observed.registries.iter().all(is_serving));
+    for task in &observed.registries {
+        let status = &task.status;
+        if status.request.is_none() || status.phase == RegistryPhase::Retired {
+            continue;
+        }
+        let reason = match (wanted.leaves.get(&task.address), &status.leaf_fingerprint) {
+            (Some(leaf), _) if wanted.now >= leaf.renew_at => "the present one has reached two thirds of its life",
+            (Some(leaf), Some(served)) if leaf.fingerprint == *served => continue,
+            (_, None) => "it has none",
+            (_, Some(_)) => "names, key or CA have changed",
+        };
+        if is_serving(task) && !std::mem::replace(&mut one_may_restart, false) {
+            plan.waiting.push(format!("the other registries to serve, before the one on {} restarts with a new certificate", status.host));
+            continue;
+        }
+        plan.actions.push(Action::Certify { address: task.address.clone(), reason: reason.into() });
+    }
 }
 
 /// The agent on which the images lie: where the options say, else where the registry is pinned already, else the controller's.
@@ -566,7 +604,7 @@ mod tests {
             jobs_have_secrets: true,
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
-        Wanted { documents, trust, now: 0, leaf: None, ca: Ca::default(), registry: true, retirement: 0 }
+        Wanted { documents, trust, now: 0, leaves: BTreeMap::new(), ca: Ca::default(), registry: true, retirement: 0 }
     }
 
     fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
@@ -618,8 +656,9 @@ mod tests {
             starts: 1,
             errors: vec![],
         };
-        let about_registry = |registry_status, registry| {
-            let plan = converge(&wanted, &Observed { registry, registry_status, ..Observed::default() });
+        let about_registry = |status: Option<RegistryStatus>, registry| {
+            let registries = status.into_iter().map(task).collect();
+            let plan = converge(&wanted, &Observed { registry, registries, ..Observed::default() });
             let actions = plan.actions.into_iter().filter(|action| !matches!(action, Action::PutPod { .. } | Action::PutJob { .. }));
             (actions.collect::<Vec<_>>(), plan.waiting.len())
         };
@@ -707,6 +746,51 @@ mod tests {
         (host.parse().unwrap(), status)
     }
 
+    const ADDRESS: &str = "10.0.0.1:31000";
+
+    fn task(status: RegistryStatus) -> RegistryTask {
+        RegistryTask { address: ADDRESS.into(), status }
+    }
+
+    #[test]
+    fn while_one_of_several_registries_restarts_with_a_new_certificate_the_others_serve() {
+        let mut wanted = wanted();
+        let addresses = ["10.0.0.1:1", "10.0.0.2:1"];
+        let leaf = || Leaf { fingerprint: "new".into(), renew_at: i64::MAX };
+        wanted.leaves = addresses.map(|address| (address.to_string(), leaf())).into();
+        let request = || Some(crate::protocol::CertificateRequest { csr: String::new(), mac: String::new() });
+        let app = || {
+            let tasks = addresses.map(|address| crate::dcos::marathon::AppTask {
+                id: address.into(),
+                host: address.split(':').next().unwrap().parse().unwrap(),
+                ports: vec![0, 1],
+            });
+            Some(App { spec: wanted.documents.registry.clone(), tasks: tasks.into() })
+        };
+        let certified = |leaves: [Option<&str>; 2], phases: [RegistryPhase; 2]| {
+            let tasks = addresses.iter().zip(leaves).zip(phases).map(|((address, leaf), phase)| {
+                let leaf_fingerprint = leaf.map(String::from);
+                RegistryTask {
+                    address: address.to_string(),
+                    status: RegistryStatus { leaf_fingerprint, phase, request: request(), ..registry_status("") },
+                }
+            });
+            let mut plan = Plan::default();
+            plan_leaf(&wanted, &Observed { registry: app(), registries: tasks.collect(), ..Observed::default() }, &mut plan);
+            let addresses = plan.actions.iter().map(|action| match action {
+                Action::Certify { address, .. } => address.clone(),
+                other => panic!("{other}"),
+            });
+            (addresses.collect::<Vec<_>>(), plan.waiting.len())
+        };
+        use RegistryPhase::{AwaitingCertificate, Restarting, Serving};
+        assert_eq!(certified([Some("old"), Some("old")], [Serving, Serving]), (vec![addresses[0].to_string()], 1));
+        assert_eq!(certified([Some("new"), Some("old")], [Restarting, Serving]), (vec![], 1));
+        assert_eq!(certified([Some("new"), Some("old")], [Serving, Serving]), (vec![addresses[1].to_string()], 0));
+        assert_eq!(certified([None, Some("old")], [AwaitingCertificate, Serving]), (vec![addresses[0].to_string()], 1));
+        assert_eq!(certified([None, None], [AwaitingCertificate, AwaitingCertificate]).0.len(), 2);
+    }
+
     fn registry_status(leaf: &str) -> RegistryStatus {
         RegistryStatus {
             service: "private-registry".into(),
@@ -735,7 +819,7 @@ mod tests {
         let mut wanted = wanted();
         let digest = order_digest(&wanted.trust);
         wanted.ca = Ca { rotation: Some(Rotation::at(Stage::Published, Reason::Order, 0)), deadline: 900, ..Ca::default() };
-        wanted.leaf = Some(Leaf { fingerprint: "new".into(), renew_at: i64::MAX });
+        wanted.leaves = [(ADDRESS.to_string(), Leaf { fingerprint: "new".into(), renew_at: i64::MAX })].into();
         let mut observed = Observed { pod: pod(&wanted, 2, &["10.0.0.1", "10.0.0.2"]), ..Observed::default() };
         let trusted = |passes| node("10.0.0.1", &digest, NodePhase::Trusted, passes);
         observed.nodes = [trusted(1), node("10.0.0.2", "older", NodePhase::Trusted, 1)].into();
@@ -746,9 +830,9 @@ mod tests {
         assert_eq!(rotation_steps(&wanted, &observed), ["sign with the new CA: it is known to every agent"]);
 
         wanted.ca.rotation = Some(Rotation::at(Stage::Switched, Reason::Order, 0));
-        observed.registry_status = Some(registry_status("old"));
+        observed.registries = vec![task(registry_status("old"))];
         assert_eq!(rotation_steps(&wanted, &observed), ["the registry to serve with a certificate of the new CA"]);
-        observed.registry_status = Some(registry_status("new"));
+        observed.registries = vec![task(registry_status("new"))];
         observed.passes_at_switch = [("10.0.0.1".parse().unwrap(), 1), ("10.0.0.2".parse().unwrap(), 1)].into();
         assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be proven on 10.0.0.1, 10.0.0.2"]);
         observed.nodes = [trusted(2), node("10.0.0.2", &digest, NodePhase::Trusted, 2)].into();
@@ -759,7 +843,7 @@ mod tests {
     fn nobody_is_waited_for_beyond_the_deadline_but_the_old_ca_is_never_retired_while_the_registry_serves_with_it() {
         let mut wanted = wanted();
         wanted.ca = Ca { rotation: Some(Rotation::at(Stage::Published, Reason::Order, 0)), deadline: 900, ..Ca::default() };
-        wanted.leaf = Some(Leaf { fingerprint: "new".into(), renew_at: i64::MAX });
+        wanted.leaves = [(ADDRESS.to_string(), Leaf { fingerprint: "new".into(), renew_at: i64::MAX })].into();
         let mut observed = Observed { pod: pod(&wanted, 1, &["10.0.0.1"]), ..Observed::default() };
         wanted.now = 899;
         assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be known on 10.0.0.1"]);
@@ -767,7 +851,7 @@ mod tests {
         let late = "sign with the new CA: it is known to every agent but 10.0.0.1, which did not answer in time and will catch up";
         assert_eq!(rotation_steps(&wanted, &observed), [late]);
         wanted.ca.rotation = Some(Rotation::at(Stage::Switched, Reason::Order, 0));
-        observed.registry_status = Some(registry_status("old"));
+        observed.registries = vec![task(registry_status("old"))];
         wanted.now = 1_000_000;
         assert_eq!(rotation_steps(&wanted, &observed), ["the registry to serve with a certificate of the new CA"]);
     }

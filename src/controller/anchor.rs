@@ -1,13 +1,15 @@
 //! Whose CA the agents are to trust, and who signs the registry's certificate.
 
+use std::collections::BTreeMap;
+
 use super::cluster::{self, Cluster};
 use super::state::State;
 use super::{ControllerError, Setting};
-use crate::certificates::{Certificate, requested_public_key};
+use crate::certificates::Certificate;
 use crate::digest::sha256_hex;
 use crate::names::{Host, HostPort};
 use crate::options::{Options, SecurityMode};
-use crate::plan::Leaf;
+use crate::plan::{Leaf, RegistryTask};
 use crate::protocol::{RegistryPhase, RegistryStatus, SignedOrder};
 use crate::security;
 
@@ -54,26 +56,31 @@ impl Anchor {
         certificates
     }
 
-    /// The certificate in force, if this service has had it signed.
-    pub(super) fn leaf(&self, state: &State, names: &[HostPort]) -> Option<Leaf> {
+    /// The certificate in force of a registry's task, if this service has had it signed.
+    fn leaf(&self, state: &State, status: &RegistryStatus, names: &[HostPort]) -> Option<Leaf> {
         let leaf = match self {
-            Self::Own => state.leaf(names),
+            Self::Own => state.leaf(status, names),
             Self::Provided(_) | Self::Nobody => None,
-            Self::Cluster(_) => state.leaf_of(names, &self.id()),
+            Self::Cluster(_) => state.leaf_of(status, names, &self.id()),
         };
         leaf.map(|leaf| Leaf { fingerprint: leaf.fingerprint.clone(), renew_at: leaf.renew_at })
     }
 
-    /// Whether the registry serves with a certificate that is from here.
-    pub(super) fn is_served(&self, state: &State, status: Option<&RegistryStatus>, names: &[HostPort]) -> bool {
-        let serving = status.filter(|status| status.phase == RegistryPhase::Serving);
-        let Some(served) = serving.and_then(|status| status.leaf_fingerprint.as_deref()) else {
-            return *self == Self::Nobody && serving.is_some();
+    /// The certificates in force, by the addresses of the tasks that they are for.
+    pub(super) fn leaves(&self, state: &State, tasks: &[RegistryTask], names: &[HostPort]) -> BTreeMap<String, Leaf> {
+        tasks.iter().filter_map(|task| Some((task.address.clone(), self.leaf(state, &task.status, names)?))).collect()
+    }
+
+    /// Whether the registry's task serves with a certificate that is from here.
+    pub(super) fn is_served(&self, state: &State, status: &RegistryStatus, names: &[HostPort]) -> bool {
+        let is_serving = status.phase == RegistryPhase::Serving;
+        let Some(served) = status.leaf_fingerprint.as_deref().filter(|_| is_serving) else {
+            return *self == Self::Nobody && is_serving;
         };
         match self {
-            Self::Provided(_) => state.last_leaf() != Some(served),
+            Self::Provided(_) => !state.has_given(served),
             Self::Nobody => false,
-            Self::Own | Self::Cluster(_) => self.leaf(state, names).is_some_and(|leaf| leaf.fingerprint == served),
+            Self::Own | Self::Cluster(_) => self.leaf(state, status, names).is_some_and(|leaf| leaf.fingerprint == served),
         }
     }
 
@@ -87,8 +94,7 @@ impl Anchor {
         now: i64,
     ) -> Result<SignedOrder, ControllerError> {
         let csr = state.request(status)?.to_string();
-        let key = sha256_hex(&requested_public_key(&csr).map_err(super::StateError::from)?);
-        if let Some(order) = state.leaf_of(names, &self.id()).and_then(|leaf| leaf.order_for(&key, now)) {
+        if let Some(order) = state.leaf_of(status, names, &self.id()).and_then(|leaf| leaf.order_for(status, now)) {
             return Ok(order.clone());
         }
         let mut hosts: Vec<Host> = Vec::new();

@@ -30,7 +30,7 @@ use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Options};
-use crate::plan::{self, Action, Observed, Plan, Wanted};
+use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
 use crate::protocol::{OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
 use crate::security;
@@ -373,7 +373,9 @@ impl Controller {
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         state.note_covered(observed.nodes.keys()).await?;
         self.settled = match runs_registry {
-            true => anchor.is_served(state, observed.registry_status.as_ref(), &in_force),
+            true => {
+                observed.all_registries_answer() && observed.registries.iter().all(|task| anchor.is_served(state, &task.status, &in_force))
+            }
             false => observed.registry.is_none(),
         };
         if self.settled && !anchor.is_own() && state.ca().is_some() {
@@ -402,10 +404,10 @@ impl Controller {
             first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
             enrolment_key,
         };
-        let leaf = anchor.leaf(state, &in_force);
+        let leaves = anchor.leaves(state, &observed.registries, &in_force);
         let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
         let documents = documents::render(&self.options, &facts)?;
-        let wanted = Wanted { documents, trust, now, leaf, ca, registry: runs_registry, retirement };
+        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement };
         self.prove_after_switch(&wanted, &mut observed).await;
         let plan = plan::converge(&wanted, &observed);
         let order = RotationOrder { names: bare, run: rotate_run };
@@ -486,7 +488,7 @@ impl Controller {
                 Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
                 Action::RetireRegistry => {
                     if let Some((order, _)) = &self.retirement {
-                        observe::send_to_registry(&self.cluster, observed, order).await;
+                        observe::send_to_registries(&self.cluster, observed, order).await;
                     }
                     Ok(())
                 }
@@ -522,8 +524,8 @@ impl Controller {
                     }
                     Ok(())
                 }
-                Action::Certify { .. } => {
-                    self.certify(observed, names).await?;
+                Action::Certify { address, .. } => {
+                    self.certify(observed, address, names).await?;
                     Ok(())
                 }
             };
@@ -537,13 +539,14 @@ impl Controller {
         Ok(())
     }
 
-    async fn certify(&mut self, observed: &Observed, names: &[HostPort]) -> Result<(), ControllerError> {
-        let (Some(status), Some(state)) = (&observed.registry_status, &mut self.state) else { return Ok(()) };
+    async fn certify(&mut self, observed: &Observed, address: &str, names: &[HostPort]) -> Result<(), ControllerError> {
+        let task = observed.registries.iter().find(|task| task.address == address);
+        let (Some(RegistryTask { status, .. }), Some(state)) = (task, &mut self.state) else { return Ok(()) };
         let order = match Anchor::of(&self.setting, &self.options)? {
             anchor @ Anchor::Cluster(_) => anchor.certify_by_cluster(&self.cluster, state, status, names, unix_now()).await?,
             _ => state.certify(status, names, unix_now(), self.options.trust.leaf_days).await?,
         };
-        observe::send_to_registry(&self.cluster, observed, &order).await;
+        observe::send_to_registry(&self.cluster, address, &order).await;
         Ok(())
     }
 
@@ -583,7 +586,7 @@ impl Controller {
             report.ca_fingerprint = Some(signing.fingerprint());
         }
         report.public_ca = matches!(anchor, Anchor::Provided(private) if private.is_empty());
-        if let Some(status) = observed.registry_status.as_ref().filter(|_| !anchor.is_own()) {
+        if let Some(RegistryTask { status, .. }) = observed.registries.first().filter(|_| !anchor.is_own()) {
             let names = self.options.trusted_names(&plan::registry_host(observed, &self.options));
             report.problems.extend(security::names_lacking(&names, status));
             // The others are renewed without anybody's help.

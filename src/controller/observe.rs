@@ -12,8 +12,8 @@ use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
 use crate::names::Host;
 use crate::options::Options;
-use crate::plan::Observed;
-use crate::protocol::{MAX_MESSAGE_BYTES, NodeStatus, RegistryStatus, SignedOrder};
+use crate::plan::{Observed, RegistryTask};
+use crate::protocol::{MAX_MESSAGE_BYTES, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder};
 
 /// How long a task may take to answer. It is on the same network and has the answer at hand.
 const TASK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -69,10 +69,17 @@ pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut O
         });
     }
     observed.nodes = asked.join_all().await.into_iter().flatten().collect::<BTreeMap<_, _>>();
-    if let Some(address) = registry_address(observed) {
-        let status: Option<RegistryStatus> = get(&cluster.http, &format!("http://{address}/status")).await;
-        observed.registry_status = status.filter(|status| status.service == options.service.name);
+    let mut registries = JoinSet::new();
+    for task in observed.registry.iter().flat_map(|app| &app.tasks) {
+        let Some(port) = task.ports.get(1) else { continue };
+        let (http, service, address) = (cluster.http.clone(), options.service.name.clone(), format!("{}:{port}", task.host));
+        registries.spawn(async move {
+            let status: RegistryStatus = get(&http, &format!("http://{address}/status")).await?;
+            (status.service == service).then_some(RegistryTask { address, status })
+        });
     }
+    observed.registries = registries.join_all().await.into_iter().flatten().collect();
+    observed.registries.sort_by(|a, b| a.address.cmp(&b.address));
 }
 
 /// Sends an order to a node. Whether it was taken shows in its next status.
@@ -82,10 +89,15 @@ pub(super) async fn send_to_node(cluster: &Cluster, observed: &Observed, host: &
     }
 }
 
-/// Sends an order to the registry task.
-pub(super) async fn send_to_registry(cluster: &Cluster, observed: &Observed, order: &SignedOrder) {
-    if let Some(address) = registry_address(observed) {
-        put_order(&cluster.http, &address, order).await;
+/// Sends an order to one task of the registry.
+pub(super) async fn send_to_registry(cluster: &Cluster, address: &str, order: &SignedOrder) {
+    put_order(&cluster.http, address, order).await;
+}
+
+/// Sends an order to every task of the registry that has not retired.
+pub(super) async fn send_to_registries(cluster: &Cluster, observed: &Observed, order: &SignedOrder) {
+    for task in observed.registries.iter().filter(|task| task.status.phase != RegistryPhase::Retired) {
+        put_order(&cluster.http, &task.address, order).await;
     }
 }
 
@@ -103,11 +115,6 @@ pub(super) async fn ask_for_proof(cluster: &Cluster, observed: &Observed, order:
 fn node_port(observed: &Observed, host: &Host) -> Option<u16> {
     let instances = observed.pod.iter().flat_map(|pod| &pod.instances);
     instances.filter(|i: &&Instance| i.host.as_ref() == Some(host)).find_map(|i| i.port)
-}
-
-fn registry_address(observed: &Observed) -> Option<String> {
-    let task = observed.registry.as_ref()?.tasks.first()?;
-    Some(format!("{}:{}", task.host, task.ports.get(1)?))
 }
 
 async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {

@@ -8,7 +8,7 @@ use crate::certificates::{Certificate, CertificateError};
 use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
-use crate::plan::{self, Observed, Plan, RowState, Wanted};
+use crate::plan::{self, Observed, Plan, RegistryTask, RowState, Wanted};
 use crate::protocol::{NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
 
 /// The answer of `GET /v1/status`.
@@ -104,15 +104,9 @@ impl Report {
     ) -> Result<Self, CertificateError> {
         let agents: Vec<AgentReport> = plan::rows(wanted, observed).into_iter().map(|row| AgentReport::new(row, observed)).collect();
         let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
-        let serving = observed.registry_status.as_ref().is_some_and(|s| s.phase == RegistryPhase::Serving);
+        let (registry, serving) = registry(wanted, observed);
         let as_wanted = if wanted.registry { serving } else { observed.registry.is_none() };
         let converged = trusted == agents.len() && !agents.is_empty() && as_wanted && plan.actions.is_empty() && plan.waiting.is_empty();
-        let registry = match &observed.registry_status {
-            Some(status) if serving => format!("serving on {}", status.host),
-            Some(status) => status.errors.first().cloned().unwrap_or_else(|| format!("{} on {}", words(&status.phase), status.host)),
-            None if !wanted.registry => "switched off".to_string(),
-            None => "starting, or it does not answer".to_string(),
-        };
         let total = agents.len();
         let summary = match wanted.ca.rotation.as_ref() {
             None if wanted.registry => format!("{trusted} of {total} agents are proven to trust the registry; the registry is {registry}."),
@@ -143,7 +137,7 @@ impl Report {
             ca_fingerprint: newest.map(|certificate| certificate.fingerprint()),
             ca: certificates.concat(),
             public_ca: false,
-            leaf_not_after: observed.registry_status.as_ref().and_then(|status| status.leaf_not_after),
+            leaf_not_after: observed.registries.iter().filter_map(|task| task.status.leaf_not_after).min(),
             next: plan
                 .actions
                 .iter()
@@ -154,7 +148,7 @@ impl Report {
                 .warnings()
                 .into_iter()
                 .map(String::from)
-                .chain(observed.registry_status.iter().flat_map(|status| status.errors.clone()))
+                .chain(observed.registries.iter().flat_map(|task| task.status.errors.clone()))
                 .chain(not_stored(wanted, observed))
                 .collect(),
             trouble: None,
@@ -284,6 +278,29 @@ impl Seen {
         }
         self.unreachable.first().map(|first| format!("it cannot be reached: {first}{}", more(&self.unreachable)))
     }
+}
+
+/// The registry in one sentence, and whether all of it serves.
+fn registry(wanted: &Wanted, observed: &Observed) -> (String, bool) {
+    let is_serving = |task: &&RegistryTask| task.status.phase == RegistryPhase::Serving;
+    let total = observed.registry.as_ref().map_or(0, |app| app.tasks.len()).max(observed.registries.len());
+    let serving = observed.registries.iter().filter(is_serving).count();
+    let wanted_number = wanted.documents.registry["instances"].as_u64().map_or(1, |number| number as usize);
+    let hosts: Vec<&str> = observed.registries.iter().filter(is_serving).map(|task| task.status.host.as_str()).collect();
+    let other = observed.registries.iter().find(|task| !is_serving(task)).map(|RegistryTask { status, .. }| {
+        status.errors.first().cloned().unwrap_or_else(|| format!("{} on {}", words(&status.phase), status.host))
+    });
+    let sentence = match other {
+        _ if total == 0 && !wanted.registry => "switched off".to_string(),
+        None if serving > 0 && serving == total.max(wanted_number) => format!("serving on {}", hosts.join(" and ")),
+        Some(other) if total.max(wanted_number) == 1 => other,
+        None if serving == 0 => "starting, or it does not answer".to_string(),
+        other => {
+            let rest = other.unwrap_or_else(|| "another one is starting, or does not answer".into());
+            format!("serving on {serving} of {} agents; {rest}", total.max(wanted_number))
+        }
+    };
+    (sentence, wanted.registry && serving > 0 && serving == total.max(wanted_number))
 }
 
 /// What Marathon keeps otherwise than we sent it.

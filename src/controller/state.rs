@@ -3,15 +3,17 @@
 //! Keys are entries of their own; the record holds nothing secret. Every change is kept before an order that depends on it leaves
 //! the controller, so a kill at any point never makes a version number come twice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::certificates::{
     Authority, AuthorityError, Certificate, CertificateError, EnrolmentKey, EnrolmentKeyError, OrderSigner, SigningKeyError,
+    requested_public_key,
 };
 use crate::dcos::ApiError;
+use crate::digest::sha256_hex;
 use crate::names::{Host, HostPort};
 use crate::node::files::FileError;
 use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
@@ -19,6 +21,9 @@ use crate::secret::Secret;
 
 use super::others::Fetched;
 use super::store::{Entry, Store};
+
+/// Certificates that are remembered: several times as many as there can be replicas.
+const LEAVES: usize = 64;
 
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +80,9 @@ struct Record {
     rotated_for: Option<String>,
     /// The trust order in force.
     trust: Option<(TrustBundle, SignedOrder)>,
-    /// The registry's certificate in force.
-    leaf: Option<LeafRecord>,
+    /// The certificates of the registry's tasks, by the SHA-256 (hex) of the public key (SPKI) that each was signed for.
+    #[serde(default)]
+    leaves: BTreeMap<String, LeafRecord>,
     /// Agents that a node has run on: they have files of ours.
     #[serde(default)]
     covered: BTreeSet<Host>,
@@ -155,14 +161,13 @@ pub struct LeafRecord {
     pub not_after: i64,
     /// Unix time from which it is to be renewed: two thirds of its life.
     pub renew_at: i64,
-    /// SHA-256 (hex) of the public key (SPKI) it was signed for.
-    key: String,
     /// Names in it.
     names: Vec<HostPort>,
     /// Fingerprint of the CA that signed it.
     ca: String,
-    /// The order that carries it.
+    /// The order that carries it, and its version.
     order: SignedOrder,
+    version: u64,
 }
 
 /// What a CA of this service's own is made with.
@@ -177,9 +182,9 @@ pub struct OwnCa<'a> {
 }
 
 impl LeafRecord {
-    /// The order that carries it, if it is for this key (SHA-256 of its SPKI, hex) and not due for renewal.
-    pub fn order_for(&self, key: &str, now: i64) -> Option<&SignedOrder> {
-        (self.key == key && now < self.renew_at).then_some(&self.order)
+    /// The order that carries it, if it is not due for renewal and the task has taken no later one.
+    pub fn order_for(&self, status: &RegistryStatus, now: i64) -> Option<&SignedOrder> {
+        (now < self.renew_at && status.order_version <= self.version).then_some(&self.order)
     }
 }
 
@@ -216,7 +221,8 @@ impl State {
                 let signer = OrderSigner::generate()?;
                 store.write(Entry::OrderKey, &signer.to_pkcs8_pem()).await?;
                 // An order signed with a lost key binds nobody.
-                (record.trust, record.leaf) = (None, None);
+                record.trust = None;
+                record.leaves.clear();
                 signer
             }
         };
@@ -345,9 +351,9 @@ impl State {
         self.store.remove(Entry::Ca).await
     }
 
-    /// Fingerprint of the leaf that was signed last, by whomever.
-    pub fn last_leaf(&self) -> Option<&str> {
-        self.record.leaf.as_ref().map(|leaf| leaf.fingerprint.as_str())
+    /// Whether the leaf of this fingerprint came by an order of this service, whoever has signed it.
+    pub fn has_given(&self, fingerprint: &str) -> bool {
+        self.record.leaves.values().any(|leaf| leaf.fingerprint == fingerprint)
     }
 
     /// The rotation under way.
@@ -373,7 +379,7 @@ impl State {
     pub fn speaks_for(&self, names: &[HostPort]) -> Result<bool, StateError> {
         Ok(match &self.authority {
             Some(authority) => authority.covers(names)?,
-            None => self.record.leaf.as_ref().is_some_and(|leaf| leaf.names == names),
+            None => self.record.leaves.values().max_by_key(|leaf| leaf.version).is_some_and(|leaf| leaf.names == names),
         })
     }
 
@@ -490,19 +496,24 @@ impl State {
         self.save().await
     }
 
-    /// The certificate in force, unless the names or the CA have changed since.
-    pub fn leaf(&self, names: &[HostPort]) -> Option<&LeafRecord> {
+    /// The certificate in force of a registry's task, unless the names or the CA have changed since.
+    pub fn leaf(&self, status: &RegistryStatus, names: &[HostPort]) -> Option<&LeafRecord> {
         // Where the key is lost, the last one is the best there is.
         let from_ca = |leaf: &LeafRecord| match (&self.authority, &self.signing) {
             (Some(authority), _) => leaf.ca == authority.certificate().fingerprint(),
             (None, signing) => signing.is_some(),
         };
-        self.record.leaf.as_ref().filter(|leaf| leaf.names == names && from_ca(leaf))
+        self.leaf_for(status).filter(|leaf| leaf.names == names && from_ca(leaf))
     }
 
-    /// The certificate in force, if it is for these names and from the CA of this fingerprint.
-    pub fn leaf_of(&self, names: &[HostPort], ca: &str) -> Option<&LeafRecord> {
-        self.record.leaf.as_ref().filter(|leaf| leaf.names == names && leaf.ca == ca)
+    /// The certificate in force of a registry's task, if it is for these names and from the CA of this fingerprint.
+    pub fn leaf_of(&self, status: &RegistryStatus, names: &[HostPort], ca: &str) -> Option<&LeafRecord> {
+        self.leaf_for(status).filter(|leaf| leaf.names == names && leaf.ca == ca)
+    }
+
+    fn leaf_for(&self, status: &RegistryStatus) -> Option<&LeafRecord> {
+        let key = requested_public_key(&status.request.as_ref()?.csr).ok()?;
+        self.record.leaves.get(&sha256_hex(&key))
     }
 
     /// The registry's request, if it is authentic.
@@ -521,15 +532,22 @@ impl State {
     pub async fn keep_leaf(&mut self, chain: String, names: &[HostPort], ca: String, now: i64) -> Result<SignedOrder, StateError> {
         let leaf = Certificate::parse_bundle(&chain)?.swap_remove(0);
         let order = self.order(OrderKind::Certificate { chain }).await?;
-        self.record.leaf = Some(LeafRecord {
+        let record = LeafRecord {
             fingerprint: leaf.fingerprint(),
             not_after: leaf.not_after(),
             renew_at: now + (leaf.not_after() - now) * 2 / 3,
-            key: crate::digest::sha256_hex(leaf.public_key_spki_der()),
             names: names.to_vec(),
             ca,
             order: order.clone(),
-        });
+            version: self.record.version,
+        };
+        let leaves = &mut self.record.leaves;
+        leaves.insert(sha256_hex(leaf.public_key_spki_der()), record);
+        // Replicas make a key whenever they start; what has served its time is not kept for ever.
+        while leaves.len() > LEAVES {
+            let oldest = leaves.iter().min_by_key(|(_, leaf)| leaf.version).map(|(key, _)| key.clone());
+            oldest.and_then(|key| leaves.remove(&key));
+        }
         self.save().await?;
         Ok(order)
     }
@@ -566,8 +584,7 @@ impl State {
         let authority = self.authority.as_ref().ok_or(StateError::KeyLost)?;
         let signed = authority.sign_leaf(csr, names, now, leaf_days)?;
         let leaf = Certificate::parse_bundle(&signed)?.swap_remove(0);
-        let key = crate::digest::sha256_hex(leaf.public_key_spki_der());
-        if let Some(order) = self.leaf(names).and_then(|leaf| leaf.order_for(&key, now)) {
+        if let Some(order) = self.leaf(status, names).and_then(|leaf| leaf.order_for(status, now)) {
             return Ok(order.clone());
         }
         let chain = match self.link(now)? {
@@ -837,13 +854,13 @@ mod tests {
         let mut state = open(&root, ONE).await;
         let status = status(&state, &RegistryKey::generate().unwrap());
         state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
-        let (leaf, old) = (state.leaf(&names(ONE)).unwrap().fingerprint.clone(), state.ca().unwrap().pem());
+        let (leaf, old) = (state.leaf(&status, &names(ONE)).unwrap().fingerprint.clone(), state.ca().unwrap().pem());
         std::fs::remove_file(root.controller_state("private-registry").join("ca.pem")).unwrap();
         let mut state = open(&root, ONE).await;
         assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), Some(Reason::LostKey));
         begin(&mut state, Reason::LostKey, ONE).await;
         assert_eq!(state.trusted_certificates()[1], old);
-        assert_eq!(state.leaf(&names(ONE)).map(|l| l.fingerprint.clone()), Some(leaf));
+        assert_eq!(state.leaf(&status, &names(ONE)).map(|l| l.fingerprint.clone()), Some(leaf));
         assert!(matches!(state.certify(&status, &names(ONE), NOW, 90).await, Err(StateError::KeyLost)));
         state.switch(NOW).await.unwrap();
         state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
@@ -887,8 +904,8 @@ mod tests {
         let other = Authority::create("other", 1, &names(ONE), NOW, 365).unwrap();
         let chain = other.sign_leaf(state.request(&status).unwrap(), &names(ONE), NOW, 90).unwrap();
         state.keep_leaf(chain, &names(ONE), "first".into(), NOW).await.unwrap();
-        assert!(state.leaf_of(&names(ONE), "first").is_some() && state.leaf(&names(ONE)).is_none());
-        assert!(state.leaf_of(&names(ONE), "second").is_none() && state.leaf_of(&names(TWO), "first").is_none());
+        assert!(state.leaf_of(&status, &names(ONE), "first").is_some() && state.leaf(&status, &names(ONE)).is_none());
+        assert!(state.leaf_of(&status, &names(ONE), "second").is_none() && state.leaf_of(&status, &names(TWO), "first").is_none());
     }
 
     #[tokio::test]

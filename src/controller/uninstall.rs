@@ -15,7 +15,7 @@ use crate::documents;
 use crate::host_paths::HostRoot;
 use crate::names::Host;
 use crate::options::Options;
-use crate::plan::Observed;
+use crate::plan::{Observed, RegistryTask};
 use crate::protocol::{NodePhase, NodeStatus, OrderKind, RegistryPhase, SignedOrder, env};
 
 /// Between two looks.
@@ -196,8 +196,8 @@ async fn registry(
     late: bool,
 ) -> Result<bool, ControllerError> {
     let id = documents::registry_id(options);
-    let status = observed.registry_status.as_ref();
-    let retired = status.is_some_and(|status| status.phase == RegistryPhase::Retired);
+    let is_retired = |task: &RegistryTask| task.status.phase == RegistryPhase::Retired;
+    let retired = observed.all_registries_answer() && observed.registries.iter().all(is_retired);
     if retired || late {
         if !retired {
             tracing::warn!(
@@ -207,8 +207,8 @@ async fn registry(
         }
         shared.acted(format!("delete the app {id}"));
         cluster.marathon.delete_app(&id).await?;
-    } else if status.is_some() {
-        observe::send_to_registry(cluster, observed, retire).await;
+    } else {
+        observe::send_to_registries(cluster, observed, retire).await;
     }
     say(shared, options, "waiting for the registry to stop and to delete its key");
     Ok(false)
