@@ -71,6 +71,8 @@ pub struct Options {
     pub registry: Registry,
     /// Section `trust`.
     pub trust: Trust,
+    /// Section `takeover`.
+    pub takeover: Takeover,
     /// Section `uninstall`.
     pub uninstall: Uninstall,
     /// Section `dcos`.
@@ -180,6 +182,15 @@ pub struct Trust {
     pub conntrack_be_liberal: bool,
 }
 
+/// See `takeover` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Takeover {
+    pub adopt: bool,
+    pub clean_agents: bool,
+}
+
 /// See `uninstall` in config.json.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -227,6 +238,7 @@ struct Raw {
     exposure: Exposure,
     registry: Registry,
     trust: Trust,
+    takeover: Takeover,
     uninstall: Uninstall,
     dcos: Dcos,
 }
@@ -393,6 +405,7 @@ impl Options {
                 exposure: raw.exposure,
                 registry: raw.registry,
                 trust: raw.trust,
+                takeover: raw.takeover,
                 uninstall: raw.uninstall,
                 dcos: raw.dcos,
             }),
