@@ -23,3 +23,4 @@ pub mod protocol;
 pub mod registry;
 pub mod secret;
 pub mod security;
+pub mod takeover;

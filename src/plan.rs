@@ -19,6 +19,7 @@ use crate::documents::{self, Documents};
 use crate::names::Host;
 use crate::options::{Fault, Faults, Options};
 use crate::protocol::{NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::takeover::{self, Takeover};
 
 /// What one instance of the node pod asks for: executor (RAML minimum) plus container, as in the pod's template.
 pub const NODE_NEEDS: Resources = Resources { cpus: 0.12, mem: 64.0, disk: 26.0 };
@@ -75,6 +76,8 @@ pub struct Wanted {
     pub registry: bool,
     /// Version of the order by which a registry that is not to run any more retires.
     pub retirement: u64,
+    /// A registry made by hand that is to be replaced.
+    pub takeover: Option<Takeover>,
 }
 
 /// How the CA stands.
@@ -92,7 +95,7 @@ pub struct Ca {
     pub holds_names_back: bool,
     /// The certificate is the operator's: there is nothing to sign.
     pub signs_nothing: bool,
-    /// Seconds that a stage of a rotation waits for agents that do not answer.
+    /// Seconds that a stage of a rotation, or a takeover, waits for agents that do not answer.
     pub deadline: i64,
 }
 
@@ -123,6 +126,15 @@ pub enum Action {
         app: Value,
         /// Why.
         reason: String,
+    },
+    /// Replace a registry made by hand by ours, over the same images.
+    TakeOver {
+        /// The whole definition.
+        app: Value,
+        /// What is taken over.
+        takeover: Takeover,
+        /// Agents that were not waited for any longer.
+        left_behind: Vec<Host>,
     },
     /// Tell the registry to stop and to delete its key.
     RetireRegistry,
@@ -176,6 +188,10 @@ impl fmt::Display for Action {
         match self {
             Self::PutPod { instances, reason, .. } => write!(f, "run the node on {instances} agents: {reason}"),
             Self::PutRegistry { reason, .. } => write!(f, "run the registry: {reason}"),
+            Self::TakeOver { takeover: Takeover { host, images, .. }, left_behind, .. } => {
+                let known = format!("the new CA is known to every agent{}", but(left_behind));
+                write!(f, "take over from the registry made by hand, and go on with its images in {images} on {host}: {known}")
+            }
             Self::RetireRegistry => f.write_str("tell the registry to stop and to delete its key: it is switched off; its images stay"),
             Self::DeleteRegistry => f.write_str("delete the registry's app: it has stopped and deleted its key"),
             Self::PutJob { id, exists: false, .. } => write!(f, "create the job {id}"),
@@ -236,7 +252,7 @@ pub enum RowState {
 /// # Errors
 /// Every clash, with field and remedy.
 pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
-    let mut faults = Vec::new();
+    let mut faults = takeover::faults(options, observed);
     let mut fault = |field: &str, value: String, reason: String, remedy: &str| {
         faults.push(Fault { field: field.into(), value, reason, remedy: remedy.into() })
     };
@@ -250,13 +266,10 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         fault("service.service_account_secret", options.service.service_account_secret.clone(), reason, remedy);
     }
     let own = documents::registry_id(options);
-    let found = [
-        ("registry.name", own.clone(), observed.registry.as_ref().map(|app| &app.spec)),
-        ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec)),
-    ];
+    let pod = ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec));
     let jobs = documents::job_ids(options).into_iter().map(|id| ("service.name", id.clone(), observed.jobs.get(&id).map(|job| &job.spec)));
     let runs_registry = options.registry.enabled;
-    for (field, id, spec) in found.into_iter().skip(usize::from(!runs_registry)).chain(jobs) {
+    for (field, id, spec) in std::iter::once(pod).chain(jobs) {
         if spec.is_some_and(|spec| !documents::is_made_by(spec, options)) {
             let reason = format!("there is something called {id} already, which this service has not made");
             fault(field, id, reason, "Choose another name, or remove what has this one if nobody needs it.");
@@ -373,7 +386,25 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.registry_id));
         return;
     }
+    if let Some(takeover) = &wanted.takeover {
+        return plan_takeover(takeover, wanted, observed, plan);
+    }
     plan.actions.push(Action::PutRegistry { app: documents.registry.clone(), reason: reason.into() });
+}
+
+/// The registry made by hand goes on serving with its own certificate, which the agents still trust, until they trust ours as well.
+fn plan_takeover(takeover: &Takeover, wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let awaited = takeover::awaited(wanted, observed);
+    let mut waiting = awaited.answering;
+    if takeover.waited < wanted.ca.deadline {
+        waiting.extend(awaited.silent.iter().cloned());
+    }
+    if waiting.is_empty() {
+        let (app, takeover) = (wanted.documents.registry.clone(), takeover.clone());
+        return plan.actions.push(Action::TakeOver { app, takeover, left_behind: awaited.silent });
+    }
+    let names = waiting.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    plan.waiting.push(format!("the new CA to be known on {names}; until then the registry made by hand goes on serving"));
 }
 
 /// As in an uninstall the key goes first, and then the app. The images stay.
@@ -416,7 +447,9 @@ fn plan_rotation(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let since_switch = |host: &Host, status: &NodeStatus| observed.passes_at_switch.get(host).is_none_or(|before| status.passes > *before);
     let is_proven = |host: &Host| {
         observed.nodes.get(host).is_some_and(|status| {
-            let known = status.order_digest == digest && status.phase == NodePhase::Trusted;
+            // What there is to prove is not there before the registry made by hand is replaced.
+            let known =
+                status.order_digest == digest && (status.phase == NodePhase::Trusted || wanted.takeover.is_some() && status.in_place);
             known && (rotation.stage == Stage::Published || since_switch(host, status))
         })
     };
@@ -461,7 +494,10 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
 
 /// The agent on which the images lie: where the options say, else where the registry is pinned already, else the controller's.
 pub fn registry_host(observed: &Observed, options: &Options) -> Host {
-    let pinned = observed.registry.as_ref().and_then(|app| pinned_host(&app.spec));
+    let pinned = observed.registry.as_ref().and_then(|app| match documents::is_made_by(&app.spec, options) {
+        true => pinned_host(&app.spec),
+        false => takeover::host_of(app),
+    });
     let own = observed.own_app.iter().flat_map(|app| &app.tasks).next().map(|task| task.host.clone());
     options.registry.host.clone().or(pinned).or(own).unwrap_or(Host::Ip(std::net::Ipv4Addr::UNSPECIFIED))
 }
@@ -482,7 +518,7 @@ fn pinned_host(app: &Value) -> Option<Host> {
 }
 
 /// The host that [`documents::exactly`] was given.
-fn matched_host(pattern: &str) -> Option<Host> {
+pub fn matched_host(pattern: &str) -> Option<Host> {
     pattern.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".").parse().ok()
 }
 
@@ -496,6 +532,9 @@ fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row
     let instance = observed.pod.iter().flat_map(|pod| &pod.instances).find(|i| i.host.as_ref() == Some(&agent.host));
     let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
         (Some(status), _) if status.order_digest != digest => (RowState::Pending, "is about to get the newest bundle".to_string()),
+        (Some(status), _) if wanted.takeover.is_some() && status.in_place => {
+            (RowState::Pending, "knows the new CA; it is proven as soon as the registry made by hand has been taken over".into())
+        }
         (Some(status), _) => match status.phase {
             NodePhase::Trusted if wanted.ca.plain_http => (RowState::Trusted, format!("{}; {NOT_COVERED}", proof_words(status))),
             NodePhase::Trusted => (RowState::Trusted, proof_words(status)),
@@ -566,7 +605,7 @@ mod tests {
             jobs_have_secrets: true,
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
-        Wanted { documents, trust, now: 0, leaf: None, ca: Ca::default(), registry: true, retirement: 0 }
+        Wanted { documents, trust, now: 0, leaf: None, ca: Ca::default(), registry: true, retirement: 0, takeover: None }
     }
 
     fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
@@ -703,6 +742,9 @@ mod tests {
             proofs: vec![],
             errors: vec![],
             passes,
+            in_place: true,
+            exposed_key: None,
+            cleaned: vec![],
         };
         (host.parse().unwrap(), status)
     }
@@ -830,7 +872,7 @@ mod tests {
     #[test]
     fn clashes_are_refused_with_field_and_remedy() {
         let options = Options::from_json(&json!({"registry": {"host": "10.0.0.9"}})).unwrap();
-        let other = AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()] };
+        let other = AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()], mounts: vec![] };
         let own = AppClaims { id: "/registry".into(), ..other.clone() };
         let observed = Observed { agents: vec![agent("10.0.0.1")], claims: vec![other, own], ..Observed::default() };
         let fields: Vec<String> = refuse(&options, &observed).unwrap_err().0.into_iter().map(|f| f.field).collect();

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstatat, mkdirat};
@@ -237,6 +238,25 @@ impl HostFiles {
         unlink(&dir, &name).map_err(failed("remove", path))?;
         fsync(&dir).map_err(failed("sync the directory of", path))?;
         Ok(Removal::Gone)
+    }
+
+    /// The names in a directory, in order; none if it is absent, or no directory that is reached without symbolic links.
+    pub(crate) fn names_in(&self, path: &Path) -> Result<Vec<OsString>, FileError> {
+        let fd = match self.open_dir(path) {
+            Ok(Some(fd)) => fd,
+            Ok(None) | Err(FileError::Symlink(_) | FileError::NotADirectory(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut names = Vec::new();
+        for entry in Dir::from_fd(fd).map_err(failed("list", path))?.iter() {
+            let entry = entry.map_err(failed("list", path))?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." {
+                names.push(name.to_os_string());
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// The directories on the way to and including `path` that do not exist, outermost first.

@@ -9,6 +9,7 @@ use super::manifest::{HostState, Manifest, SharedLock};
 use super::sysctl::Sysctl;
 use super::system_store::SystemStore;
 use super::trust::{self, Bundle};
+use super::tutorial::Tutorial;
 use crate::host_paths::HostRoot;
 use crate::protocol::{OwnedFile, SignedOrder, SysctlState, SysctlStatus};
 
@@ -33,6 +34,12 @@ pub(crate) struct Report {
     pub(crate) notes: Vec<String>,
     /// Whether anything on the host had to change.
     pub(crate) changed: bool,
+    /// Whether all files are as the order says.
+    pub(crate) in_place: bool,
+    /// Path of the private key of a registry made by hand, if it lies here.
+    pub(crate) exposed_key: Option<String>,
+    /// What was removed of such a registry.
+    pub(crate) cleaned: Vec<String>,
 }
 
 impl Report {
@@ -43,7 +50,16 @@ impl Report {
     /// A pass that came to nothing.
     pub(crate) fn broken(error: String) -> Self {
         let sysctl = SysctlStatus { state: SysctlState::Pending, value: None, found: None };
-        Self { files: Vec::new(), sysctl, errors: vec![error], notes: Vec::new(), changed: false }
+        Self {
+            files: Vec::new(),
+            sysctl,
+            errors: vec![error],
+            notes: Vec::new(),
+            changed: false,
+            in_place: false,
+            exposed_key: None,
+            cleaned: Vec::new(),
+        }
     }
 }
 
@@ -108,6 +124,17 @@ impl Host {
             self.remove(&files, &mut manifest, &dropped, &mut errors, &mut notes);
         }
         errors.extend(self.refresh_store(&files, &mut manifest).err());
+        let in_place = errors.is_empty();
+        let tutorial = Tutorial { files: &files, root: &self.root };
+        let mut cleaned = Vec::new();
+        if bundle.clean_agents && in_place {
+            errors.extend(tutorial.clean(&mut state, &manifest, &mut cleaned).err());
+            changed |= !cleaned.is_empty();
+        }
+        let exposed_key = tutorial.exposed_key().unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
         self.remove_created_dirs(&files, &mut state)?;
         manifest.save(&files, &self.root, &self.service)?;
 
@@ -126,7 +153,9 @@ impl Host {
             Ok(settled) => changed |= settled,
             Err(error) => errors.push(error),
         }
-        Ok(Report { files: manifest.owned(), sysctl: status, errors, notes, changed })
+        let exposed_key = exposed_key.map(|path| path.display().to_string());
+        let cleaned = cleaned.iter().map(|path| path.display().to_string()).collect();
+        Ok(Report { files: manifest.owned(), sysctl: status, errors, notes, changed, in_place, exposed_key, cleaned })
     }
 
     fn try_restore(&self, signed: &SignedOrder) -> Result<Report, FileError> {
@@ -160,7 +189,8 @@ impl Host {
     fn restored(&self, files: &HostFiles, owned: Vec<OwnedFile>, errors: Vec<String>, notes: Vec<String>) -> Report {
         let value = self.sysctl(files).read().ok().flatten();
         let sysctl = SysctlStatus { state: SysctlState::Unmanaged, value, found: None };
-        Report { files: owned, sysctl, errors, notes, changed: true }
+        let (exposed_key, cleaned) = (None, Vec::new());
+        Report { files: owned, sysctl, errors, notes, changed: true, in_place: false, exposed_key, cleaned }
     }
 
     /// Removes our own record, and what all services share if this was the last one.
