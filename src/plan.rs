@@ -815,6 +815,52 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_made_by_hand_is_replaced_when_every_agent_has_written_the_new_trust() {
+        let mut wanted = wanted();
+        let digest = order_digest(&wanted.trust);
+        let of = |waited| Some(Takeover { host: "10.0.0.1".parse().unwrap(), images: "/data/images".into(), waited });
+        (wanted.takeover, wanted.ca.deadline) = (of(0), 900);
+        let spec = json!({ "id": "/registry", "labels": {} });
+        let mut observed = Observed {
+            agents: vec![agent("10.0.0.1"), agent("10.0.0.2")],
+            pod: pod(&wanted, 2, &["10.0.0.1", "10.0.0.2"]),
+            registry: Some(App { spec, tasks: vec![] }),
+            ..Observed::default()
+        };
+        let steps = |wanted: &Wanted, observed: &Observed| -> Vec<String> {
+            let mut plan = Plan::default();
+            plan_registry(wanted, observed, &mut plan);
+            plan.actions.iter().map(ToString::to_string).chain(plan.waiting).collect()
+        };
+        let until = "until then the registry made by hand goes on serving";
+        assert_eq!(steps(&wanted, &observed), [format!("the new CA to be known on 10.0.0.1, 10.0.0.2; {until}")]);
+        // What the old registry shows is refused by some client, and proves nothing.
+        let (first, written) = node("10.0.0.1", &digest, NodePhase::Failed, 1);
+        let not_written = NodeStatus { in_place: false, ..node("10.0.0.2", &digest, NodePhase::Pending, 1).1 };
+        let other_order = node("10.0.0.2", "older", NodePhase::Trusted, 1).1;
+        let second: Host = "10.0.0.2".parse().unwrap();
+        observed.nodes = [(first.clone(), written.clone())].into();
+        for unfinished in [not_written.clone(), other_order] {
+            observed.nodes.insert(second.clone(), unfinished);
+            assert_eq!(steps(&wanted, &observed), [format!("the new CA to be known on 10.0.0.2; {until}")]);
+        }
+        // Whoever answers is waited for as long as it takes; whoever does not, until the deadline.
+        observed.nodes.insert(second.clone(), not_written);
+        wanted.takeover = of(10_000);
+        assert_eq!(steps(&wanted, &observed), [format!("the new CA to be known on 10.0.0.2; {until}")]);
+        observed.nodes.remove(&second);
+        let action = "take over from the registry made by hand, and go on with its images in /data/images on 10.0.0.1: \
+                      the new CA is known to every agent";
+        assert_eq!(steps(&wanted, &observed), [format!("{action} but 10.0.0.2, which did not answer in time and will catch up")]);
+        observed.nodes.insert(second, written);
+        wanted.takeover = of(0);
+        assert_eq!(steps(&wanted, &observed), [action]);
+        let words: Vec<_> = rows(&wanted, &observed).into_iter().map(|row| (row.state, row.detail)).collect();
+        let known = "knows the new CA; it is proven as soon as the registry made by hand has been taken over";
+        assert_eq!(words, [(RowState::Pending, known.to_string()), (RowState::Pending, known.to_string())]);
+    }
+
+    #[test]
     fn while_the_ca_may_not_speak_for_new_names_the_registry_stays_as_it_is() {
         let mut wanted = wanted();
         wanted.ca.holds_names_back = true;

@@ -261,3 +261,213 @@ fn cannot_clean(options: &Options, observed: &Observed, faults: &mut Vec<Fault>)
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::dcos::marathon::{AppClaims, AppTask};
+    use crate::dcos::mesos::{Agent, Resources};
+
+    /// The tutorial's app, as Marathon up to 1.4 stores it.
+    fn tutorial() -> Value {
+        json!({
+            "id": "/registry", "instances": 1,
+            "constraints": [["hostname", "LIKE", "192.168.1.80"]],
+            "container": {
+                "type": "DOCKER",
+                "docker": {
+                    "image": "registry",
+                    "network": "BRIDGE",
+                    "portMappings": [
+                        { "containerPort": 5000, "hostPort": 0, "servicePort": 5000, "labels": { "VIP_0": "192.168.0.1:443" } },
+                    ],
+                },
+                "volumes": [
+                    { "containerPath": "/certs/", "hostPath": "/etc/privateregistry/certs/", "mode": "RO" },
+                    { "containerPath": "/var/lib/registry", "hostPath": "/data/docker-registry", "mode": "RW" },
+                ],
+            },
+            "labels": { "HAPROXY_GROUP": "external" },
+            "env": { "REGISTRY_HTTP_TLS_CERTIFICATE": "/certs/domain.crt", "REGISTRY_HTTP_TLS_KEY": "/certs/domain.key" },
+        })
+    }
+
+    /// The same as later ones do.
+    fn tutorial_of_today() -> Value {
+        let mut app = tutorial();
+        let mappings = app["container"]["docker"]["portMappings"].take();
+        app["container"]["portMappings"] = mappings;
+        app["networks"] = json!([{ "mode": "container/bridge" }]);
+        app
+    }
+
+    fn observed(spec: Value, runs_on: Option<&str>) -> Observed {
+        let task = |host: &str| AppTask { id: "t".into(), host: host.parse().unwrap(), ports: vec![31000] };
+        let agent = |host: &str, public| Agent {
+            id: host.into(),
+            host: host.parse().unwrap(),
+            public,
+            active: true,
+            free: Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 },
+        };
+        Observed {
+            agents: vec![agent("192.168.1.80", false), agent("192.168.1.81", false), agent("192.168.1.50", true)],
+            registry: Some(App { spec, tasks: runs_on.map(task).into_iter().collect() }),
+            ..Observed::default()
+        }
+    }
+
+    fn options(mut given: Value) -> Options {
+        given["takeover"]["adopt"] = json!(true);
+        Options::from_json(&given).unwrap()
+    }
+
+    /// What stands in the way: fields, and all texts.
+    fn refused(given: Value, spec: Value, runs_on: Option<&str>) -> (Vec<String>, String) {
+        let faults = faults(&options(given), &observed(spec, runs_on));
+        (faults.iter().map(|fault| fault.field.clone()).collect(), faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    #[test]
+    fn the_tutorials_registry_is_taken_over_where_it_is() {
+        for spec in [tutorial(), tutorial_of_today()] {
+            let (options, observed) = (options(json!({})), observed(spec, Some("192.168.1.80")));
+            assert_eq!(faults(&options, &observed), []);
+            let takeover = Takeover { host: "192.168.1.80".parse().unwrap(), images: "/data/docker-registry".into(), waited: 7 };
+            assert_eq!(Takeover::of(&options, &observed, 7), Some(takeover));
+            assert_eq!(plan::registry_host(&observed, &options).to_string(), "192.168.1.80");
+        }
+    }
+
+    #[test]
+    fn where_it_runs_counts_more_than_what_its_constraints_allow() {
+        let mut spec = tutorial();
+        spec["constraints"] = json!([["hostname", "LIKE", "192.168.1.(80|81)"]]);
+        let on = |runs_on| plan::registry_host(&observed(spec.clone(), runs_on), &options(json!({}))).to_string();
+        assert_eq!(on(Some("192.168.1.81")), "192.168.1.81");
+        let (fields, text) = refused(json!({}), spec.clone(), None);
+        assert_eq!(fields, ["registry.host"]);
+        assert!(text.ends_with("Start /registry, or name the agent that has /data/docker-registry."), "{text}");
+        assert_eq!(refused(json!({ "registry": { "host": "192.168.1.81" } }), spec.clone(), None).0, [""; 0]);
+        for (operator, found) in [("CLUSTER", "192.168.1.81"), ("IS", "192.168.1.81"), ("UNLIKE", "0.0.0.0")] {
+            spec["constraints"] = json!([["rack", "LIKE", "1"], ["hostname", operator, "192.168.1.81"]]);
+            let host = plan::registry_host(&observed(spec.clone(), None), &options(json!({}))).to_string();
+            assert_eq!(host, found, "{operator}");
+        }
+    }
+
+    #[test]
+    fn without_adopt_the_remedy_names_it_and_says_where_the_images_are() {
+        let refused = |spec| faults(&Options::from_json(&json!({})).unwrap(), &observed(spec, Some("192.168.1.80")))[0].to_string();
+        assert_eq!(
+            refused(tutorial()),
+            "registry.name = /registry: there is something called /registry already, which this service has not made: a registry made by hand \
+             that has its images in /data/docker-registry on 192.168.1.80. Set takeover.adopt to true to take it over together with these \
+             images, or choose another name."
+        );
+        for image in ["registry:2.8.3", "mirror.example.com:5000/library/registry@sha256:00"] {
+            let mut spec = tutorial();
+            spec["container"]["docker"]["image"] = json!(image);
+            assert!(refused(spec).contains("takeover.adopt"), "{image}");
+        }
+        let mut spec = tutorial();
+        spec["container"]["docker"]["image"] = json!("nginx");
+        assert!(!refused(spec).contains("takeover.adopt"));
+        assert_eq!(Takeover::of(&Options::from_json(&json!({})).unwrap(), &observed(tutorial(), None), 0), None);
+    }
+
+    #[test]
+    fn what_would_lose_images_or_clients_is_refused_with_field_and_remedy() {
+        let on = Some("192.168.1.80");
+        let with = |pointer: &str, value: Value| {
+            let mut spec = tutorial();
+            match spec.pointer_mut(pointer) {
+                Some(place) => *place = value,
+                None => spec["env"][pointer] = value,
+            }
+            spec
+        };
+        let mappings = "/container/docker/portMappings/0";
+        for (given, spec, runs_on, field, words) in [
+            (
+                json!({ "registry": { "storage_path": "/data/other" } }),
+                tutorial(),
+                on,
+                "registry.storage_path",
+                "Set it to /data/docker-registry.",
+            ),
+            (
+                json!({ "registry": { "host": "192.168.1.81" } }),
+                tutorial(),
+                on,
+                "registry.host",
+                "Set it to 192.168.1.80, or leave it empty.",
+            ),
+            (json!({}), tutorial(), Some("192.168.1.50"), "registry.host", "public agent"),
+            (json!({}), tutorial(), Some("192.168.1.99"), "registry.host", "Bring that agent back"),
+            (json!({ "names": { "vip": "192.168.0.2:443" } }), tutorial(), on, "names.vip", "Set it to 192.168.0.1:443"),
+            (json!({}), with(&format!("{mappings}/labels/VIP_0"), json!("/images:5000")), on, "names.named_vip", "Set it to images:5000"),
+            (json!({}), with(&format!("{mappings}/hostPort"), json!(5500)), on, "exposure.host_port", "Set it to 5500"),
+            (json!({}), with(&format!("{mappings}/servicePort"), json!(10000)), on, "exposure.service_port", "Set it to 10000"),
+            (json!({}), with("/instances", json!(2)), on, "takeover.adopt", "Scale it to the one"),
+            (json!({}), with("/container/type", json!("MESOS")), on, "takeover.adopt", "no docker app"),
+            (
+                json!({}),
+                with("/container/volumes", json!([])),
+                on,
+                "takeover.adopt",
+                "no directory of its agent is mounted at /var/lib/registry",
+            ),
+            (json!({}), with("/container/volumes/1/hostPath", json!("images")), on, "takeover.adopt", "no directory"),
+            (
+                json!({}),
+                with("/container/volumes/0/containerPath", json!("/etc/docker/registry/")),
+                on,
+                "takeover.adopt",
+                "configuration file",
+            ),
+            (json!({}), with("REGISTRY_STORAGE", json!("s3")), on, "takeover.adopt", "it stores its images with s3"),
+            (json!({}), with("REGISTRY_AUTH_HTPASSWD_PATH", json!("/auth")), on, "takeover.adopt", "would serve everybody"),
+        ] {
+            let (fields, text) = refused(given.clone(), spec, runs_on);
+            assert_eq!(fields, [field], "{given}: {text}");
+            assert!(text.contains(words), "{text}");
+        }
+        let without_lb = json!({ "exposure": { "marathon_lb": false } });
+        assert_eq!(refused(without_lb, with(&format!("{mappings}/servicePort"), json!(10000)), on).0, [""; 0]);
+        assert_eq!(refused(json!({}), with(&format!("{mappings}/labels/VIP_0"), json!("/registry:5000")), on).0, [""; 0]);
+    }
+
+    #[test]
+    fn images_may_lie_below_a_mounted_directory() {
+        let mut spec = tutorial();
+        spec["env"]["REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY"] = json!("/mnt/store/images/");
+        spec["container"]["volumes"] = json!([
+            { "containerPath": "/mnt", "hostPath": "/other" },
+            { "containerPath": "/mnt/store/", "hostPath": "/data/store/" },
+            { "containerPath": "/mnt/sto", "hostPath": "/wrong" },
+        ]);
+        assert_eq!(images_of(&spec), Ok("/data/store/images".into()));
+    }
+
+    #[test]
+    fn what_others_still_use_is_not_cleaned() {
+        let clean = |given: Value, mounts: &[&str]| {
+            let mut given = given;
+            given["takeover"]["clean_agents"] = json!(true);
+            let mounts: Vec<String> = mounts.iter().map(ToString::to_string).collect();
+            let claim = |id: &str| AppClaims { id: id.into(), service_ports: vec![], vips: vec![], mounts: mounts.clone() };
+            let observed = Observed { claims: vec![claim("/registry"), claim("/web")], ..Observed::default() };
+            faults(&Options::from_json(&given).unwrap(), &observed).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(clean(json!({}), &["/etc/ssl", "/etc/privateregistry-2"]), [""; 0]);
+        let used = clean(json!({}), &["/etc/privateregistry/certs/"]);
+        assert_eq!(used.len(), 1);
+        assert!(used[0].starts_with("takeover.clean_agents = true: the app /web uses /etc/privateregistry/certs/."), "{used:?}");
+        let key = "/etc/privateregistry/certs/domain.key";
+        let given = json!({ "security": { "mode": "provided", "certificate": "/etc/tls/tls.crt", "key": key } });
+        assert!(clean(given, &[])[0].contains("security.key is /etc/privateregistry/certs/domain.key, which would go"));
+    }
+}

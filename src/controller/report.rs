@@ -399,6 +399,32 @@ mod tests {
     }
 
     #[test]
+    fn exposed_keys_are_a_problem_with_agents_reason_and_remedy() {
+        let agent = |n: usize| AgentReport {
+            host: format!("10.0.0.{n}"),
+            exposed_key: (n > 1).then(|| "/etc/privateregistry/certs/domain.key".into()),
+            ..serde_json::from_str(r#"{"host":"","role":"","state":"","detail":"","sysctl":""}"#).unwrap()
+        };
+        let said = |agents: usize, clean: bool| {
+            let options = Options::from_json(&serde_json::json!({ "takeover": { "clean_agents": clean } })).unwrap();
+            exposed_keys(&options, &(0..agents).map(agent).collect::<Vec<_>>())
+        };
+        assert_eq!(said(2, false), None);
+        assert_eq!(
+            said(4, false).unwrap(),
+            "EXPOSED KEY: /etc/privateregistry/certs/domain.key on 10.0.0.2, 10.0.0.3 is the private key of a registry made by hand; whoever \
+             has read it can pretend to be the registry to all agents that trust the certificate beside it. Set takeover.clean_agents to true \
+             to have it removed, together with that certificate."
+        );
+        assert!(said(20, true).unwrap().contains("10.0.0.9 and 10 more is the private key"));
+        assert!(
+            said(20, true)
+                .unwrap()
+                .ends_with("It is removed, together with that certificate, as soon as the registry serves with its new one.")
+        );
+    }
+
+    #[test]
     fn the_table_is_aligned_and_has_one_row_per_agent() {
         let agent = |host: &str, detail: &str| AgentReport {
             host: host.into(),

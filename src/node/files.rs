@@ -559,6 +559,18 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_is_listed_unless_it_is_reached_through_a_link() {
+        let (dir, files) = host();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        ["x", ".y"].iter().for_each(|name| fs::write(dir.path().join("a").join(name), "").unwrap());
+        symlink(dir.path().join("a"), dir.path().join("link")).unwrap();
+        assert_eq!(files.names_in(&dir.path().join("a")).unwrap(), [".y", "x"]);
+        for none in ["link", "a/x", "absent"] {
+            assert!(files.names_in(&dir.path().join(none)).unwrap().is_empty(), "{none}");
+        }
+    }
+
+    #[test]
     fn directories_are_made_and_removed_only_when_empty() {
         let (dir, files) = host();
         let deep = dir.path().join("a/b/c");
