@@ -57,6 +57,8 @@ pub struct Observed {
     pub surplus_for: Duration,
     /// Passes of every node when the registry was first seen to serve with the new CA.
     pub passes_at_switch: BTreeMap<Host, u64>,
+    /// Passes of nodes up to which what their clients have said is about the registry that has been taken over.
+    pub passes_at_takeover: BTreeMap<Host, u64>,
 }
 
 /// What is wanted.
@@ -530,9 +532,11 @@ pub fn rows(wanted: &Wanted, observed: &Observed) -> Vec<Row> {
 
 fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row {
     let instance = observed.pod.iter().flat_map(|pod| &pod.instances).find(|i| i.host.as_ref() == Some(&agent.host));
+    let until = observed.passes_at_takeover.get(&agent.host);
+    let is_about_another = |status: &NodeStatus| wanted.takeover.is_some() || until.is_some_and(|passes| status.passes <= *passes);
     let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
         (Some(status), _) if status.order_digest != digest => (RowState::Pending, "is about to get the newest bundle".to_string()),
-        (Some(status), _) if wanted.takeover.is_some() && status.in_place => {
+        (Some(status), _) if status.in_place && is_about_another(status) => {
             (RowState::Pending, "knows the new CA; it is proven as soon as the registry made by hand has been taken over".into())
         }
         (Some(status), _) => match status.phase {
@@ -855,9 +859,17 @@ mod tests {
         observed.nodes.insert(second, written);
         wanted.takeover = of(0);
         assert_eq!(steps(&wanted, &observed), [action]);
-        let words: Vec<_> = rows(&wanted, &observed).into_iter().map(|row| (row.state, row.detail)).collect();
+        let words = |wanted: &Wanted, observed: &Observed| -> Vec<_> {
+            rows(wanted, observed).into_iter().map(|row| (row.state, row.detail)).collect()
+        };
         let known = "knows the new CA; it is proven as soon as the registry made by hand has been taken over";
-        assert_eq!(words, [(RowState::Pending, known.to_string()), (RowState::Pending, known.to_string())]);
+        let known = (RowState::Pending, known.to_string());
+        assert_eq!(words(&wanted, &observed), [known.clone(), known.clone()]);
+        // Also afterwards, until the clients have been asked anew.
+        wanted.takeover = None;
+        observed.passes_at_takeover = [("10.0.0.1".parse().unwrap(), 1)].into();
+        assert_eq!(words(&wanted, &observed)[0], known);
+        assert_eq!(words(&wanted, &observed)[1].0, RowState::Failed);
     }
 
     #[test]

@@ -49,12 +49,10 @@ fn a_registry_is_made_by_hand(cluster: &Cluster) {
     let pem = cluster.sh_ok("master", CERTIFICATE);
     let (key, certificate) = pem.split_at(pem.find("-----BEGIN CERTIFICATE").unwrap());
     for agent in cluster.agents() {
-        let root = cluster.lab.path().join("agents").join(&agent).join("root");
-        for (path, text) in [(KEY, key), ("/etc/privateregistry/certs/domain.crt", certificate), (COPY, certificate)] {
-            let path = root.join(path.trim_start_matches('/'));
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
+        for (path, text) in [(KEY, key), ("/etc/privateregistry/certs/domain.crt", certificate)] {
+            cluster.sh_ok(&agent, &format!("mkdir -p /etc/privateregistry/certs && cat >{path} <<'END'\n{}\nEND", text.trim()));
         }
+        cluster.sh_ok(&agent, &format!("mkdir -p /etc/docker/certs.d/192.168.0.1 && cp /etc/privateregistry/certs/domain.crt {COPY}"));
     }
     let app = json!({
         "id": "/registry", "cpus": 0.5, "mem": 128, "disk": 0, "instances": 1,
@@ -74,9 +72,10 @@ fn a_registry_is_made_by_hand(cluster: &Cluster) {
             ],
         },
         "portDefinitions": [{ "port": 5000, "protocol": "tcp", "labels": {} }],
+        // In the tutorial it is TCP, which Marathon itself checks from the master; the lab has those of Mesos.
         "healthChecks": [{
-            "protocol": "TCP", "portIndex": 0, "gracePeriodSeconds": 60, "intervalSeconds": 60, "timeoutSeconds": 20,
-            "maxConsecutiveFailures": 3,
+            "protocol": "MESOS_TCP", "portIndex": 0, "gracePeriodSeconds": 60, "intervalSeconds": 60, "timeoutSeconds": 20,
+            "maxConsecutiveFailures": 3, "delaySeconds": 1,
         }],
         "labels": { "HAPROXY_GROUP": "external" },
         "env": {

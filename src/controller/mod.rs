@@ -191,7 +191,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         settled: false,
         others: Others::default(),
         takeover_since: None,
-        taken_over: false,
+        passes_at_takeover: BTreeMap::new(),
         retirement: None,
     };
     controller.converge_for_ever().await
@@ -275,8 +275,8 @@ struct Controller {
     others: Others,
     /// Since when agents are waited for before a registry made by hand is taken over.
     takeover_since: Option<Instant>,
-    /// Whether one has been taken over by this controller, and the agents have not been asked for a proof since.
-    taken_over: bool,
+    /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
+    passes_at_takeover: BTreeMap<Host, u64>,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
 }
@@ -391,10 +391,7 @@ impl Controller {
             tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");
             state.drop_ca().await?;
         }
-        if self.settled && std::mem::take(&mut self.taken_over) {
-            // What the agents' clients have said before was about another certificate.
-            observe::ask_for_proof(&self.cluster, &observed, &trust).await;
-        }
+        prove_after_takeover(&mut self.passes_at_takeover, self.settled, &self.cluster, &trust, &mut observed).await;
         note_surplus(&mut self.surplus_since, &mut observed);
 
         let order_key = state.order_key();
@@ -503,7 +500,7 @@ impl Controller {
                 Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
                 Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
                 Action::TakeOver { app, .. } => {
-                    self.taken_over = true;
+                    self.passes_at_takeover = observed.nodes.keys().map(|host| (host.clone(), u64::MAX)).collect();
                     self.cluster.marathon.put_app(&ids.registry_id, app, false).await
                 }
                 Action::RetireRegistry => {
@@ -621,6 +618,23 @@ fn note_surplus(since: &mut Option<Instant>, observed: &mut Observed) {
     let surplus = observed.pod.as_ref().is_some_and(|pod| pod.scale() > plan::wanted_instances(observed));
     *since = if surplus { since.or_else(|| Some(Instant::now())) } else { None };
     observed.surplus_for = since.map(|since| since.elapsed()).unwrap_or_default();
+}
+
+/// As soon as the registry that has taken over serves, every node is asked to prove it: what the clients have said before was about
+/// another one.
+async fn prove_after_takeover(
+    passes: &mut BTreeMap<Host, u64>,
+    serves: bool,
+    cluster: &Cluster,
+    trust: &SignedOrder,
+    observed: &mut Observed,
+) {
+    passes.retain(|host, passes| observed.nodes.get(host).is_none_or(|status| status.passes <= *passes));
+    if serves && passes.values().any(|passes| *passes == u64::MAX) {
+        *passes = observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect();
+        observe::ask_for_proof(cluster, observed, trust).await;
+    }
+    observed.passes_at_takeover = passes.clone();
 }
 
 /// The first order that the present pod carries, if it was signed with our key: a newer bundle is no reason to replace every node.
