@@ -537,7 +537,7 @@ fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row
     let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
         (Some(status), _) if status.order_digest != digest => (RowState::Pending, "is about to get the newest bundle".to_string()),
         (Some(status), _) if status.in_place && is_about_another(status) => {
-            (RowState::Pending, "knows the new CA; it is proven as soon as the registry made by hand has been taken over".into())
+            (RowState::Pending, "knows the new CA; it is proven as soon as the new registry serves".into())
         }
         (Some(status), _) => match status.phase {
             NodePhase::Trusted if wanted.ca.plain_http => (RowState::Trusted, format!("{}; {NOT_COVERED}", proof_words(status))),
@@ -862,7 +862,7 @@ mod tests {
         let words = |wanted: &Wanted, observed: &Observed| -> Vec<_> {
             rows(wanted, observed).into_iter().map(|row| (row.state, row.detail)).collect()
         };
-        let known = "knows the new CA; it is proven as soon as the registry made by hand has been taken over";
+        let known = "knows the new CA; it is proven as soon as the new registry serves";
         let known = (RowState::Pending, known.to_string());
         assert_eq!(words(&wanted, &observed), [known.clone(), known.clone()]);
         // Also afterwards, until the clients have been asked anew.

@@ -28,6 +28,7 @@ while [ ! -e /tmp/stop ]; do
   echo "$(date +%s.%N) $code $(echo "$out" | tr '\n' ' ')"
   sleep 0.3
 done
+touch /tmp/ended
 "#;
 
 #[test]
@@ -71,8 +72,8 @@ fn a_registry_is_made_by_hand(cluster: &Cluster) {
                 { "containerPath": "/var/lib/registry", "hostPath": "/data/docker-registry", "mode": "RW" },
             ],
         },
-        "portDefinitions": [{ "port": 5000, "protocol": "tcp", "labels": {} }],
-        // In the tutorial it is TCP, which Marathon itself checks from the master; the lab has those of Mesos.
+        // The tutorial also has portDefinitions, which Marathon drops without a word; and its check is TCP, which Marathon itself
+        // makes: the lab has those of Mesos.
         "healthChecks": [{
             "protocol": "MESOS_TCP", "portIndex": 0, "gracePeriodSeconds": 60, "intervalSeconds": 60, "timeoutSeconds": 20,
             "maxConsecutiveFailures": 3, "delaySeconds": 1,
@@ -117,6 +118,13 @@ fn without_being_told_nothing_is_taken_over(cluster: &Cluster, before: &std::col
     }
 }
 
+/// What a task has written, found by part of its id.
+fn output(cluster: &Cluster, part: &str, file: &str) -> String {
+    let tasks = cluster.lab.control("GET", "/tasks", None).unwrap();
+    let task = tasks.as_array().unwrap().iter().find(|task| task["id"].as_str().unwrap().contains(part)).unwrap();
+    fs::read_to_string(format!("{}/{file}", task["sandbox"].as_str().unwrap())).unwrap()
+}
+
 fn told_to_the_package_goes_on_with_its_images(cluster: &Cluster) {
     let file = |name: &str| cluster.lab.path().join("agents").join(OTHER).join("root/tmp").join(name);
     fs::write(file("loop.sh"), LOOP).unwrap();
@@ -138,15 +146,14 @@ fn told_to_the_package_goes_on_with_its_images(cluster: &Cluster) {
     assert!(said("until then the registry made by hand goes on serving"), "{seen:#?}");
     assert!(!said("failed"), "{seen:#?}");
     let controller = cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["id"].as_str().unwrap().to_owned();
-    let tasks = cluster.lab.control("GET", "/tasks", None).unwrap();
-    let task = tasks.as_array().unwrap().iter().find(|task| task["id"] == *controller).unwrap();
-    let log = fs::read_to_string(format!("{}/stderr", task["sandbox"].as_str().unwrap())).unwrap();
+    let log = output(cluster, &controller, "stderr");
     let action = "take over from the registry made by hand, and go on with its images in /data/docker-registry on 192.168.1.80: \
                   the new CA is known to every agent";
     assert_eq!(log.matches(action).count(), 1, "{log}");
 
     std::thread::sleep(std::time::Duration::from_secs(1));
     cluster.sh_ok(OTHER, "touch /tmp/stop");
+    cluster.wait("the end of the loop", 20, || cluster.sh(OTHER, "test -e /tmp/ended").status.success());
     let log = fs::read_to_string(file("loop.log")).unwrap();
     let failures: Vec<&str> = log.lines().filter(|line| line.split(' ').nth(1) != Some("0")).collect();
     assert!(log.lines().count() > failures.len() + 5, "{log}");
@@ -155,7 +162,6 @@ fn told_to_the_package_goes_on_with_its_images(cluster: &Cluster) {
     let gap = failures.last().map_or(0.0, at) - failures.first().map_or(0.0, at);
     println!("{} pulls, {} failures within {gap:.1} s: {failures:#?}", log.lines().count(), failures.len());
     assert!(gap < 30.0, "{failures:#?}");
-    cluster.wait("the end of the loop", 20, || cluster.sh(OTHER, "pgrep -f loop.sh").stdout.is_empty());
     for agent in cluster.agents() {
         pulls(cluster, &agent);
         cluster.sh_ok(&agent, "/opt/mesosphere/bin/curl -sf -o /dev/null https://192.168.0.1/v2/");
@@ -176,6 +182,8 @@ fn the_exposed_keys_are_reported(cluster: &Cluster) {
     for agent in cluster.agents() {
         cluster.sh_ok(&agent, &format!("test -s {KEY}"));
     }
+    cluster.wait("the end of the job", 30, || output(cluster, "private-registry_init", "stdout").contains(problem));
+    println!("{}", output(cluster, "private-registry_init", "stdout"));
     let page = cluster.http("GET", "/service/private-registry/", None).1;
     assert!(page.contains("EXPOSED KEY"), "{page}");
 }

@@ -378,7 +378,7 @@ impl Controller {
             stores: Stores { containerd: trust.containerd, podman: trust.podman, system: trust.system },
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
             // Once begun it goes on, also while the registry is restarted.
-            clean_agents: self.options.takeover.clean_agents && (self.settled || state.cleans_agents()),
+            clean_agents: self.options.takeover.clean_agents && runs_registry && (self.settled || state.cleans_agents()),
         };
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
