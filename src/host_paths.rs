@@ -66,6 +66,21 @@ impl HostRoot {
             .map(|(dir, program)| (self.0.join(dir), self.0.join(program)))
     }
 
+    /// Where the tutorial for DC/OS 1.9 puts key and certificate of a registry made by hand, on every agent.
+    pub fn tutorial_certs(&self) -> PathBuf {
+        self.0.join("etc/privateregistry/certs")
+    }
+
+    /// The private key there: whoever gets to read it on one agent can pretend to be that registry to all of them.
+    pub fn exposed_key(&self) -> PathBuf {
+        self.tutorial_certs().join("domain.key")
+    }
+
+    /// The certificate there.
+    pub fn exposed_certificate(&self) -> PathBuf {
+        self.tutorial_certs().join("domain.crt")
+    }
+
     /// Settings that systemd applies at boot.
     pub fn sysctl_d(&self) -> PathBuf {
         self.0.join("etc/sysctl.d")

@@ -84,6 +84,8 @@ pub struct Options {
     pub preload: Vec<String>,
     /// Section `trust`.
     pub trust: Trust,
+    /// Section `takeover`.
+    pub takeover: Takeover,
     /// Section `uninstall`.
     pub uninstall: Uninstall,
     /// Section `dcos`.
@@ -311,6 +313,15 @@ pub struct Trust {
     pub conntrack_be_liberal: bool,
 }
 
+/// See `takeover` in config.json.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Takeover {
+    pub adopt: bool,
+    pub clean_agents: bool,
+}
+
 /// See `uninstall` in config.json.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -364,6 +375,7 @@ struct Raw {
     backup: Backup,
     preload: RawPreload,
     trust: Trust,
+    takeover: Takeover,
     uninstall: Uninstall,
     dcos: Dcos,
 }
@@ -554,6 +566,7 @@ impl Options {
                 backup: raw.backup,
                 preload: list(&raw.preload.images),
                 trust: raw.trust,
+                takeover: raw.takeover,
                 uninstall: raw.uninstall,
                 dcos: raw.dcos,
             }),

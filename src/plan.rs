@@ -19,6 +19,7 @@ use crate::documents::{self, Documents};
 use crate::names::Host;
 use crate::options::{Fault, Faults, Options};
 use crate::protocol::{NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::takeover::{self, Takeover};
 
 /// What one instance of the node pod asks for: executor (RAML minimum) plus container, as in the pod's template.
 pub const NODE_NEEDS: Resources = Resources { cpus: 0.12, mem: 64.0, disk: 26.0 };
@@ -56,6 +57,8 @@ pub struct Observed {
     pub surplus_for: Duration,
     /// Passes of every node when the registry was first seen to serve with the new CA.
     pub passes_at_switch: BTreeMap<Host, u64>,
+    /// Passes of nodes up to which what their clients have said is about the registry that has been taken over.
+    pub passes_at_takeover: BTreeMap<Host, u64>,
 }
 
 /// A task of the registry that has answered.
@@ -91,6 +94,8 @@ pub struct Wanted {
     pub registry: bool,
     /// Version of the order by which a registry that is not to run any more retires.
     pub retirement: u64,
+    /// A registry made by hand that is to be replaced.
+    pub takeover: Option<Takeover>,
 }
 
 /// How the CA stands.
@@ -108,7 +113,7 @@ pub struct Ca {
     pub holds_names_back: bool,
     /// The certificate is the operator's: there is nothing to sign.
     pub signs_nothing: bool,
-    /// Seconds that a stage of a rotation waits for agents that do not answer.
+    /// Seconds that a stage of a rotation, or a takeover, waits for agents that do not answer.
     pub deadline: i64,
 }
 
@@ -139,6 +144,15 @@ pub enum Action {
         app: Value,
         /// Why.
         reason: String,
+    },
+    /// Replace a registry made by hand by ours, over the same images.
+    TakeOver {
+        /// The whole definition.
+        app: Value,
+        /// What is taken over.
+        takeover: Takeover,
+        /// Agents that were not waited for any longer.
+        left_behind: Vec<Host>,
     },
     /// Tell the registry to stop and to delete its key.
     RetireRegistry,
@@ -194,6 +208,10 @@ impl fmt::Display for Action {
         match self {
             Self::PutPod { instances, reason, .. } => write!(f, "run the node on {instances} agents: {reason}"),
             Self::PutRegistry { reason, .. } => write!(f, "run the registry: {reason}"),
+            Self::TakeOver { takeover: Takeover { host, images, .. }, left_behind, .. } => {
+                let known = format!("the new CA is known to every agent{}", but(left_behind));
+                write!(f, "take over from the registry made by hand, and go on with its images in {images} on {host}: {known}")
+            }
             Self::RetireRegistry => f.write_str("tell the registry to stop and to delete its key: it is switched off; its images stay"),
             Self::DeleteRegistry => f.write_str("delete the registry's app: it has stopped and deleted its key"),
             Self::PutJob { id, exists: false, .. } => write!(f, "create the job {id}"),
@@ -254,7 +272,7 @@ pub enum RowState {
 /// # Errors
 /// Every clash, with field and remedy.
 pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
-    let mut faults = Vec::new();
+    let mut faults = takeover::faults(options, observed);
     let mut fault = |field: &str, value: String, reason: String, remedy: &str| {
         faults.push(Fault { field: field.into(), value, reason, remedy: remedy.into() })
     };
@@ -268,13 +286,10 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         fault("service.service_account_secret", options.service.service_account_secret.clone(), reason, remedy);
     }
     let own = documents::registry_id(options);
-    let found = [
-        ("registry.name", own.clone(), observed.registry.as_ref().map(|app| &app.spec)),
-        ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec)),
-    ];
+    let pod = ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec));
     let jobs = documents::job_ids(options).into_iter().map(|id| ("service.name", id.clone(), observed.jobs.get(&id).map(|job| &job.spec)));
     let runs_registry = options.registry.enabled;
-    for (field, id, spec) in found.into_iter().skip(usize::from(!runs_registry)).chain(jobs) {
+    for (field, id, spec) in std::iter::once(pod).chain(jobs) {
         if spec.is_some_and(|spec| !documents::is_made_by(spec, options)) {
             let reason = format!("there is something called {id} already, which this service has not made");
             fault(field, id, reason, "Choose another name, or remove what has this one if nobody needs it.");
@@ -391,7 +406,25 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.registry_id));
         return;
     }
+    if let Some(takeover) = &wanted.takeover {
+        return plan_takeover(takeover, wanted, observed, plan);
+    }
     plan.actions.push(Action::PutRegistry { app: documents.registry.clone(), reason: reason.into() });
+}
+
+/// The registry made by hand goes on serving with its own certificate, which the agents still trust, until they trust ours as well.
+fn plan_takeover(takeover: &Takeover, wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let awaited = takeover::awaited(wanted, observed);
+    let mut waiting = awaited.answering;
+    if takeover.waited < wanted.ca.deadline {
+        waiting.extend(awaited.silent.iter().cloned());
+    }
+    if waiting.is_empty() {
+        let (app, takeover) = (wanted.documents.registry.clone(), takeover.clone());
+        return plan.actions.push(Action::TakeOver { app, takeover, left_behind: awaited.silent });
+    }
+    let names = waiting.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    plan.waiting.push(format!("the new CA to be known on {names}; until then the registry made by hand goes on serving"));
 }
 
 /// As in an uninstall the key goes first, and then the app. The images stay.
@@ -438,7 +471,9 @@ fn plan_rotation(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let since_switch = |host: &Host, status: &NodeStatus| observed.passes_at_switch.get(host).is_none_or(|before| status.passes > *before);
     let is_proven = |host: &Host| {
         observed.nodes.get(host).is_some_and(|status| {
-            let known = status.order_digest == digest && status.phase == NodePhase::Trusted;
+            // What there is to prove is not there before the registry made by hand is replaced.
+            let known =
+                status.order_digest == digest && (status.phase == NodePhase::Trusted || wanted.takeover.is_some() && status.in_place);
             known && (rotation.stage == Stage::Published || since_switch(host, status))
         })
     };
@@ -499,7 +534,10 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
 
 /// The agent on which the images lie: where the options say, else where the registry is pinned already, else the controller's.
 pub fn registry_host(observed: &Observed, options: &Options) -> Host {
-    let pinned = observed.registry.as_ref().and_then(|app| pinned_host(&app.spec));
+    let pinned = observed.registry.as_ref().and_then(|app| match documents::is_made_by(&app.spec, options) {
+        true => pinned_host(&app.spec),
+        false => takeover::host_of(app),
+    });
     let own = observed.own_app.iter().flat_map(|app| &app.tasks).next().map(|task| task.host.clone());
     options.registry.host.clone().or(pinned).or(own).unwrap_or(Host::Ip(std::net::Ipv4Addr::UNSPECIFIED))
 }
@@ -520,7 +558,7 @@ fn pinned_host(app: &Value) -> Option<Host> {
 }
 
 /// The host that [`documents::exactly`] was given.
-fn matched_host(pattern: &str) -> Option<Host> {
+pub fn matched_host(pattern: &str) -> Option<Host> {
     pattern.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".").parse().ok()
 }
 
@@ -532,8 +570,13 @@ pub fn rows(wanted: &Wanted, observed: &Observed) -> Vec<Row> {
 
 fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row {
     let instance = observed.pod.iter().flat_map(|pod| &pod.instances).find(|i| i.host.as_ref() == Some(&agent.host));
+    let until = observed.passes_at_takeover.get(&agent.host);
+    let is_about_another = |status: &NodeStatus| wanted.takeover.is_some() || until.is_some_and(|passes| status.passes <= *passes);
     let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
         (Some(status), _) if status.order_digest != digest => (RowState::Pending, "is about to get the newest bundle".to_string()),
+        (Some(status), _) if status.in_place && is_about_another(status) => {
+            (RowState::Pending, "knows the new CA; it is proven as soon as the new registry serves".into())
+        }
         (Some(status), _) => match status.phase {
             NodePhase::Trusted if wanted.ca.plain_http => (RowState::Trusted, format!("{}; {NOT_COVERED}", proof_words(status))),
             NodePhase::Trusted => (RowState::Trusted, proof_words(status)),
@@ -604,7 +647,7 @@ mod tests {
             jobs_have_secrets: true,
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
-        Wanted { documents, trust, now: 0, leaves: BTreeMap::new(), ca: Ca::default(), registry: true, retirement: 0 }
+        Wanted { documents, trust, now: 0, leaves: BTreeMap::new(), ca: Ca::default(), registry: true, retirement: 0, takeover: None }
     }
 
     fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
@@ -742,6 +785,9 @@ mod tests {
             proofs: vec![],
             errors: vec![],
             passes,
+            in_place: true,
+            exposed_key: None,
+            cleaned: vec![],
         };
         (host.parse().unwrap(), status)
     }
@@ -857,6 +903,60 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_made_by_hand_is_replaced_when_every_agent_has_written_the_new_trust() {
+        let mut wanted = wanted();
+        let digest = order_digest(&wanted.trust);
+        let of = |waited| Some(Takeover { host: "10.0.0.1".parse().unwrap(), images: "/data/images".into(), waited });
+        (wanted.takeover, wanted.ca.deadline) = (of(0), 900);
+        let spec = json!({ "id": "/registry", "labels": {} });
+        let mut observed = Observed {
+            agents: vec![agent("10.0.0.1"), agent("10.0.0.2")],
+            pod: pod(&wanted, 2, &["10.0.0.1", "10.0.0.2"]),
+            registry: Some(App { spec, tasks: vec![] }),
+            ..Observed::default()
+        };
+        let steps = |wanted: &Wanted, observed: &Observed| -> Vec<String> {
+            let mut plan = Plan::default();
+            plan_registry(wanted, observed, &mut plan);
+            plan.actions.iter().map(ToString::to_string).chain(plan.waiting).collect()
+        };
+        let until = "until then the registry made by hand goes on serving";
+        assert_eq!(steps(&wanted, &observed), [format!("the new CA to be known on 10.0.0.1, 10.0.0.2; {until}")]);
+        // What the old registry shows is refused by some client, and proves nothing.
+        let (first, written) = node("10.0.0.1", &digest, NodePhase::Failed, 1);
+        let not_written = NodeStatus { in_place: false, ..node("10.0.0.2", &digest, NodePhase::Pending, 1).1 };
+        let other_order = node("10.0.0.2", "older", NodePhase::Trusted, 1).1;
+        let second: Host = "10.0.0.2".parse().unwrap();
+        observed.nodes = [(first.clone(), written.clone())].into();
+        for unfinished in [not_written.clone(), other_order] {
+            observed.nodes.insert(second.clone(), unfinished);
+            assert_eq!(steps(&wanted, &observed), [format!("the new CA to be known on 10.0.0.2; {until}")]);
+        }
+        // Whoever answers is waited for as long as it takes; whoever does not, until the deadline.
+        observed.nodes.insert(second.clone(), not_written);
+        wanted.takeover = of(10_000);
+        assert_eq!(steps(&wanted, &observed), [format!("the new CA to be known on 10.0.0.2; {until}")]);
+        observed.nodes.remove(&second);
+        let action = "take over from the registry made by hand, and go on with its images in /data/images on 10.0.0.1: \
+                      the new CA is known to every agent";
+        assert_eq!(steps(&wanted, &observed), [format!("{action} but 10.0.0.2, which did not answer in time and will catch up")]);
+        observed.nodes.insert(second, written);
+        wanted.takeover = of(0);
+        assert_eq!(steps(&wanted, &observed), [action]);
+        let words = |wanted: &Wanted, observed: &Observed| -> Vec<_> {
+            rows(wanted, observed).into_iter().map(|row| (row.state, row.detail)).collect()
+        };
+        let known = "knows the new CA; it is proven as soon as the new registry serves";
+        let known = (RowState::Pending, known.to_string());
+        assert_eq!(words(&wanted, &observed), [known.clone(), known.clone()]);
+        // Also afterwards, until the clients have been asked anew.
+        wanted.takeover = None;
+        observed.passes_at_takeover = [("10.0.0.1".parse().unwrap(), 1)].into();
+        assert_eq!(words(&wanted, &observed)[0], known);
+        assert_eq!(words(&wanted, &observed)[1].0, RowState::Failed);
+    }
+
+    #[test]
     fn while_the_ca_may_not_speak_for_new_names_the_registry_stays_as_it_is() {
         let mut wanted = wanted();
         wanted.ca.holds_names_back = true;
@@ -914,7 +1014,7 @@ mod tests {
     #[test]
     fn clashes_are_refused_with_field_and_remedy() {
         let options = Options::from_json(&json!({"registry": {"host": "10.0.0.9"}})).unwrap();
-        let other = AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()] };
+        let other = AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()], mounts: vec![] };
         let own = AppClaims { id: "/registry".into(), ..other.clone() };
         let observed = Observed { agents: vec![agent("10.0.0.1")], claims: vec![other, own], ..Observed::default() };
         let fields: Vec<String> = refuse(&options, &observed).unwrap_err().0.into_iter().map(|f| f.field).collect();

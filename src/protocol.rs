@@ -103,6 +103,9 @@ pub struct TrustBundle {
     pub insecure: bool,
     /// Whether to set `net.netfilter.nf_conntrack_tcp_be_liberal=1`.
     pub conntrack_be_liberal: bool,
+    /// Whether to remove the key and the certificate of a registry made by hand. Only once the registry serves with another one.
+    #[serde(default)]
+    pub clean_agents: bool,
 }
 
 /// Another registry and its CA.
@@ -171,6 +174,15 @@ pub struct NodeStatus {
     pub errors: Vec<String>,
     /// Counts the passes over the host; a pass re-reads every file and re-proves.
     pub passes: u64,
+    /// Whether the files of the order in force are written; what is left then is proof.
+    #[serde(default)]
+    pub in_place: bool,
+    /// Path of the private key of a registry made by hand, if it lies here.
+    #[serde(default)]
+    pub exposed_key: Option<String>,
+    /// What this node has removed of such a registry.
+    #[serde(default)]
+    pub cleaned: Vec<String>,
 }
 
 /// A file of the host and its content's digest.

@@ -22,4 +22,5 @@ mod registry_role;
 mod rotation;
 mod security_modes;
 mod support;
+mod takeover;
 mod versions;

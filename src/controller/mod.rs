@@ -34,6 +34,7 @@ use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
 use crate::protocol::{OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
 use crate::security;
+use crate::takeover::Takeover;
 use anchor::Anchor;
 use cluster::Cluster;
 use others::Others;
@@ -189,6 +190,8 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         passes_at_switch: None,
         settled: false,
         others: Others::default(),
+        takeover_since: None,
+        passes_at_takeover: BTreeMap::new(),
         retirement: None,
     };
     controller.converge_for_ever().await
@@ -270,6 +273,10 @@ struct Controller {
     /// Whether the registry was seen to serve with a certificate of whom the options say.
     settled: bool,
     others: Others,
+    /// Since when agents are waited for before a registry made by hand is taken over.
+    takeover_since: Option<Instant>,
+    /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
+    passes_at_takeover: BTreeMap<Host, u64>,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
 }
@@ -341,19 +348,21 @@ impl Controller {
         let names = if speaks { names } else { state.trusted_names().unwrap_or(names) };
         let in_force: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
         let rotate_run = observed.jobs.get(&documents::rotate_job_id(&self.options)).and_then(|job| job.active_runs.first()).cloned();
+        let deadline = i64::try_from(self.options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX);
         let ca = if anchor.is_own() {
             plan::Ca {
                 due: state.rotation_due(&bare, rotate_run.as_deref(), now)?,
                 rotation: state.rotation().cloned(),
                 void: state.rotation_is_void(&bare)?,
                 holds_names_back: !speaks,
-                deadline: i64::try_from(self.options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX),
+                deadline,
                 ..plan::Ca::default()
             }
         } else {
             plan::Ca {
                 signs_nothing: matches!(anchor, Anchor::Provided(_) | Anchor::Nobody),
                 plain_http: self.options.is_insecure(),
+                deadline,
                 ..plan::Ca::default()
             }
         };
@@ -368,6 +377,8 @@ impl Controller {
             others: self.others.resolve(&self.options.others, self.cluster.secrets.as_ref(), state).await?,
             stores: Stores { containerd: trust.containerd, podman: trust.podman, system: trust.system },
             conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
+            // Once begun it goes on, also while the registry is restarted.
+            clean_agents: self.options.takeover.clean_agents && runs_registry && (self.settled || state.cleans_agents()),
         };
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
@@ -382,6 +393,7 @@ impl Controller {
             tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");
             state.drop_ca().await?;
         }
+        prove_after_takeover(&mut self.passes_at_takeover, self.settled, &self.cluster, &trust, &mut observed).await;
         note_surplus(&mut self.surplus_since, &mut observed);
 
         let order_key = state.order_key();
@@ -407,7 +419,10 @@ impl Controller {
         let leaves = anchor.leaves(state, &observed.registries, &in_force);
         let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
         let documents = documents::render(&self.options, &facts)?;
-        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement };
+        let waited = self.takeover_since.map_or(0, |since| i64::try_from(since.elapsed().as_secs()).unwrap_or(i64::MAX));
+        let takeover = Takeover::of(&self.options, &observed, waited);
+        self.takeover_since = takeover.as_ref().map(|_| self.takeover_since.unwrap_or_else(Instant::now));
+        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, takeover };
         self.prove_after_switch(&wanted, &mut observed).await;
         let plan = plan::converge(&wanted, &observed);
         let order = RotationOrder { names: bare, run: rotate_run };
@@ -486,6 +501,10 @@ impl Controller {
             let done = match action {
                 Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
                 Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
+                Action::TakeOver { app, .. } => {
+                    self.passes_at_takeover = observed.nodes.keys().map(|host| (host.clone(), u64::MAX)).collect();
+                    self.cluster.marathon.put_app(&ids.registry_id, app, false).await
+                }
                 Action::RetireRegistry => {
                     if let Some((order, _)) = &self.retirement {
                         observe::send_to_registries(&self.cluster, observed, order).await;
@@ -602,6 +621,23 @@ fn note_surplus(since: &mut Option<Instant>, observed: &mut Observed) {
     let surplus = observed.pod.as_ref().is_some_and(|pod| pod.scale() > plan::wanted_instances(observed));
     *since = if surplus { since.or_else(|| Some(Instant::now())) } else { None };
     observed.surplus_for = since.map(|since| since.elapsed()).unwrap_or_default();
+}
+
+/// As soon as the registry that has taken over serves, every node is asked to prove it: what the clients have said before was about
+/// another one.
+async fn prove_after_takeover(
+    passes: &mut BTreeMap<Host, u64>,
+    serves: bool,
+    cluster: &Cluster,
+    trust: &SignedOrder,
+    observed: &mut Observed,
+) {
+    passes.retain(|host, passes| observed.nodes.get(host).is_none_or(|status| status.passes <= *passes));
+    if serves && passes.values().any(|passes| *passes == u64::MAX) {
+        *passes = observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect();
+        observe::ask_for_proof(cluster, observed, trust).await;
+    }
+    observed.passes_at_takeover = passes.clone();
 }
 
 /// The first order that the present pod carries, if it was signed with our key: a newer bundle is no reason to replace every node.

@@ -67,6 +67,12 @@ pub struct AgentReport {
     pub detail: String,
     /// The sysctl in a word: `set`, `already set`, `pending`, `failed`, `unmanaged`, or `unknown`.
     pub sysctl: String,
+    /// Path of the private key of a registry made by hand that lies there for whoever gets to read it.
+    #[serde(default)]
+    pub exposed_key: Option<String>,
+    /// What was removed there of such a registry.
+    #[serde(default)]
+    pub cleaned: Vec<String>,
 }
 
 /// Another registry.
@@ -121,12 +127,13 @@ impl Report {
                 format!("The CA is being replaced, because {}: {what}; the registry is {registry}.", rotation.reason)
             }
         };
+        let exposed = exposed_keys(options, &agents);
         let warning: String = options.warnings().iter().map(|warning| format!("{warning} ")).collect();
         let names = options.trusted_names(&plan::registry_host(observed, options)).iter().map(|name| name.name.to_string()).collect();
         let newest = certificates.first().map(|pem| Certificate::parse_pem(pem)).transpose()?;
         Ok(Self {
             service: options.service.name.clone(),
-            summary: warning + &summary,
+            summary: warning + &summary + if exposed.is_some() { " A private key is exposed." } else { "" },
             insecure: options.is_insecure(),
             converged,
             refused: false,
@@ -150,6 +157,7 @@ impl Report {
                 .map(String::from)
                 .chain(observed.registries.iter().flat_map(|task| task.status.errors.clone()))
                 .chain(not_stored(wanted, observed))
+                .chain(exposed)
                 .collect(),
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
@@ -209,11 +217,7 @@ impl Report {
     /// The state in one line, with the agents that are waited for: a few by name.
     pub fn progress(&self) -> String {
         let waiting: Vec<&str> = self.agents.iter().filter(|agent| agent.state != "trusted").map(|agent| agent.host.as_str()).collect();
-        match waiting.len() {
-            0 => self.summary.clone(),
-            n if n <= 8 => format!("{} Waiting for {}.", self.summary, waiting.join(", ")),
-            n => format!("{} Waiting for {} and {} more.", self.summary, waiting[..8].join(", "), n - 8),
-        }
+        if waiting.is_empty() { self.summary.clone() } else { format!("{} Waiting for {}.", self.summary, few(&waiting)) }
     }
 
     /// One row per agent, aligned, for a log or a terminal; and where there are other registries, one row for each of them.
@@ -294,6 +298,7 @@ fn registry(wanted: &Wanted, observed: &Observed) -> (String, bool) {
         _ if total == 0 && !wanted.registry => "switched off".to_string(),
         None if serving > 0 && serving == total.max(wanted_number) => format!("serving on {}", hosts.join(" and ")),
         Some(other) if total.max(wanted_number) == 1 => other,
+        None if wanted.takeover.is_some() => "still the one made by hand".to_string(),
         None if serving == 0 => "starting, or it does not answer".to_string(),
         other => {
             let rest = other.unwrap_or_else(|| "another one is starting, or does not answer".into());
@@ -301,6 +306,30 @@ fn registry(wanted: &Wanted, observed: &Observed) -> (String, bool) {
         }
     };
     (sentence, wanted.registry && serving > 0 && serving == total.max(wanted_number))
+}
+
+/// Whoever has read the key of a registry made by hand is that registry to every agent that trusts its certificate.
+fn exposed_keys(options: &Options, agents: &[AgentReport]) -> Option<String> {
+    let holders = || agents.iter().filter_map(|agent| Some((agent.exposed_key.as_deref()?, agent.host.as_str())));
+    let (path, _) = holders().next()?;
+    let hosts: Vec<&str> = holders().map(|(_, host)| host).collect();
+    let remedy = match options.takeover.clean_agents {
+        true => "It is removed, together with that certificate, as soon as the registry serves with its new one",
+        false => "Set takeover.clean_agents to true to have it removed, together with that certificate",
+    };
+    Some(format!(
+        "EXPOSED KEY: {path} on {} is the private key of a registry made by hand; whoever has read it can pretend to be the registry \
+         to all agents that trust the certificate beside it. {remedy}.",
+        few(&hosts)
+    ))
+}
+
+/// A few by name, the rest by number.
+fn few(names: &[&str]) -> String {
+    match names.len() {
+        n if n <= 8 => names.join(", "),
+        n => format!("{} and {} more", names[..8].join(", "), n - 8),
+    }
 }
 
 /// What Marathon keeps otherwise than we sent it.
@@ -340,7 +369,17 @@ impl AgentReport {
             SysctlState::Unmanaged => "unmanaged",
         });
         let role = if row.public { "public" } else { "private" };
-        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail: row.detail, sysctl: sysctl.into() }
+        let node = observed.nodes.get(&row.host);
+        let exposed_key = node.and_then(|status| status.exposed_key.clone());
+        let cleaned = node.map(|status| status.cleaned.clone()).unwrap_or_default();
+        let mut detail = row.detail;
+        if exposed_key.is_some() {
+            detail += "; holds an exposed key";
+        }
+        if !cleaned.is_empty() {
+            detail += &format!("; removed what the tutorial had put there: {}", cleaned.join(", "));
+        }
+        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail, sysctl: sysctl.into(), exposed_key, cleaned }
     }
 }
 
@@ -366,11 +405,39 @@ mod tests {
             state: "pending".into(),
             detail: String::new(),
             sysctl: "set".into(),
+            exposed_key: None,
+            cleaned: vec![],
         };
         let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).collect(), ..Report::default() };
         assert_eq!(
             report.progress(),
             "Twenty. Waiting for 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.6, 10.0.0.7 and 12 more."
+        );
+    }
+
+    #[test]
+    fn exposed_keys_are_a_problem_with_agents_reason_and_remedy() {
+        let agent = |n: usize| AgentReport {
+            host: format!("10.0.0.{n}"),
+            exposed_key: (n > 1).then(|| "/etc/privateregistry/certs/domain.key".into()),
+            ..serde_json::from_str(r#"{"host":"","role":"","state":"","detail":"","sysctl":""}"#).unwrap()
+        };
+        let said = |agents: usize, clean: bool| {
+            let options = Options::from_json(&serde_json::json!({ "takeover": { "clean_agents": clean } })).unwrap();
+            exposed_keys(&options, &(0..agents).map(agent).collect::<Vec<_>>())
+        };
+        assert_eq!(said(2, false), None);
+        assert_eq!(
+            said(4, false).unwrap(),
+            "EXPOSED KEY: /etc/privateregistry/certs/domain.key on 10.0.0.2, 10.0.0.3 is the private key of a registry made by hand; whoever \
+             has read it can pretend to be the registry to all agents that trust the certificate beside it. Set takeover.clean_agents to true \
+             to have it removed, together with that certificate."
+        );
+        assert!(said(20, true).unwrap().contains("10.0.0.9 and 10 more is the private key"));
+        assert!(
+            said(20, true)
+                .unwrap()
+                .ends_with("It is removed, together with that certificate, as soon as the registry serves with its new one.")
         );
     }
 
@@ -382,6 +449,8 @@ mod tests {
             state: "trusted".into(),
             detail: detail.into(),
             sysctl: "set".into(),
+            exposed_key: None,
+            cleaned: vec![],
         };
         let report = Report { agents: vec![agent("10.0.0.1", "proven by docker"), agent("10.0.0.100", "")], ..Report::default() };
         assert_eq!(

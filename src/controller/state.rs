@@ -388,6 +388,11 @@ impl State {
         self.record.trust.as_ref().map(|(bundle, _)| bundle.names.clone())
     }
 
+    /// Whether the order in force has nodes remove what a registry made by hand has left.
+    pub fn cleans_agents(&self) -> bool {
+        self.record.trust.as_ref().is_some_and(|(bundle, _)| bundle.clean_agents)
+    }
+
     /// The CA certificates that nodes trust now, PEM.
     pub fn certificates_in_force(&self) -> Vec<String> {
         self.record.trust.as_ref().map(|(bundle, _)| bundle.certificates.clone()).unwrap_or_default()

@@ -20,6 +20,8 @@ pub struct AppClaims {
     pub service_ports: Vec<u16>,
     /// Values of its VIP labels.
     pub vips: Vec<String>,
+    /// Paths of its agents that it has mounted.
+    pub mounts: Vec<String>,
 }
 
 /// A running task of an app.
@@ -253,5 +255,6 @@ fn app_claims(app: &Value) -> AppClaims {
             .filter(|(key, _)| key.to_ascii_uppercase().starts_with("VIP"))
             .filter_map(|(_, value)| value.as_str().map(String::from))
             .collect(),
+        mounts: mappings(&container["volumes"]).iter().filter_map(|volume| volume["hostPath"].as_str().map(String::from)).collect(),
     }
 }

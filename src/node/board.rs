@@ -44,6 +44,9 @@ impl Board {
             proofs: Vec::new(),
             errors: Vec::new(),
             passes: 0,
+            in_place: false,
+            exposed_key: None,
+            cleaned: Vec::new(),
         };
         let inner = Mutex::new(Inner { order: Arc::new(order), status, deaf: BTreeMap::new() });
         Self { config, inner, order_changed: Notify::new(), check_asked: Notify::new() }
@@ -76,6 +79,7 @@ impl Board {
         inner.status.order_digest.clone_from(&order.digest);
         // Nothing of the new order is done yet.
         inner.status.phase = NodePhase::Pending;
+        inner.status.in_place = false;
         inner.status.proofs.clear();
         inner.status.errors.clear();
         inner.order = Arc::new(order);
@@ -95,6 +99,13 @@ impl Board {
         inner.status.proofs = proofs.to_vec();
         inner.status.errors = errors;
         inner.status.phase = phase;
+        inner.status.in_place = report.in_place;
+        inner.status.exposed_key.clone_from(&report.exposed_key);
+    }
+
+    /// Notes what a pass has removed of a registry made by hand, for as long as this node runs.
+    pub(crate) fn note_cleaned(&self, cleaned: &[String]) {
+        self.lock().status.cleaned.extend_from_slice(cleaned);
     }
 
     /// Counts a finished pass.

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstatat, mkdirat};
@@ -237,6 +238,25 @@ impl HostFiles {
         unlink(&dir, &name).map_err(failed("remove", path))?;
         fsync(&dir).map_err(failed("sync the directory of", path))?;
         Ok(Removal::Gone)
+    }
+
+    /// The names in a directory, in order; none if it is absent, or no directory that is reached without symbolic links.
+    pub(crate) fn names_in(&self, path: &Path) -> Result<Vec<OsString>, FileError> {
+        let fd = match self.open_dir(path) {
+            Ok(Some(fd)) => fd,
+            Ok(None) | Err(FileError::Symlink(_) | FileError::NotADirectory(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut names = Vec::new();
+        for entry in Dir::from_fd(fd).map_err(failed("list", path))?.iter() {
+            let entry = entry.map_err(failed("list", path))?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name != "." && name != ".." {
+                names.push(name.to_os_string());
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// The directories on the way to and including `path` that do not exist, outermost first.
@@ -536,6 +556,18 @@ mod tests {
         assert_eq!(files.look(&path).unwrap(), Found::Other);
         nix::unistd::mkfifo(&dir.path().join("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
         assert_eq!(files.look(&dir.path().join("fifo")).unwrap(), Found::Other);
+    }
+
+    #[test]
+    fn a_directory_is_listed_unless_it_is_reached_through_a_link() {
+        let (dir, files) = host();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        ["x", ".y"].iter().for_each(|name| fs::write(dir.path().join("a").join(name), "").unwrap());
+        symlink(dir.path().join("a"), dir.path().join("link")).unwrap();
+        assert_eq!(files.names_in(&dir.path().join("a")).unwrap(), [".y", "x"]);
+        for none in ["link", "a/x", "absent"] {
+            assert!(files.names_in(&dir.path().join(none)).unwrap().is_empty(), "{none}");
+        }
     }
 
     #[test]

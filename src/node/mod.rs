@@ -18,6 +18,7 @@ mod proof;
 mod sysctl;
 mod system_store;
 mod trust;
+mod tutorial;
 
 #[cfg(test)]
 mod tests;

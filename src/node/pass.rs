@@ -9,6 +9,7 @@ use super::manifest::{HostState, Manifest, SharedLock};
 use super::sysctl::Sysctl;
 use super::system_store::SystemStore;
 use super::trust::{self, Bundle};
+use super::tutorial::Tutorial;
 use crate::host_paths::HostRoot;
 use crate::protocol::{OwnedFile, SignedOrder, SysctlState, SysctlStatus};
 
@@ -33,6 +34,12 @@ pub(crate) struct Report {
     pub(crate) notes: Vec<String>,
     /// Whether anything on the host had to change.
     pub(crate) changed: bool,
+    /// Whether all files are as the order says.
+    pub(crate) in_place: bool,
+    /// Path of the private key of a registry made by hand, if it lies here.
+    pub(crate) exposed_key: Option<String>,
+    /// What was removed of such a registry.
+    pub(crate) cleaned: Vec<String>,
 }
 
 impl Report {
@@ -43,7 +50,16 @@ impl Report {
     /// A pass that came to nothing.
     pub(crate) fn broken(error: String) -> Self {
         let sysctl = SysctlStatus { state: SysctlState::Pending, value: None, found: None };
-        Self { files: Vec::new(), sysctl, errors: vec![error], notes: Vec::new(), changed: false }
+        Self {
+            files: Vec::new(),
+            sysctl,
+            errors: vec![error],
+            notes: Vec::new(),
+            changed: false,
+            in_place: false,
+            exposed_key: None,
+            cleaned: Vec::new(),
+        }
     }
 }
 
@@ -108,6 +124,17 @@ impl Host {
             self.remove(&files, &mut manifest, &dropped, &mut errors, &mut notes);
         }
         errors.extend(self.refresh_store(&files, &mut manifest).err());
+        let in_place = errors.is_empty();
+        let tutorial = Tutorial { files: &files, root: &self.root };
+        let mut cleaned = Vec::new();
+        if bundle.clean_agents && in_place {
+            errors.extend(tutorial.clean(&mut state, &manifest, &mut cleaned).err());
+            changed |= !cleaned.is_empty();
+        }
+        let exposed_key = tutorial.exposed_key().unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
         self.remove_created_dirs(&files, &mut state)?;
         manifest.save(&files, &self.root, &self.service)?;
 
@@ -126,7 +153,9 @@ impl Host {
             Ok(settled) => changed |= settled,
             Err(error) => errors.push(error),
         }
-        Ok(Report { files: manifest.owned(), sysctl: status, errors, notes, changed })
+        let exposed_key = exposed_key.map(|path| path.display().to_string());
+        let cleaned = cleaned.iter().map(|path| path.display().to_string()).collect();
+        Ok(Report { files: manifest.owned(), sysctl: status, errors, notes, changed, in_place, exposed_key, cleaned })
     }
 
     fn try_restore(&self, signed: &SignedOrder) -> Result<Report, FileError> {
@@ -160,7 +189,8 @@ impl Host {
     fn restored(&self, files: &HostFiles, owned: Vec<OwnedFile>, errors: Vec<String>, notes: Vec<String>) -> Report {
         let value = self.sysctl(files).read().ok().flatten();
         let sysctl = SysctlStatus { state: SysctlState::Unmanaged, value, found: None };
-        Report { files: owned, sysctl, errors, notes, changed: true }
+        let (exposed_key, cleaned) = (None, Vec::new());
+        Report { files: owned, sysctl, errors, notes, changed: true, in_place: false, exposed_key, cleaned }
     }
 
     /// Removes our own record, and what all services share if this was the last one.
@@ -358,6 +388,114 @@ mod tests {
         let names = names.iter().map(|name| TrustedName { name: name.parse().unwrap(), inside: true }).collect();
         let certificates = certificates.iter().map(|c| c.pem()).collect();
         Bundle::parse(&TrustBundle { names, certificates, conntrack_be_liberal: true, ..TrustBundle::default() }).unwrap()
+    }
+
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n";
+    const CERTS: &str = "etc/privateregistry/certs";
+
+    /// A host prepared by hand as in the tutorial: what was there, and its certificate.
+    fn prepared_by_hand() -> (TestHost, String) {
+        let (host, certificate) = (TestHost::new(), ca(7).pem());
+        host.write(&format!("{CERTS}/domain.key"), KEY);
+        for path in [&format!("{CERTS}/domain.crt"), "etc/docker/certs.d/192.168.0.1/ca.crt", "etc/docker/certs.d/a:5000/old.crt"] {
+            host.write(path, &certificate);
+        }
+        (host, certificate)
+    }
+
+    #[test]
+    fn an_exposed_key_is_reported_and_left_where_it_is() {
+        let (host, certificate) = prepared_by_hand();
+        let before = host.picture();
+        let (service, first) = (host.service("private-registry"), ca(1));
+        let report = service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&first]));
+        assert_eq!(report.exposed_key, Some(host.path(&format!("{CERTS}/domain.key")).display().to_string()));
+        assert!(report.in_place && report.cleaned.is_empty());
+        // Docker goes on trusting the old certificate beside the new CA.
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/ca.crt"), certificate);
+        assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/private-registry.crt"), first.pem());
+        service.restore(&signed("2"));
+        assert_eq!(host.picture(), before);
+
+        for other in ["not a key", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
+            host.write(&format!("{CERTS}/domain.key"), other);
+            assert_eq!(service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&first])).exposed_key, None, "{other}");
+        }
+        host.write("elsewhere", KEY);
+        fs::remove_file(host.path(&format!("{CERTS}/domain.key"))).unwrap();
+        symlink(host.path("elsewhere"), host.path(&format!("{CERTS}/domain.key"))).unwrap();
+        let report = service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&first]));
+        assert_eq!((report.exposed_key, report.errors), (None, vec![]));
+    }
+
+    #[test]
+    fn a_host_is_cleaned_of_the_tutorials_files_and_of_nothing_else_whenever_the_node_is_killed() {
+        let (service, first) = ("private-registry", ca(1));
+        let cleaning = || Bundle { clean_agents: true, ..bundle(&["192.168.0.1:443"], &[&first]) };
+        let files = [
+            format!("{CERTS}/domain.key"),
+            "etc/docker/certs.d/192.168.0.1/ca.crt".into(),
+            "etc/docker/certs.d/a:5000/old.crt".into(),
+            "etc/docker/certs.d/b:5000/link.crt".into(),
+            format!("{CERTS}/domain.crt"),
+        ];
+        // Killed after so many files; the next start goes on.
+        for killed_after in 0..=files.len() {
+            let (host, certificate) = prepared_by_hand();
+            host.write("etc/docker/certs.d/192.168.0.1/note.txt", "mine");
+            host.write("etc/docker/certs.d/c:5000/ca.crt", &(certificate.clone() + "\n"));
+            fs::create_dir(host.path("etc/docker/certs.d/empty")).unwrap();
+            fs::create_dir(host.path("etc/docker/certs.d/b:5000")).unwrap();
+            symlink("../../../privateregistry/certs/domain.crt", host.path("etc/docker/certs.d/b:5000/link.crt")).unwrap();
+            let node = host.service(service);
+            node.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&first]));
+            {
+                // What a pass notes before it removes anything.
+                let shared = HostFiles::open(&node.root, service).unwrap();
+                let mut state = HostState::load(&shared, &node.root).unwrap();
+                let dirs = files.iter().map(|file| directory_of(Path::new(file)).to_path_buf());
+                state.created_dirs.extend(dirs.chain(["etc/privateregistry".into()]).map(|dir| host.dir.path().join(dir)));
+                state.save(&shared, &node.root).unwrap();
+            }
+            files[..killed_after].iter().for_each(|file| fs::remove_file(host.path(file)).unwrap());
+
+            let report = node.apply(&signed("2"), &cleaning());
+            assert_eq!(report.errors, [""; 0], "{killed_after}");
+            assert_eq!((report.cleaned.len(), report.exposed_key), (files.len() - killed_after, None), "{killed_after}");
+            for gone in ["etc/privateregistry", "etc/docker/certs.d/a:5000", "etc/docker/certs.d/b:5000"] {
+                assert!(!host.path(gone).exists(), "{killed_after}: {gone}");
+            }
+            assert_eq!(host.read("etc/docker/certs.d/192.168.0.1/note.txt"), "mine");
+            assert_eq!(host.read("etc/docker/certs.d/c:5000/ca.crt"), certificate.clone() + "\n");
+            assert!(host.path("etc/docker/certs.d/empty").exists());
+            // The next pass takes the place that has become free; then nothing is left to do.
+            let next = node.apply(&signed("2"), &cleaning());
+            assert_eq!((next.cleaned.len(), host.read("etc/docker/certs.d/192.168.0.1/ca.crt")), (0, first.pem()));
+            assert!(!node.apply(&signed("2"), &cleaning()).changed);
+            node.restore(&signed("3"));
+            assert!(!host.path("etc/docker/certs.d/192.168.0.1/ca.crt").exists());
+        }
+    }
+
+    #[test]
+    fn foreign_files_beside_the_tutorials_keep_their_directories() {
+        let (host, certificate) = prepared_by_hand();
+        let (service, first) = (host.service("private-registry"), ca(1));
+        let cleaning = Bundle { clean_agents: true, ..bundle(&["192.168.0.1:443"], &[&first]) };
+        host.write(&format!("{CERTS}/other.key"), KEY);
+        host.write("etc/docker/certs.d/a:5000/key.txt", &certificate);
+        assert_eq!(service.apply(&signed("1"), &cleaning).errors, [""; 0]);
+        service.restore(&signed("2"));
+        assert_eq!(host.read(&format!("{CERTS}/other.key")), KEY);
+        assert_eq!(host.read("etc/docker/certs.d/a:5000/key.txt"), certificate);
+        assert!(!host.path("etc/docker/certs.d/192.168.0.1").exists(), "it has become empty");
+
+        // Nothing is known of files whose certificate is none, or lies behind a link.
+        let (host, _) = prepared_by_hand();
+        fs::rename(host.path("etc/privateregistry"), host.path("elsewhere")).unwrap();
+        symlink(host.path("elsewhere"), host.path("etc/privateregistry")).unwrap();
+        let report = host.service("private-registry").apply(&signed("1"), &cleaning);
+        assert_eq!((report.errors.len(), report.cleaned.len(), host.read("elsewhere/certs/domain.key").as_str()), (0, 0, KEY));
     }
 
     fn link_of(certificate: &Certificate, number: u32) -> String {

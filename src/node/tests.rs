@@ -93,11 +93,15 @@ impl TestNode {
     }
 
     fn trust(&self, version: u64, generation: u32) -> SignedOrder {
+        self.order(version, OrderKind::Trust(self.bundle(generation)))
+    }
+
+    fn bundle(&self, generation: u32) -> TrustBundle {
         let names: Vec<crate::names::HostPort> = vec!["192.168.0.1:443".parse().unwrap()];
         let ca = Authority::create(SERVICE, generation, &names, 1_700_000_000, 3650).unwrap();
         let names = names.into_iter().map(|name| TrustedName { name, inside: true }).collect();
         let certificates = vec![ca.certificate().pem()];
-        self.order(version, OrderKind::Trust(TrustBundle { names, certificates, conntrack_be_liberal: true, ..TrustBundle::default() }))
+        TrustBundle { names, certificates, conntrack_be_liberal: true, ..TrustBundle::default() }
     }
 
     fn order(&self, version: u64, kind: OrderKind) -> SignedOrder {
@@ -223,6 +227,42 @@ async fn another_registry_that_is_refused_does_not_spoil_the_trust_in_ours_but_i
         (404, r#"{"message":"manifest for 10.0.0.9:5050/private-registry/proof:none not found: manifest unknown: manifest unknown"}"#);
     assert_eq!(host.put(&alone).await.0, 200);
     host.until(|status| status.phase == NodePhase::Trusted && of_other(status) == Some(ProofOutcome::Trusted)).await;
+}
+
+#[tokio::test]
+async fn before_a_registry_made_by_hand_is_replaced_the_new_trust_is_in_place_and_its_key_is_told_of_and_removed_when_that_is_ordered() {
+    let host = TestNode::new().await;
+    let docker = Docker::start(&host, UNKNOWN_AUTHORITY);
+    let certs = host.dir.path().join("etc/privateregistry/certs");
+    fs::create_dir_all(&certs).unwrap();
+    let key = certs.join("domain.key");
+    fs::write(&key, "-----BEGIN RSA PRIVATE KEY-----\nc2VjcmV0\n-----END RSA PRIVATE KEY-----\n").unwrap();
+    let _node = host.start(host.trust(1, 1));
+    // What it shows is not signed by our CA: nothing is proven, and yet all is ready.
+    let status = host.until(|status| status.phase == NodePhase::Failed).await;
+    assert!(status.in_place && host.ca_file().exists());
+    assert_eq!((status.exposed_key.as_deref(), status.cleaned.len()), (key.to_str(), 0));
+    let told = serde_json::to_string(&status).unwrap();
+    assert!(!told.contains("c2VjcmV0") && key.exists());
+
+    *docker.says.lock().unwrap() = SUCCEEDED;
+    let clean = TrustBundle { clean_agents: true, ..host.bundle(1) };
+    let (_, answer) = host.put(&host.order(2, OrderKind::Trust(clean))).await;
+    assert!(!serde_json::from_str::<NodeStatus>(&answer).unwrap().in_place, "nothing of the new order is written yet");
+    let status = host.until(|status| status.phase == NodePhase::Trusted).await;
+    assert_eq!((status.exposed_key, status.cleaned), (None, vec![key.display().to_string()]));
+    assert!(!host.dir.path().join("etc/privateregistry").exists());
+    // It is still said after the next order.
+    assert_eq!(host.put(&host.trust(3, 1)).await.0, 200);
+    assert_eq!(host.until(|status| status.order_version == 3 && status.in_place).await.cleaned.len(), 1);
+}
+
+#[test]
+fn the_status_of_an_earlier_node_is_still_read() {
+    let status = r#"{ "service": "s", "executor": "e", "host": "h", "order_version": 1, "order_digest": "d", "phase": "trusted",
+        "files": [], "sysctl": { "state": "set", "value": null, "found": null }, "proofs": [], "errors": [], "passes": 1 }"#;
+    let status: NodeStatus = serde_json::from_str(status).unwrap();
+    assert_eq!((status.in_place, status.exposed_key, status.cleaned.len()), (false, None, 0));
 }
 
 #[tokio::test]

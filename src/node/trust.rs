@@ -40,6 +40,8 @@ pub(crate) struct Bundle {
     pub(crate) stores: Stores,
     /// Whether to set the sysctl.
     pub(crate) conntrack_be_liberal: bool,
+    /// Whether to remove what a registry made by hand has left.
+    pub(crate) clean_agents: bool,
 }
 
 /// A registry that is not ours.
@@ -82,6 +84,7 @@ impl Bundle {
             others: bundle.others.iter().map(other).collect::<Result<_, BundleError>>()?,
             stores: bundle.stores,
             conntrack_be_liberal: bundle.conntrack_be_liberal,
+            clean_agents: bundle.clean_agents,
         })
     }
 
