@@ -40,7 +40,12 @@ impl Cluster {
 
     /// The same as Enterprise; there the CLI is logged in as the superuser.
     pub(crate) fn start_as(agents: u8, public: u8, dcos: &str, security: Security) -> Self {
-        let images = ["registry.tar", "canary.tar"].map(|name| made(&format!("target/images/{name}"))).to_vec();
+        Self::start_with(&[], agents, public, dcos, security)
+    }
+
+    /// The same with further images of `ci/images`, as in `&["registry3.tar"]`, which every agent loads.
+    pub(crate) fn start_with(images: &[&str], agents: u8, public: u8, dcos: &str, security: Security) -> Self {
+        let images = ["registry.tar", "canary.tar"].iter().chain(images).map(|name| made(&format!("target/images/{name}"))).collect();
         let home = tempfile::tempdir().unwrap();
         let dir = PathBuf::from(format!("/var/tmp/private-registry-test-{}", home.path().file_name().unwrap().to_string_lossy()));
         let package = Some(made("target/package"));
