@@ -399,13 +399,13 @@ impl handlebars::HelperDef for StartHelper {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
 
-    fn documents(given: Value) -> Documents {
+    pub(crate) fn documents(given: Value) -> Documents {
         documents_with(given, in_definition("{\"payload\":\"cGF5\",\"signature\":\"c2ln\"}"), in_definition("ZW5yb2w="))
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::certificates::{Certificate, KeyType};
@@ -20,7 +20,7 @@ use crate::security;
 pub const CONFIG_SCHEMA: &str = include_str!("../universe/config.json");
 
 /// Domain of named VIPs of the root Marathon (dcos-net, `dcos_l4lb.hrl`).
-const NAMED_VIP_DOMAIN: &str = "marathon.l4lb.thisdcos.directory";
+pub(crate) const NAMED_VIP_DOMAIN: &str = "marathon.l4lb.thisdcos.directory";
 
 /// One thing wrong with the options.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -257,7 +257,7 @@ pub struct Auth {
 }
 
 /// Who may pull and push.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuthKind {
     /// Everybody who reaches the registry.
@@ -343,6 +343,7 @@ pub struct Endpoints {
     pub metronome: String,
     pub secrets: String,
     pub ca: String,
+    pub cosmos: String,
     /// None: the one in the service account's credential.
     pub login: Option<String>,
 }
@@ -497,7 +498,8 @@ impl Options {
             .filter_map(|name| faults.parse("names.extra", name, "Give host:port, separated by commas."))
             .collect();
         let others = faults.others(&raw.other_registries);
-        let allowed_sources = exposure::checked(&raw.exposure, &raw.exposure.allowed_sources, !raw.service.service_account_secret.is_empty(), &mut faults);
+        let allowed_sources =
+            exposure::checked(&raw.exposure, &raw.exposure.allowed_sources, !raw.service.service_account_secret.is_empty(), &mut faults);
         let inside = !(raw.names.vip.is_empty() && raw.names.named_vip.is_empty()) || raw.exposure.host_port > 0;
         if raw.registry.enabled && !inside {
             faults.add(
@@ -576,6 +578,11 @@ impl Options {
             metronome: choose(&dcos.metronome_url, "http://metronome.mesos:9000", "/service/metronome"),
             secrets: if dcos.secrets_url.is_empty() { format!("{router}/secrets/v1") } else { dcos.secrets_url.clone() },
             ca: format!("{router}/ca/api/v2"),
+            cosmos: match router.strip_prefix("https:") {
+                // Open DC/OS: nobody knows who has signed its certificate, and there is nothing to hide.
+                Some(rest) if !self.has_account() && dcos.ca_file.is_empty() => format!("http:{rest}"),
+                _ => router.to_string(),
+            },
             login: (!dcos.login_url.is_empty()).then(|| dcos.login_url.clone()),
         }
     }
@@ -911,6 +918,7 @@ mod tests {
     fn a_service_account_leads_through_admin_router_unless_an_url_is_given() {
         let open = Options::from_json(&json!({})).unwrap().endpoints();
         assert_eq!((open.mesos.as_str(), open.marathon.as_str()), ("http://leader.mesos:5050", "http://marathon.mesos:8080"));
+        assert_eq!(open.cosmos, "http://master.mesos");
         let given = json!({
             "service": { "service_account_secret": "private-registry/account" },
             "dcos": { "mesos_url": "https://leader.mesos:5050" },

@@ -825,7 +825,8 @@ mod tests {
     #[test]
     fn clashes_are_refused_with_field_and_remedy() {
         let options = Options::from_json(&json!({"registry": {"host": "10.0.0.9"}})).unwrap();
-        let other = AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()], ..AppClaims::default() };
+        let other =
+            AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()], ..AppClaims::default() };
         let own = AppClaims { id: "/registry".into(), ..other.clone() };
         let observed = Observed { agents: vec![agent("10.0.0.1")], claims: vec![other, own], ..Observed::default() };
         let fields: Vec<String> = refuse(&options, &observed).unwrap_err().0.into_iter().map(|f| f.field).collect();

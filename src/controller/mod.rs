@@ -5,6 +5,8 @@
 
 mod anchor;
 mod cluster;
+mod discovery;
+mod marathon_lb;
 mod observe;
 mod others;
 mod page;
@@ -28,6 +30,7 @@ use crate::dcos::mesos::Mesos;
 use crate::dcos::{ApiError, chain};
 use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
+use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Options};
 use crate::plan::{self, Action, Observed, Plan, Wanted};
@@ -36,6 +39,7 @@ use crate::secret::Secret;
 use crate::security;
 use anchor::Anchor;
 use cluster::Cluster;
+pub use discovery::Discovery;
 use others::Others;
 pub use report::{AgentReport, OrderReport, OtherReport, Report};
 use state::{OwnCa, Stage, State, StateError};
@@ -189,6 +193,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         passes_at_switch: None,
         settled: false,
         others: Others::default(),
+        marathon_lb: marathon_lb::Watch::default(),
         retirement: None,
     };
     controller.converge_for_ever().await
@@ -270,6 +275,7 @@ struct Controller {
     /// Whether the registry was seen to serve with a certificate of whom the options say.
     settled: bool,
     others: Others,
+    marathon_lb: marathon_lb::Watch,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
 }
@@ -371,6 +377,7 @@ impl Controller {
         };
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
+        self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
         state.note_covered(observed.nodes.keys()).await?;
         self.settled = match runs_registry {
             true => anchor.is_served(state, observed.registry_status.as_ref(), &in_force),
@@ -414,6 +421,7 @@ impl Controller {
         let report = self.report(&wanted, &observed, &plan, &anchor)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
         let done = report.converged && report.orders.iter().all(|order| order.fresh);
+        self.shared.describe(Discovery::new(&self.options, &plan::registry_host(&observed, &self.options), &report));
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
     }
@@ -591,6 +599,8 @@ impl Controller {
                 report.problems.extend(security::end_nearing(status, wanted.now));
             }
         }
+        report.problems.extend(self.marathon_lb.problem(&self.options, observed));
+        report.advice.extend(exposure::advice(&self.options, observed));
         Ok(report.with_others(&self.options, wanted, observed, &self.others))
     }
 }

@@ -31,7 +31,7 @@ pub struct Ports(Vec<(u16, u16)>);
 
 impl Ports {
     /// Reads what Mesos writes: `[1025-2180, 2182-3887]`. What cannot be read is left out.
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let range = |text: &str| {
             let (first, last) = text.split_once('-')?;
             Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
