@@ -29,7 +29,7 @@ fn marathon_lb() -> Value {
     let ports: Vec<Value> = [80, 443, 9090, 9091].into_iter().chain(10_000..=10_100).map(|port| json!({ "port": port })).collect();
     let app = json!({
         "id": "/{{marathon-lb.name}}",
-        "cmd": format!("exec {LAB_ON_AGENT} marathon-lb"),
+        "cmd": format!("PATH=$PATH:/usr/sbin exec {LAB_ON_AGENT} marathon-lb"),
         "user": "root",
         "cpus": 0.1,
         "mem": 64,
