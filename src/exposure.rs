@@ -163,7 +163,7 @@ pub(crate) fn not_offered(options: &Options, observed: &Observed) -> Option<Faul
         field: "exposure.host_port".into(),
         value: port.to_string(),
         reason,
-        remedy: "Choose one of these, below 32768 best, or 0 for any port.".into(),
+        remedy: "Choose one of these, or 0 for any port.".into(),
     })
 }
 
@@ -242,7 +242,7 @@ impl MarathonLb {
                  (it needs a public agent whose ports 80, 443, 9090, 9091 and 10000 to 10100 are free), {SILENCE}"
             )),
             Self::Absent => {
-                let option = if options.has_account() {
+                let option = if options.has_account() || options.exposure.install_marathon_lb {
                     ""
                 } else {
                     " (or set exposure.install_marathon_lb to true, and the controller installs it)"
