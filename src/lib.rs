@@ -12,6 +12,7 @@ pub mod dcos;
 pub mod digest;
 pub mod distribution;
 pub mod documents;
+pub mod exposure;
 pub mod held;
 pub mod host_paths;
 pub mod init;

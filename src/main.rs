@@ -91,6 +91,8 @@ enum Role {
         #[arg(long = "for", value_enum)]
         place: Snippet,
     },
+    /// Print what tools need to know of the registry, as JSON: names, CA, login, limits
+    Discovery,
     /// Print a script that lets docker on a master, or on a machine outside, trust the registry
     Masters,
     /// Print what a task of the service wrote
@@ -218,6 +220,10 @@ fn main() -> ExitCode {
             }
             Ok(if lacks_ca { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }),
+        Role::Discovery => ask(&name, async move |service: Service| {
+            print_json(&service.discovery().await?);
+            Ok(ExitCode::SUCCESS)
+        }),
         Role::Masters => ask(&name, async move |service: Service| {
             let report = service.report().await?;
             let Some(script) = operator::masters_script(&report) else {
@@ -334,7 +340,7 @@ fn show(report: &Report, json: bool) -> ExitCode {
             say(format_args!("\n{}", report.table()));
         }
         let problems: Vec<String> = report.trouble.iter().chain(&report.problems).cloned().collect();
-        for (title, lines) in [("Problems", &problems), ("Next", &report.next)] {
+        for (title, lines) in [("Problems", &problems), ("Advice", &report.advice), ("Next", &report.next)] {
             if !lines.is_empty() {
                 say(format_args!("\n{title}:\n"));
                 lines.iter().for_each(|line| say(format_args!("  {line}\n")));

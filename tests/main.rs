@@ -10,6 +10,7 @@ mod docker_in_docker;
 mod enterprise;
 mod enterprise_doors;
 mod enterprise_tasks;
+mod exposure;
 mod insecure;
 mod life;
 mod lifecycle;

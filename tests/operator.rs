@@ -60,6 +60,11 @@ fn every_verb_answers_as_json(cluster: &Cluster, name: &str) {
         json("ca"),
         json!({ "ca": status["ca"], "fingerprint": status["ca_fingerprint"], "names": status["names"], "public": false })
     );
+    let text = cluster.dcos_ok(&["private-registry", "discovery", "--name", name]);
+    let discovery: Value = serde_json::from_str(&text).unwrap();
+    let vip = status["names"][0].as_str().unwrap().trim_end_matches(":443");
+    assert_eq!((&discovery["version"], &discovery["service"], &discovery["preferred"]), (&json!(1), &json!(name), &json!(vip)));
+    assert_eq!((&discovery["ca"]["pem"], &discovery["ca"]["sha256"]), (&status["ca"], &status["ca_fingerprint"]));
     // Twice at once: the second run may end before anybody has looked.
     for _ in 0..2 {
         assert_eq!(json("converge")["converged"], true);

@@ -5,6 +5,8 @@
 
 mod anchor;
 mod cluster;
+mod discovery;
+mod marathon_lb;
 mod observe;
 mod others;
 mod page;
@@ -28,6 +30,7 @@ use crate::dcos::mesos::Mesos;
 use crate::dcos::{ApiError, chain};
 use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
+use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
@@ -37,6 +40,7 @@ use crate::security;
 use crate::takeover::Takeover;
 use anchor::Anchor;
 use cluster::Cluster;
+pub use discovery::Discovery;
 use others::Others;
 pub use report::{AgentReport, OrderReport, OtherReport, Report};
 use state::{OwnCa, Stage, State, StateError};
@@ -192,6 +196,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         others: Others::default(),
         takeover_since: None,
         passes_at_takeover: BTreeMap::new(),
+        marathon_lb: marathon_lb::Watch::default(),
         retirement: None,
     };
     controller.converge_for_ever().await
@@ -277,6 +282,7 @@ struct Controller {
     takeover_since: Option<Instant>,
     /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
     passes_at_takeover: BTreeMap<Host, u64>,
+    marathon_lb: marathon_lb::Watch,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
 }
@@ -382,6 +388,7 @@ impl Controller {
         };
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
+        self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
         state.note_covered(observed.nodes.keys()).await?;
         self.settled = match runs_registry {
             true => {
@@ -431,6 +438,7 @@ impl Controller {
         let report = self.report(&wanted, &observed, &plan, &anchor)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
         let done = report.converged && report.orders.iter().all(|order| order.fresh);
+        self.shared.describe(Discovery::new(&self.options, &plan::registry_host(&observed, &self.options), &report));
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
     }
@@ -613,6 +621,8 @@ impl Controller {
                 report.problems.extend(security::end_nearing(status, wanted.now));
             }
         }
+        report.problems.extend(self.marathon_lb.problem(&self.options, observed));
+        report.advice.extend(exposure::advice(&self.options, observed));
         Ok(report.with_others(&self.options, wanted, observed, &self.others))
     }
 }

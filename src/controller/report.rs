@@ -47,6 +47,9 @@ pub struct Report {
     pub next: Vec<String>,
     /// What stands in the way.
     pub problems: Vec<String>,
+    /// What works, and can be done better.
+    #[serde(default)]
+    pub advice: Vec<String>,
     /// Why the last pass failed, if it did; the rest is then what the pass before saw.
     #[serde(default)]
     pub trouble: Option<String>,
@@ -159,6 +162,7 @@ impl Report {
                 .chain(not_stored(wanted, observed))
                 .chain(exposed)
                 .collect(),
+            advice: Vec::new(),
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
         })

@@ -14,6 +14,7 @@ use axum::routing::get;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
+use super::discovery::Discovery;
 use super::page;
 use super::report::Report;
 use crate::security::PUBLIC_CA;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
 
 struct Now {
     report: Report,
+    discovery: Option<Discovery>,
     actions: Vec<String>,
     beat: Instant,
     removed: Option<bool>,
@@ -41,7 +43,7 @@ struct Now {
 impl Shared {
     pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
         let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
-        let now = Now { report, actions: Vec::new(), beat: Instant::now(), removed: None };
+        let now = Now { report, discovery: None, actions: Vec::new(), beat: Instant::now(), removed: None };
         Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new() }
     }
 
@@ -56,6 +58,10 @@ impl Shared {
             tracing::info!("{}", report.summary);
         }
         now.report = report;
+    }
+
+    pub(super) fn describe(&self, discovery: Discovery) {
+        self.now().discovery = Some(discovery);
     }
 
     pub(super) fn trouble(&self, text: String) {
@@ -93,6 +99,7 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
         .route("/health", get(health))
         .route("/v1/status", get(status))
         .route("/v1/ca", get(ca))
+        .route("/v1/discovery", get(discovery))
         .route("/v1/plans/deploy", get(deploy))
         .route("/artifact/{sha256}/private-registry", get(artifact))
         .with_state(shared);
@@ -129,6 +136,14 @@ async fn ca(State(shared): State<Arc<Shared>>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "there is no CA yet\n").into_response();
     }
     ([(header::CONTENT_TYPE, "application/x-pem-file")], ca).into_response()
+}
+
+/// What tools need; the last that was known, also while something goes wrong.
+async fn discovery(State(shared): State<Arc<Shared>>) -> Response {
+    match &shared.now().discovery {
+        Some(discovery) => axum::Json(discovery).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "nothing is known of the registry yet\n").into_response(),
+    }
 }
 
 /// Cosmos asks this during an uninstall and deletes the app at the first 200 (facts: Cosmos ServiceUninstaller).
