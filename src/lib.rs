@@ -14,6 +14,8 @@ pub mod distribution;
 pub mod documents;
 pub mod host_paths;
 pub mod init;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod interrupted;
 pub mod names;
 pub mod node;
 pub mod operator;

@@ -19,6 +19,8 @@ mod sysctl;
 mod system_store;
 mod trust;
 
+#[cfg(all(test, target_arch = "x86_64"))]
+mod kills;
 #[cfg(test)]
 mod tests;
 
