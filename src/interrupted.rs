@@ -19,15 +19,30 @@ const WORK: &str = "TEST_INTERRUPTED_WORK";
 const THREAD: &str = "the work is thread ";
 const SAYS: &str = "the work says: ";
 
-/// What happens at the chosen system call.
+/// What happens at a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The process is killed instead of it.
     Kill,
-    /// Of what it was to write only the first half is written, then the process is killed. Other calls are left alone.
+    /// The same, at those calls only before which something may have changed since the last such call: what a kill leaves on the disk is
+    /// at every other call what it was at the one before.
+    KillAfterChange,
+    /// Of what it was to write only the first half is written, then the process is killed.
     Tear,
-    /// It fails with this error, if it is one that changes something on a disk. Others are left alone.
+    /// It fails with this error, if it is one that changes something on a disk.
     Fail(Errno),
+}
+
+impl Fault {
+    /// Whether it can happen at the call that is about to be made after `last`.
+    fn suits(self, last: Option<&libc::user_regs_struct>, call: &libc::user_regs_struct) -> bool {
+        match self {
+            Self::Kill => true,
+            Self::KillAfterChange => !last.is_some_and(changes_nothing),
+            Self::Tear => call.orig_rax == libc::SYS_write as u64 && call.rdx > 1,
+            Self::Fail(_) => changes_a_disk(call),
+        }
+    }
 }
 
 /// How the work ended.
@@ -35,9 +50,7 @@ pub(crate) enum Fault {
 pub(crate) enum Outcome {
     /// The fault has happened to it; where it lived on, this is what it said in the end.
     Struck(Option<String>),
-    /// The chosen call is one that this fault leaves alone.
-    Unsuited,
-    /// It has fewer system calls, and ended by itself with these words.
+    /// It has fewer such calls, and ended by itself with these words.
     Ended(String),
 }
 
@@ -59,7 +72,7 @@ pub(crate) fn work(work: impl FnOnce() -> String + Send) {
     std::thread::scope(|scope| scope.spawn(traced).join()).unwrap();
 }
 
-/// Runs the ignored test `test` in `dir`, with a fault at its system call number `at`, from 1.
+/// Runs the ignored test `test` in `dir`, with a fault at number `at`, from 1, of the system calls that suit it.
 pub(crate) fn run(test: &str, work: &str, dir: &Path, at: usize, fault: Fault) -> Outcome {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", test, "--nocapture"])
@@ -86,45 +99,42 @@ pub(crate) fn run(test: &str, work: &str, dir: &Path, at: usize, fault: Fault) -
         while !matches!(waited(thread), WaitStatus::Signaled(..)) {}
         child.wait().unwrap();
     };
-    let mut struck = None;
-    let mut calls = 0;
-    loop {
-        if next_stop(thread) == Signal::SIGSTOP {
-            break;
-        }
-        calls += 1;
-        if calls == at {
-            let mut registers = ptrace::getregs(thread).unwrap();
-            match fault {
-                Fault::Kill => {
-                    end();
-                    return Outcome::Struck(None);
-                }
-                Fault::Tear if registers.orig_rax == libc::SYS_write as u64 && registers.rdx > 1 => {
-                    registers.rdx /= 2;
-                    ptrace::setregs(thread, registers).unwrap();
-                    next_stop(thread);
-                    end();
-                    return Outcome::Struck(None);
-                }
-                Fault::Fail(errno) if changes_a_disk(&registers) => {
-                    // A call that there is not; its answer is replaced.
-                    registers.orig_rax = u64::MAX;
-                    ptrace::setregs(thread, registers).unwrap();
-                    next_stop(thread);
-                    registers = ptrace::getregs(thread).unwrap();
-                    registers.rax = i64::from(-(errno as i32)) as u64;
-                    ptrace::setregs(thread, registers).unwrap();
-                    struck = Some(());
-                    continue;
-                }
-                Fault::Tear | Fault::Fail(_) => {
-                    end();
-                    return Outcome::Unsuited;
-                }
+    let (mut suited, mut last) = (0, None);
+    while next_stop(thread) != Signal::SIGSTOP {
+        let mut registers = ptrace::getregs(thread).unwrap();
+        let suits = fault.suits(last.as_ref(), &registers);
+        suited += usize::from(suits);
+        last = Some(registers);
+        let strikes = suits && suited == at;
+        match fault {
+            Fault::Kill | Fault::KillAfterChange if strikes => {
+                end();
+                return Outcome::Struck(None);
             }
+            Fault::Tear if strikes => {
+                registers.rdx /= 2;
+                ptrace::setregs(thread, registers).unwrap();
+            }
+            Fault::Fail(_) if strikes => {
+                // A call that there is not.
+                registers.orig_rax = u64::MAX;
+                ptrace::setregs(thread, registers).unwrap();
+            }
+            _ => {}
         }
         assert_eq!(next_stop(thread), Signal::SIGTRAP, "a system call returns");
+        match fault {
+            Fault::Tear if strikes => {
+                end();
+                return Outcome::Struck(None);
+            }
+            Fault::Fail(errno) if strikes => {
+                registers = ptrace::getregs(thread).unwrap();
+                registers.rax = i64::from(-(errno as i32)) as u64;
+                ptrace::setregs(thread, registers).unwrap();
+            }
+            _ => {}
+        }
     }
     ptrace::detach(thread, None).unwrap();
     let mut rest = String::new();
@@ -132,10 +142,10 @@ pub(crate) fn run(test: &str, work: &str, dir: &Path, at: usize, fault: Fault) -
     assert!(child.wait().unwrap().success(), "{rest}");
     let (_, rest) = rest.split_once(SAYS).unwrap_or_else(|| panic!("{rest}"));
     let words = rest.lines().next().unwrap_or_default().to_owned();
-    if struck.is_some() { Outcome::Struck(Some(words)) } else { Outcome::Ended(words) }
+    if suited >= at { Outcome::Struck(Some(words)) } else { Outcome::Ended(words) }
 }
 
-/// Strikes at every system call in turn, each time on what `prepare` makes anew, and has `check` look at what is left. Returns how many
+/// Strikes at every system call that suits the fault in turn, each time on what `prepare` makes anew, and has `check` look at what is left. Returns how many
 /// calls it struck. Two processes at a time.
 pub(crate) fn at_every_call<T: Send>(
     test: &str,
@@ -151,7 +161,6 @@ pub(crate) fn at_every_call<T: Send>(
             let prepared = prepare(dir.path());
             match run(test, work, dir.path(), at, fault) {
                 Outcome::Ended(_) => return,
-                Outcome::Unsuited => {}
                 Outcome::Struck(words) => {
                     struck.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     check(at, prepared, words);
@@ -197,6 +206,17 @@ fn changes_a_disk(registers: &libc::user_regs_struct) -> bool {
         libc::SYS_write | libc::SYS_fsync | libc::SYS_fchmod | libc::SYS_fchown | libc::SYS_mkdir | libc::SYS_mkdirat => true,
         libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 | libc::SYS_symlinkat => true,
         libc::SYS_unlink | libc::SYS_unlinkat | libc::SYS_rmdir | libc::SYS_chmod => true,
+        _ => false,
+    }
+}
+
+/// Nothing on a disk, that is.
+fn changes_nothing(registers: &libc::user_regs_struct) -> bool {
+    match registers.orig_rax as i64 {
+        libc::SYS_openat => registers.rdx & (libc::O_CREAT | libc::O_TRUNC) as u64 == 0,
+        libc::SYS_read | libc::SYS_close | libc::SYS_lseek | libc::SYS_fcntl | libc::SYS_flock | libc::SYS_readlinkat => true,
+        libc::SYS_fstat | libc::SYS_newfstatat | libc::SYS_statx | libc::SYS_fsync => true,
+        libc::SYS_brk | libc::SYS_mmap | libc::SYS_munmap | libc::SYS_mremap | libc::SYS_madvise | libc::SYS_getrandom => true,
         _ => false,
     }
 }
