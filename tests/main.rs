@@ -10,6 +10,7 @@ mod enterprise;
 mod enterprise_doors;
 mod enterprise_tasks;
 mod insecure;
+mod key_watch;
 mod life;
 mod lifecycle;
 mod operator;
