@@ -40,8 +40,8 @@ pub(crate) struct Found {
 pub(crate) struct KeyWatch {
     ends: Arc<AtomicBool>,
     found: Arc<Mutex<Found>>,
-    /// What every key that was seen in its place begins with: as base64 and as it is.
-    needles: Arc<Mutex<BTreeSet<Vec<u8>>>>,
+    /// What every key that was seen in its place begins with, in base64.
+    needles: Arc<Mutex<BTreeSet<String>>>,
     thread: JoinHandle<()>,
 }
 
@@ -97,7 +97,7 @@ struct Look {
     /// Device, inode and change of files that have been read, with what is known of them.
     seen: HashMap<(u64, u64), (i64, i64, usize)>,
     found: Arc<Mutex<Found>>,
-    needles: Arc<Mutex<BTreeSet<Vec<u8>>>>,
+    needles: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Look {
@@ -166,7 +166,7 @@ impl Look {
 
     /// A key in its place: for root alone, and its beginning is looked for elsewhere.
     fn at_home(&mut self, path: &Path, bytes: &[u8], mode: u32, registrys: bool) {
-        let Some(base64) = first_line_of_key(bytes) else { return };
+        let Some(base64) = first_line_of_key(&String::from_utf8_lossy(bytes)) else { return };
         let text = path.display().to_string();
         let parent = path.parent().and_then(|dir| fs::metadata(dir).ok()).map_or(0, |dir| dir.permissions().mode() & 0o7777);
         let mut found = self.found.lock().unwrap();
@@ -177,8 +177,7 @@ impl Look {
             found.outside.insert(format!("{text} is no key of the registry's own"));
         }
         found.inside.insert(text);
-        let raw = base64::engine::general_purpose::STANDARD.decode(&base64).unwrap();
-        self.needles.lock().unwrap().extend([base64, raw]);
+        self.needles.lock().unwrap().insert(base64);
     }
 
     fn judge(&self, path: &Path, bytes: &[u8]) {
@@ -193,21 +192,28 @@ fn same(one: &Path, other: &Path) -> Option<bool> {
     Some((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
-const BEGIN: &[u8] = b"PRIVATE KEY-----";
+const BEGIN: &str = "PRIVATE KEY-----";
 
-/// The first line of a key in PEM; further ones are behind their own first line. Programs have the words alone.
-fn first_line_of_key(bytes: &[u8]) -> Option<Vec<u8>> {
-    let starts = bytes.windows(BEGIN.len()).enumerate().filter(|(_, window)| *window == BEGIN).map(|(at, _)| &bytes[at + BEGIN.len()..]);
-    starts.into_iter().find_map(|rest| {
-        let rest = [&b"\r\n"[..], b"\n", b"\\n", b" "].iter().find_map(|end| rest.strip_prefix(*end))?;
-        let line: Vec<u8> = rest.iter().copied().take_while(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte)).take(64).collect();
+/// The first line of a key in PEM. Programs have the words alone.
+fn first_line_of_key(text: &str) -> Option<String> {
+    text.match_indices(BEGIN).find_map(|(at, begin)| {
+        let rest = &text[at + begin.len()..];
+        let rest = ["\r\n", "\n", "\\n", " "].iter().find_map(|end| rest.strip_prefix(end))?;
+        let line: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || "+/=".contains(*c)).take(64).collect();
         // Every key is a DER sequence.
-        (line.first() == Some(&b'M') && line.len() == 64).then_some(line)
+        (line.starts_with('M') && line.len() == 64).then_some(line)
     })
 }
 
-fn holds_key(bytes: &[u8], needles: &BTreeSet<Vec<u8>>) -> bool {
-    first_line_of_key(bytes).is_some() || needles.iter().any(|needle| bytes.windows(needle.len()).any(|window| window == needle))
+fn holds_key(bytes: &[u8], needles: &BTreeSet<String>) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    first_line_of_key(&text).is_some() || needles.iter().any(|needle| text.contains(needle) || holds_raw(bytes, needle))
+}
+
+/// The same as it is, which is looked for in small files: a key is one.
+fn holds_raw(bytes: &[u8], base64: &str) -> bool {
+    let raw = base64::engine::general_purpose::STANDARD.decode(base64).unwrap();
+    bytes.len() < 4096 && bytes.windows(raw.len()).any(|window| window == raw)
 }
 
 /// The processes of a lab: those that were started with its directory, and all below them.

@@ -5,6 +5,8 @@
 
 mod anchor;
 mod cluster;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod kills;
 mod observe;
 mod others;
 mod page;

@@ -442,6 +442,8 @@ impl State {
             Some(authority) => Some(authority.link(&next, &all, now)?),
             None => None,
         };
+        // After a switch that could not be completed on the store the place of the next CA holds the only copy of the present one's key.
+        self.tidy().await?;
         // The key first: a next CA without its record is dropped by the next start. Nothing has begun before it is kept.
         self.store.write(Entry::NextCa, &certificate_and_key(&next)).await?;
         self.record.generation = generation;
