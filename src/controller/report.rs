@@ -65,7 +65,7 @@ pub struct AgentReport {
     pub state: String,
     /// Why, and what to do.
     pub detail: String,
-    /// The sysctl in a word: `set`, `already set`, `pending`, `failed`, `unmanaged`, or `unknown`.
+    /// The sysctl: `set`, `already set`, `pending`, `failed`, `unmanaged`, or `unknown`; after a colon, why it is not set.
     pub sysctl: String,
 }
 
@@ -315,15 +315,24 @@ impl AgentReport {
             RowState::Pending => "pending",
             RowState::Failed => "failed",
         };
-        let sysctl = observed.nodes.get(&row.host).map_or("unknown", |status| match status.sysctl.state {
-            SysctlState::Set => "set",
-            SysctlState::AlreadySet => "already set",
-            SysctlState::Pending => "pending",
-            SysctlState::Failed => "failed",
-            SysctlState::Unmanaged => "unmanaged",
-        });
+        let sysctl = observed.nodes.get(&row.host).map_or("unknown".to_string(), sysctl_words);
         let role = if row.public { "public" } else { "private" };
-        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail: row.detail, sysctl: sysctl.into() }
+        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail: row.detail, sysctl }
+    }
+}
+
+fn sysctl_words(status: &NodeStatus) -> String {
+    let looked = status.passes > 0 && status.errors.is_empty();
+    match (status.sysctl.state, status.sysctl.value.as_deref()) {
+        (SysctlState::Set, _) => "set".into(),
+        (SysctlState::AlreadySet, None | Some("1")) => "already set".into(),
+        (SysctlState::AlreadySet, Some(value)) => format!("already set: {value}"),
+        (SysctlState::Pending, _) if looked => "pending: nf_conntrack is not loaded".into(),
+        (SysctlState::Pending, _) => "pending".into(),
+        (SysctlState::Failed, Some(value)) => format!("failed: still {value}"),
+        (SysctlState::Failed, None) => "failed".into(),
+        (SysctlState::Unmanaged, Some(value)) => format!("unmanaged: {value}"),
+        (SysctlState::Unmanaged, None) => "unmanaged".into(),
     }
 }
 
