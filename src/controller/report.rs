@@ -10,6 +10,7 @@ use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RowState, Wanted};
 use crate::protocol::{NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
+use crate::security;
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -52,6 +53,9 @@ pub struct Report {
     pub trouble: Option<String>,
     /// Active runs of the init job.
     pub orders: Vec<OrderReport>,
+    /// What a run of the job `….rotate` does, where the CA is not this service's own to replace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<String>,
 }
 
 /// One agent.
@@ -159,6 +163,7 @@ impl Report {
                 .collect(),
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
+            rotation: security::what_a_rotation_does(options, &plan::registry_host(observed, options)),
         })
     }
 
@@ -364,6 +369,22 @@ mod tests {
             report.progress(),
             "Twenty. Waiting for 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.6, 10.0.0.7 and 12 more."
         );
+    }
+
+    #[test]
+    fn why_the_sysctl_is_not_set_is_told() {
+        let mut status: NodeStatus = serde_json::from_value(serde_json::json!({
+            "service": "s", "executor": "", "host": "", "order_version": 1, "order_digest": "", "phase": "trusted", "files": [],
+            "sysctl": { "state": "pending", "value": null, "found": null }, "proofs": [], "errors": [], "passes": 0,
+        }))
+        .unwrap();
+        assert_eq!(sysctl_words(&status), "pending");
+        status.passes = 1;
+        assert_eq!(sysctl_words(&status), "pending: nf_conntrack is not loaded");
+        (status.sysctl.state, status.sysctl.value) = (SysctlState::Failed, Some("0".into()));
+        assert_eq!(sysctl_words(&status), "failed: still 0");
+        status.sysctl.state = SysctlState::Unmanaged;
+        assert_eq!(sysctl_words(&status), "unmanaged: 0");
     }
 
     #[test]

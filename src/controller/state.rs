@@ -454,6 +454,16 @@ impl State {
         self.save().await
     }
 
+    /// Takes a run of the job for a leaf of a CA that is not this service's own: the next look asks that CA for another.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn let_go_of_leaf(&mut self, run: &str) -> Result<(), StateError> {
+        self.record.leaf = None;
+        self.record.rotated_for = Some(run.to_string());
+        self.save().await
+    }
+
     /// Gives a rotation up before its switch.
     ///
     /// # Errors
@@ -891,6 +901,8 @@ mod tests {
         state.keep_leaf(chain, &names(ONE), "first".into(), NOW).await.unwrap();
         assert!(state.leaf_of(&names(ONE), "first").is_some() && state.leaf(&names(ONE)).is_none());
         assert!(state.leaf_of(&names(ONE), "second").is_none() && state.leaf_of(&names(TWO), "first").is_none());
+        state.let_go_of_leaf("run").await.unwrap();
+        assert!(state.leaf_of(&names(ONE), "first").is_none() && state.rotated_for() == Some("run"));
     }
 
     #[tokio::test]
