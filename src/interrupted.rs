@@ -3,6 +3,8 @@
 //! The work is an ignored test of this same program that calls [`work`]; a test that interrupts it calls [`run`] once for each of its
 //! system calls. Both go by ptrace, so that no call is left out, whatever the work calls one day.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -164,7 +164,8 @@ pub fn volumes(security: &Security) -> Vec<Value> {
 /// What a run of the job that replaces the CA does where that is not the service's own, in one sentence; none where it is.
 pub fn what_a_rotation_does(options: &Options, registry_host: &Host) -> Option<String> {
     if !options.registry.enabled {
-        let what = "Nothing was replaced: no registry is to run (registry.enabled); a CA of another registry is replaced in other_registries.";
+        let what =
+            "Nothing was replaced: no registry is to run (registry.enabled); a CA of another registry is replaced in other_registries.";
         return Some(what.into());
     }
     let registry = &options.registry.name;

@@ -1,6 +1,8 @@
 //! Looks all the time for private keys where they do not belong: on every agent's disk, in what lies in memory there, and in
 //! arguments and environments of the lab's processes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -48,7 +50,8 @@ pub(crate) struct KeyWatch {
 impl KeyWatch {
     /// Looks at this lab from now on. `homes`: agent and directory in which there may be keys.
     pub(crate) fn start(cluster: &Cluster, homes: &[(&str, &str)]) -> Self {
-        let homes = homes.iter().map(|(agent, dir)| (PathBuf::from(agent).join("root").join(STATE).join(dir), *dir == "registry")).collect();
+        let homes =
+            homes.iter().map(|(agent, dir)| (PathBuf::from(agent).join("root").join(STATE).join(dir), *dir == "registry")).collect();
         let (ends, found, needles) = (Arc::default(), Arc::<Mutex<Found>>::default(), Arc::default());
         let mut look = Look {
             lab: cluster.lab.path().to_owned(),

@@ -299,12 +299,11 @@ fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_with
     // Interrupted: the controller is killed at every stage, first while an agent has not got the new CA yet, and the registry once.
     let old = fingerprint();
     let rule = hide(&cluster, OTHER);
-    cluster.dcos_ok(&["job", "run", "private-registry.rotate"]);
-    cluster.wait("the new CA to be published", 30, || says("is known beside it") && certificates(HOST) == "2");
     let clients = Clients::start(&cluster, &[HOST, OTHER]);
     let stage = Stages::of(&cluster);
+    cluster.dcos_ok(&["job", "run", "private-registry.rotate"]);
     stage.kill_controller("published");
-    cluster.wait("another controller to go on with it", 60, || says("is known beside it"));
+    cluster.wait("another controller to go on with it", 60, || says("is known beside it") && certificates(HOST) == "2");
     assert_eq!(
         (fingerprint(), certificates(HOST).as_str()),
         (old.clone(), "2"),

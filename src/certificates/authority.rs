@@ -473,8 +473,7 @@ mod tests {
         let key = pem::decode_one(key.to_pem().expose(), PRIVATE_KEY).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let config =
-            config.with_no_client_auth().with_single_cert(certificates.by_ref().collect(), key.try_into().unwrap()).unwrap();
+        let config = config.with_no_client_auth().with_single_cert(certificates.by_ref().collect(), key.try_into().unwrap()).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let ends = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -506,7 +505,9 @@ mod tests {
 
     #[test]
     fn a_client_in_go_refuses_what_the_constraints_exclude_and_accepts_what_they_permit() {
-        for (permitted, is_accepted) in [(&["127.0.0.1:443"], true), (&["192.168.0.1:443"], false), (&["registry.marathon.mesos:443"], false)] {
+        for (permitted, is_accepted) in
+            [(&["127.0.0.1:443"], true), (&["192.168.0.1:443"], false), (&["registry.marathon.mesos:443"], false)]
+        {
             let authority = Authority::create("private-registry", 1, &names(permitted), now(), 3650).unwrap();
             let key = RegistryKey::generate().unwrap();
             let chain = authority.issue(&key.csr("s").unwrap(), &["127.0.0.1".parse().unwrap()], now(), 365).unwrap();

@@ -1,6 +1,8 @@
 //! A whole rotation, killed at every change of its store and failing at every call that makes one: whoever opens the state anew goes on,
 //! and ends with one CA by which everybody verifies what is served.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;

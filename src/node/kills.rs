@@ -1,6 +1,8 @@
 //! Every way in which this program changes files of a host, killed at every system call, torn at every write, and failing at every
 //! call that changes something: each file has its old or its new content, and the next run ends as if nothing had happened.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -64,7 +66,8 @@ fn is_record(path: &Path) -> bool {
 }
 
 fn is_temporary(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".private-registry.")) && path.extension() == Some("tmp".as_ref())
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".private-registry."))
+        && path.extension() == Some("tmp".as_ref())
 }
 
 /// What lies there is old or new, and nothing else lies there but what the next run knows to be its own.

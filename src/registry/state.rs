@@ -283,13 +283,8 @@ mod tests {
     /// Keeps the first or the second of everything, or removes all. Says what went wrong.
     fn does(what: &str, state: &State) -> String {
         let text = |of: &str| format!("{what} {of}");
-        let chain = Chain {
-            pem: text("chain"),
-            leaf_fingerprint: String::new(),
-            leaf_not_before: 0,
-            leaf_not_after: 0,
-            leaf_names: Vec::new(),
-        };
+        let chain =
+            Chain { pem: text("chain"), leaf_fingerprint: String::new(), leaf_not_before: 0, leaf_not_after: 0, leaf_names: Vec::new() };
         let order = SignedOrder { payload: text("order"), signature: String::new() };
         let done = match what {
             "remove" => state.remove_all(false),
