@@ -16,6 +16,8 @@ pub mod exposure;
 pub mod held;
 pub mod host_paths;
 pub mod init;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod interrupted;
 pub mod names;
 pub mod node;
 pub mod operator;

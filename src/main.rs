@@ -195,7 +195,9 @@ fn main() -> ExitCode {
         }),
         Role::Rotate { json } => ask(&name, async move |service: Service| {
             let report = service.order(Order::Rotate, follow).await?;
-            Ok(show(&report, json))
+            let shown = show(&report, json);
+            report.rotation.iter().filter(|_| !json).for_each(|what| say(format_args!("\n{what}\n")));
+            Ok(shown)
         }),
         Role::Ca { client, json } => ask(&name, async move |service: Service| {
             let report = service.report().await?;

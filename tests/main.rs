@@ -12,6 +12,7 @@ mod enterprise_doors;
 mod enterprise_tasks;
 mod exposure;
 mod insecure;
+mod key_watch;
 mod life;
 mod lifecycle;
 mod operator;

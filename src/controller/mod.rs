@@ -6,6 +6,8 @@
 mod anchor;
 mod cluster;
 mod discovery;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod kills;
 mod marathon_lb;
 mod observe;
 mod others;
@@ -372,6 +374,12 @@ impl Controller {
                 ..plan::Ca::default()
             }
         };
+        // The cluster's CA stays; what a run of the job can have of it is another certificate.
+        if let (Anchor::Cluster(_), Some(run)) = (&anchor, &rotate_run)
+            && state.rotated_for() != Some(run)
+        {
+            state.let_go_of_leaf(run).await?;
+        }
         if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
             self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
         }
@@ -599,8 +607,8 @@ impl Controller {
         let mut runs: Vec<(String, bool)> = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
         // A CA that is not ours is not ours to replace.
-        let rotated =
-            |run: &String| !anchor.is_own() || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
+        let signs = anchor.is_own() || matches!(anchor, Anchor::Cluster(_));
+        let rotated = |run: &String| !signs || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
         runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
         let certificates = state.map(State::certificates_in_force).unwrap_or_default();
         let mut report = Report::new(&self.options, wanted, observed, plan, runs, &certificates)?;

@@ -10,6 +10,7 @@ use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RegistryTask, RowState, Wanted};
 use crate::protocol::{NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
+use crate::security;
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -55,6 +56,9 @@ pub struct Report {
     pub trouble: Option<String>,
     /// Active runs of the init job.
     pub orders: Vec<OrderReport>,
+    /// What a run of the job `….rotate` does, where the CA is not this service's own to replace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<String>,
 }
 
 /// One agent.
@@ -68,7 +72,7 @@ pub struct AgentReport {
     pub state: String,
     /// Why, and what to do.
     pub detail: String,
-    /// The sysctl in a word: `set`, `already set`, `pending`, `failed`, `unmanaged`, or `unknown`.
+    /// The sysctl: `set`, `already set`, `pending`, `failed`, `unmanaged`, or `unknown`; after a colon, why it is not set.
     pub sysctl: String,
     /// Path of the private key of a registry made by hand that lies there for whoever gets to read it.
     #[serde(default)]
@@ -165,6 +169,7 @@ impl Report {
             advice: Vec::new(),
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
+            rotation: security::what_a_rotation_does(options, &plan::registry_host(observed, options)),
         })
     }
 
@@ -365,13 +370,7 @@ impl AgentReport {
             RowState::Pending => "pending",
             RowState::Failed => "failed",
         };
-        let sysctl = observed.nodes.get(&row.host).map_or("unknown", |status| match status.sysctl.state {
-            SysctlState::Set => "set",
-            SysctlState::AlreadySet => "already set",
-            SysctlState::Pending => "pending",
-            SysctlState::Failed => "failed",
-            SysctlState::Unmanaged => "unmanaged",
-        });
+        let sysctl = observed.nodes.get(&row.host).map_or("unknown".to_string(), sysctl_words);
         let role = if row.public { "public" } else { "private" };
         let node = observed.nodes.get(&row.host);
         let exposed_key = node.and_then(|status| status.exposed_key.clone());
@@ -383,7 +382,22 @@ impl AgentReport {
         if !cleaned.is_empty() {
             detail += &format!("; removed what the tutorial had put there: {}", cleaned.join(", "));
         }
-        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail, sysctl: sysctl.into(), exposed_key, cleaned }
+        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail, sysctl, exposed_key, cleaned }
+    }
+}
+
+fn sysctl_words(status: &NodeStatus) -> String {
+    let looked = status.passes > 0 && status.errors.is_empty();
+    match (status.sysctl.state, status.sysctl.value.as_deref()) {
+        (SysctlState::Set, _) => "set".into(),
+        (SysctlState::AlreadySet, None | Some("1")) => "already set".into(),
+        (SysctlState::AlreadySet, Some(value)) => format!("already set: {value}"),
+        (SysctlState::Pending, _) if looked => "pending: nf_conntrack is not loaded".into(),
+        (SysctlState::Pending, _) => "pending".into(),
+        (SysctlState::Failed, Some(value)) => format!("failed: still {value}"),
+        (SysctlState::Failed, None) => "failed".into(),
+        (SysctlState::Unmanaged, Some(value)) => format!("unmanaged: {value}"),
+        (SysctlState::Unmanaged, None) => "unmanaged".into(),
     }
 }
 
@@ -443,6 +457,22 @@ mod tests {
                 .unwrap()
                 .ends_with("It is removed, together with that certificate, as soon as the registry serves with its new one.")
         );
+    }
+
+    #[test]
+    fn why_the_sysctl_is_not_set_is_told() {
+        let mut status: NodeStatus = serde_json::from_value(serde_json::json!({
+            "service": "s", "executor": "", "host": "", "order_version": 1, "order_digest": "", "phase": "trusted", "files": [],
+            "sysctl": { "state": "pending", "value": null, "found": null }, "proofs": [], "errors": [], "passes": 0,
+        }))
+        .unwrap();
+        assert_eq!(sysctl_words(&status), "pending");
+        status.passes = 1;
+        assert_eq!(sysctl_words(&status), "pending: nf_conntrack is not loaded");
+        (status.sysctl.state, status.sysctl.value) = (SysctlState::Failed, Some("0".into()));
+        assert_eq!(sysctl_words(&status), "failed: still 0");
+        status.sysctl.state = SysctlState::Unmanaged;
+        assert_eq!(sysctl_words(&status), "unmanaged: 0");
     }
 
     #[test]
