@@ -217,7 +217,7 @@ fn every_option_has_a_type_a_description_and_only_keywords_that_the_form_and_cos
             ("/config/properties/service/properties/cpus/required", json!(false)),
             ("/config/properties/service/properties/cpus/pattern", json!("^1$")),
             ("/config/properties/service/properties/cpus/description", Value::Null),
-            ("/config/properties/service/properties/log_level/enum", json!(["error", "warn", "info", "debug", "trace"])),
+            ("/config/properties/service/properties/log_level/enum", json!(["1", "2", "3", "4", "5", "6", "7", "8", "9"])),
             ("/config/properties/service/properties/log_level/enum", json!([1, 2])),
             ("/config/properties/service/properties/log_level/enum", json!([])),
             ("/config/properties/service/properties/service_account_secret/media", json!({ "type": "application/x-secrets+string" })),
