@@ -91,7 +91,7 @@ enum Role {
         #[arg(long = "for", value_enum)]
         place: Snippet,
     },
-    /// Say who may log in to the registry, where this service keeps that (auth.kind htpasswd, auth.htpasswd empty)
+    /// Add, remove or list the users who may log in to the registry (auth.kind htpasswd)
     User {
         #[command(subcommand)]
         verb: UserVerb,

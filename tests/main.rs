@@ -4,6 +4,7 @@
 //! `leftovers.rs` looks at the whole machine and therefore runs alone.
 
 mod acceptance;
+mod auth;
 mod changes;
 mod docker_in_docker;
 mod enterprise;
@@ -22,4 +23,5 @@ mod registry_role;
 mod rotation;
 mod security_modes;
 mod support;
+mod token_server;
 mod versions;
