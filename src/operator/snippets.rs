@@ -190,6 +190,17 @@ mod tests {
     }
 
     #[test]
+    fn apps_that_log_in_say_with_what() {
+        let app = |place| serde_json::from_str::<Value>(&snippet(place, &report()).unwrap()).unwrap();
+        let text = include_str!("../../docs/authentication.md");
+        let shown = text.split_once("```json\n").unwrap().1.split_once("```").unwrap().0;
+        assert_eq!(serde_json::from_str::<Value>(shown).unwrap(), app(Snippet::MarathonAppLogin));
+        let secret = app(Snippet::MarathonAppSecret);
+        let name = secret["container"]["docker"]["pullConfig"]["secret"].as_str().unwrap();
+        assert!(secret["container"]["type"] == "MESOS" && secret["secrets"][name]["source"].is_string(), "{secret}");
+    }
+
+    #[test]
     fn jenkins_gets_the_mount_in_both_plugins() {
         let text = snippet(Snippet::Jenkins, &report()).unwrap();
         assert!(text.contains("readOnly: true") && text.contains("destination=/etc/docker/certs.d,readonly"), "{text}");
