@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use crate::support::{ADMIN, Cluster, made};
 use crate::token_server::Issuer;
 use lab::ExecOutput;
+use lab::server::{NEWEST, Security};
 use serde_json::{Value, json};
 
 const HOST: &str = "192.168.1.80";
@@ -185,4 +186,72 @@ fn a_read_only_registry_takes_no_pushes(cluster: &Cluster) {
     let code =
         "curl -s -o /dev/null -w %{http_code} -X POST --capath /var/lib/dcos/pki/tls/certs https://192.168.0.1/v2/by/nobody/blobs/uploads/";
     assert_eq!(cluster.sh_ok(HOST, code), "405");
+}
+
+/// In Enterprise the users are a secret, which takes a permission, and apps pull with a secret, too.
+#[test]
+fn in_enterprise_a_permission_lets_change_the_users_and_the_mesos_containerizer_pulls_with_a_secret() {
+    const ACCOUNT: &str = "private-registry";
+    const SECRET: &str = "private-registry/service-account";
+    let cluster = Cluster::start_as(1, 0, NEWEST, Security::Permissive);
+    cluster.make_account(ACCOUNT, SECRET);
+    cluster.dcos_ok(&["package", "install", "private-registry", "--cli", "--yes"]);
+    for entry in serde_json::from_str::<Value>(&cluster.dcos_ok(&["private-registry", "grants", "--json"])).unwrap().as_array().unwrap() {
+        let word = |key: &str| entry[key].as_str().unwrap().to_owned();
+        cluster.grant(&word("account"), &word("resource"), &word("action"));
+    }
+    cluster.install_and_wait(&json!({
+        "service": { "service_account_secret": SECRET },
+        "exposure": { "marathon_lb": false },
+        "auth": { "kind": "htpasswd" },
+    }));
+
+    // Somebody who may look, and then also change.
+    let ci = json!({ "description": "ci", "password": "secret-of-ci" });
+    assert_eq!(cluster.http("PUT", "/acs/api/v1/users/ci", Some(&ci)).0, 201);
+    cluster.grant("ci", "dcos:adminrouter:service:private-registry", "full");
+    let (plugin, ca) = (made("target/package/private-registry"), cluster.ca());
+    let as_ci = |arguments: &str, input: &str| {
+        let token = cluster.token("ci", "secret-of-ci");
+        let environment = format!("DCOS_URL={} DCOS_TLS_CA_PATH={} DCOS_ACS_TOKEN={token}", cluster.admin(), ca.display());
+        cluster.sh("master", &format!("printf '%s\\n' '{input}' | {environment} {} user {arguments}", plugin.display()))
+    };
+    let refused = as_ci("add alice --password-stdin", "wonderland");
+    let asked = "it takes dcos:secrets:default:/private-registry/users full";
+    assert!(refused.status.code() == Some(1) && refused.stderr.contains(asked), "{}", refused.stderr);
+    cluster.grant("ci", "dcos:secrets:default:/private-registry/users", "full");
+    let added = as_ci("add alice --password-stdin", "wonderland");
+    assert!(added.status.success() && added.stdout.contains("alice may log in"), "{}{}", added.stdout, added.stderr);
+    let (code, stored) = cluster.http("GET", "/secrets/v1/secret/default/private-registry/users", None);
+    assert!(code == 200 && stored.contains("alice:$2b$10$"), "{stored}");
+    let app = cluster.get("/marathon/v2/apps/registry").to_string();
+    assert!(!app.contains("alice"), "{app}");
+
+    let said = login(&cluster, HOST, "192.168.0.1", "wonderland");
+    assert!(said.status.success(), "{}", said.stderr);
+    docker_ok(&cluster, HOST, &format!("tag canary:1 {IMAGE}"));
+    docker_ok(&cluster, HOST, &format!("push -q {IMAGE}"));
+    let mut app: Value = serde_json::from_str(&cluster.dcos_ok(&["private-registry", "snippet", "--for", "marathon-app-secret"])).unwrap();
+    app["cmd"] = json!("exec /bin/busybox sleep 1000");
+    let config = cluster.sh_ok(HOST, "cat /tmp/home/.docker/config.json");
+    assert_eq!(cluster.http("PUT", "/secrets/v1/secret/default/docker-config", Some(&json!({ "value": config }))).0, 201);
+    assert_eq!(cluster.marathon("POST", "/apps", &app).0, 201);
+    cluster.wait("the app to run", 30, || cluster.get("/marathon/v2/apps/app")["app"]["tasksRunning"] == 1);
+    let elsewhere = cluster.sh(HOST, "grep -rlF \"$(grep -o '\"auth\": *\"[^\"]*' /tmp/home/.docker/config.json)\" /var/lib/mesos").stdout;
+    assert!(elsewhere.is_empty(), "no task sees it: {elsewhere}");
+    // Without it, nothing is pulled.
+    assert_eq!(cluster.marathon("DELETE", "/apps/app", &Value::Null).0, 200);
+    cluster.wait("the app to go", 30, || cluster.is_calm());
+    app["container"]["docker"].as_object_mut().unwrap().remove("pullConfig");
+    assert_eq!(cluster.marathon("POST", "/apps", &app).0, 201);
+    let failed = || cluster.get("/marathon/v2/apps/app")["app"]["lastTaskFailure"]["message"].as_str().map(str::to_owned);
+    cluster.wait("the pull to fail", 30, || failed().is_some_and(|message| message.contains("asks for a login")));
+    assert_eq!(cluster.marathon("DELETE", "/apps/app?force=true", &Value::Null).0, 200);
+    cluster.wait("the app to go", 30, || cluster.is_calm());
+
+    assert!(as_ci("remove alice", "").status.success());
+    assert!(!login(&cluster, HOST, "192.168.0.1", "wonderland").status.success());
+    cluster.uninstall();
+    assert_eq!(cluster.http("GET", "/secrets/v1/secret/default/private-registry/users", None).0, 404);
+    cluster.assert_nothing_was_lost();
 }
