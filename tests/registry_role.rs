@@ -901,6 +901,10 @@ fn a_token_of_the_authorisation_server_lets_in_and_nothing_else_does() {
     let token = issuer.token("alice", &[("base/hello", &["pull"])]);
     assert_eq!((with(&token, "/v2/"), with(&token, "/v2/base/hello/tags/list")), (200, 404));
     assert_eq!(with(&token, "/v2/other/tags/list"), 401);
+    let uploads = host.registry_url("/v2/base/hello/blobs/uploads/");
+    let post =
+        |token: &str| http(&["--cacert", &host.ca(), "-X", "POST", "-H", &format!("Authorization: Bearer {token}"), &uploads]).unwrap().0;
+    assert_eq!((post(&token), post(&issuer.token("alice", &[("base/hello", &["pull", "push"])]))), (401, 202));
     let stranger = crate::token_server::Issuer::new("the-issuer", "the-service");
     assert_eq!(with(&stranger.token("alice", &[("base/hello", &["pull"])]), "/v2/"), 401);
 }
