@@ -252,6 +252,7 @@ mod tests {
             order_version: 0,
             starts: 1,
             errors: vec![],
+            users: None,
         };
         assert_eq!(names_lacking(&names, &status), Vec::<String>::new());
         assert_eq!(end_nearing(&status, 1_800_000_000 - 31 * DAY), None);

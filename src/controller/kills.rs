@@ -72,6 +72,7 @@ impl Controller {
             leaf_names: Vec::new(),
             order_version: 0,
             starts: 0,
+            users: None,
             errors: Vec::new(),
         }
     }

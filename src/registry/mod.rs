@@ -3,6 +3,7 @@
 //! It makes the TLS key where it is used, asks for a certificate by its status, takes it by a signed order, and keeps the registry
 //! running with it; or it serves with what the operator has `provided`. `role` decides, `state` keeps files, `supervisor` runs the process, `server` talks.
 
+mod access;
 mod config;
 mod provided;
 mod reaper;
@@ -17,6 +18,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
+pub use access::{Access, Account};
 pub use config::RegistryConfig;
 
 /// Why the role cannot run at all. What can be cured on the host while it runs stands in its status instead.
@@ -47,6 +49,9 @@ pub enum RegistryError {
     /// Something that the operator keeps elsewhere.
     #[error(transparent)]
     Held(#[from] provided::ProvidedError),
+    /// This role's own account.
+    #[error(transparent)]
+    Account(#[from] crate::users::UserError),
     /// The template of `config.yml`, a part of this program.
     #[error("config.yml cannot be rendered: {0}")]
     Template(String),
