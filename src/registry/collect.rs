@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::config::RegistryConfig;
 use super::tool::{Said, Tool};
+use crate::collection::{OF_CACHE, UNTAGGED_BY_2};
 use crate::protocol::{CollectPhase, CollectStep, Collection};
 
 /// What a failed run is reported with is no longer.
@@ -125,7 +126,7 @@ impl Collecting {
             };
         }
         if config.settings.proxy.is_some() {
-            return Err("this registry is a cache of another one, which deletes by itself what nobody asks for any more".into());
+            return Err(OF_CACHE.into());
         }
         if asked.delete_untagged && version.is_none_or(|version| version.starts_with("2.")) {
             return Err(UNTAGGED_BY_2.into());
@@ -305,10 +306,6 @@ impl Collecting {
         Next::Restart
     }
 }
-
-/// Why one of generation 2 must not delete what has no tag.
-const UNTAGGED_BY_2: &str = "this registry is of generation 2, which would also delete the images that a tag for several platforms consists \
-    of, because these have no tag of their own; set garbage_collection.delete_untagged to false, or registry.generation to 3";
 
 /// The numbers in `3 blobs marked, 2 blobs and 0 manifests eligible for deletion`.
 fn eligible(line: &str) -> Option<(u64, u64)> {

@@ -130,7 +130,9 @@ async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>>
         (&Method::GET, "/metrics") => metrics(&desk).await,
         (&Method::GET, "/images") => images(&request, &desk).await,
         (&Method::PUT, "/order") => order(request, desk).await,
-        (_, "/status" | "/health" | "/metrics" | "/images" | "/order") => text(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method".into()),
+        (_, "/status" | "/health" | "/metrics" | "/images" | "/order") => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method".into())
+        }
         _ => text(StatusCode::NOT_FOUND, "there are /status, /health, /metrics, /images and /order".into()),
     }
 }

@@ -29,12 +29,7 @@ pub(super) enum Said {
 
 impl Tool {
     pub(super) fn start<A: AsRef<OsStr>>(program: &Path, arguments: impl IntoIterator<Item = A>) -> io::Result<Self> {
-        let mut child = command(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let mut child = command(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let out = child.stdout.take().map(|out| BufReader::new(out).lines());
         let err = child.stderr.take().map(|err| BufReader::new(err).lines());
         Ok(Self { child, out, err })
