@@ -7,6 +7,7 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod certificates;
+pub mod collection;
 pub mod controller;
 pub mod dcos;
 pub mod digest;

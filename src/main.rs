@@ -76,6 +76,24 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
+    /// Delete image data that no image uses any more, and follow it; meanwhile the registry is read-only
+    Gc {
+        /// Only say what would be deleted; the registry stays writable
+        #[arg(long)]
+        dry_run: bool,
+        /// Print what has come of it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a row per image, and whether the image puller of this cluster's Mesos (UCR) can read it
+    Images {
+        /// Only those that it cannot read, with why, and what to do
+        #[arg(long)]
+        unreadable: bool,
+        /// Print an array of images, as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the CA certificate, or what to do with it on a machine outside the cluster
     Ca {
         /// Print instructions for this client
@@ -194,6 +212,31 @@ fn main() -> ExitCode {
         Role::Rotate { json } => ask(&name, async move |service: Service| {
             let report = service.order(Order::Rotate, follow).await?;
             Ok(show(&report, json))
+        }),
+        Role::Gc { dry_run, json } => ask(&name, async move |service: Service| {
+            let collection = service.collect(dry_run, |collection| eprintln!("{}", collection.said)).await?;
+            if json {
+                print_json(&collection);
+            } else {
+                say(format_args!("{}\n", collection.said));
+            }
+            Ok(if collection.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }),
+        Role::Images { unreadable, json } => ask(&name, async move |service: Service| {
+            let mut images = service.images().await?;
+            images.retain(|image| !unreadable || image.unreadable.is_some());
+            if json {
+                print_json(&images);
+            } else if images.is_empty() {
+                say(if unreadable {
+                    "every image can be read by the image puller of this cluster's Mesos\n"
+                } else {
+                    "there are no images\n"
+                });
+            } else {
+                say(operator::images_table(&images));
+            }
+            Ok(ExitCode::SUCCESS)
         }),
         Role::Ca { client, json } => ask(&name, async move |service: Service| {
             let report = service.report().await?;

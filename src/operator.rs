@@ -7,13 +7,15 @@ mod logs;
 mod masters;
 pub(crate) mod snippets;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::controller::Report;
+use crate::collection::size;
+use crate::controller::{CollectionReport, ImageReport, ImagesReport, Report, aligned};
 use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
 use crate::host_paths::SYSTEM_ROOTS;
@@ -170,6 +172,11 @@ pub enum Order {
     Converge,
     /// Replace the CA.
     Rotate,
+    /// Collect garbage.
+    Collect {
+        /// Only say what would be deleted.
+        dry_run: bool,
+    },
 }
 
 impl Order {
@@ -178,6 +185,8 @@ impl Order {
         match self {
             Self::Converge => "init",
             Self::Rotate => "rotate",
+            Self::Collect { dry_run: false } => "gc",
+            Self::Collect { dry_run: true } => "gc-dry-run",
         }
     }
 }
@@ -211,6 +220,52 @@ impl Service {
     pub async fn report(&self) -> Result<Report, OperatorError> {
         tracing::info!("GET /service/{}/v1/status", self.name);
         self.controller.get("/v1/status").await.map_err(|source| self.unreachable(source))
+    }
+
+    /// Runs the job of a garbage collection, tells `progress` how it goes on, and returns what has come of it.
+    ///
+    /// # Errors
+    /// When somebody does not answer.
+    pub async fn collect(&self, dry_run: bool, mut progress: impl FnMut(&CollectionReport)) -> Result<CollectionReport, OperatorError> {
+        let order = Order::Collect { dry_run };
+        let path = format!("/v1/jobs/{}.{}/runs", self.name.replace('/', "."), order.word());
+        tracing::info!("POST /service/metronome{path}");
+        let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
+        let id = run["id"].as_str().unwrap_or_default().to_string();
+        let mut shown = String::new();
+        loop {
+            let active = self.is_active(&format!("{path}/{id}")).await?;
+            let report = self.report().await?;
+            // The controller goes on knowing the last one after its run has ended.
+            match report.collections.into_iter().find(|collection| collection.run == id) {
+                Some(collection) if collection.ended => return Ok(collection),
+                Some(collection) if collection.said != shown => {
+                    progress(&collection);
+                    shown = collection.said;
+                }
+                None if !active => return Err(OperatorError::RunFailed(id)),
+                _ => {}
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// All images of the registry.
+    ///
+    /// # Errors
+    /// When the controller does not answer.
+    pub async fn images(&self) -> Result<Vec<ImageReport>, OperatorError> {
+        let (mut images, mut last) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/v1/images?last={last}");
+            tracing::info!("GET /service/{}{path}", self.name);
+            let page: ImagesReport = self.controller.get(&path).await.map_err(|source| self.unreachable(source))?;
+            images.extend(page.images);
+            match page.next {
+                Some(next) if next != last => last = next,
+                _ => return Ok(images),
+            }
+        }
     }
 
     /// Runs the job of an order, tells `progress` every new state, and returns the last one.
@@ -283,6 +338,27 @@ fn refusal(source: ApiError, otherwise: impl FnOnce(ApiError) -> OperatorError) 
         ApiError::Refused { status: 403, .. } => OperatorError::Forbidden(source),
         source => otherwise(source),
     }
+}
+
+/// One row per image, aligned, and below what to do about those that Mesos cannot read.
+pub fn images_table(images: &[ImageReport]) -> String {
+    let digest = |image: &ImageReport| image.image.digest.chars().take(19).collect::<String>();
+    let row = |report: &ImageReport| {
+        let (image, readable) = (&report.image, report.unreadable.as_deref().map_or_else(|| "yes".into(), |why| format!("no: {why}")));
+        [format!("{}:{}", image.repository, image.tag), digest(report), size(image.size), readable]
+    };
+    let mut text = aligned(["IMAGE", "DIGEST", "SIZE", "MESOS CAN READ IT"], images.iter().map(row));
+    let fixes: BTreeSet<&String> = images.iter().filter_map(|image| image.fix.as_ref()).collect();
+    if !fixes.is_empty() {
+        text += "\nWhat to do:\n";
+    }
+    for fix in fixes {
+        let of: Vec<String> =
+            images.iter().filter(|i| i.fix.as_ref() == Some(fix)).map(|i| format!("{}:{}", i.image.repository, i.image.tag)).collect();
+        let more = if of.len() > 3 { format!(" and {} more", of.len() - 3) } else { String::new() };
+        text += &format!("  {}{more}: {fix}\n", of.iter().take(3).cloned().collect::<Vec<_>>().join(", "));
+    }
+    text
 }
 
 /// The options without a file.

@@ -202,6 +202,8 @@ mod tests {
             leaf_names: vec!["192.168.0.1".into(), "*.marathon.l4lb.thisdcos.directory".into()],
             order_version: 0,
             starts: 1,
+            version: None,
+            collection: None,
             errors: vec![],
         };
         assert_eq!(names_lacking(&names, &status), Vec::<String>::new());

@@ -5,6 +5,8 @@
 
 mod anchor;
 mod cluster;
+mod collect;
+mod images;
 mod observe;
 mod others;
 mod page;
@@ -29,7 +31,7 @@ use crate::dcos::{ApiError, chain};
 use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
 use crate::names::{Host, HostPort};
-use crate::options::{self, Faults, Options};
+use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
 use crate::protocol::{OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
@@ -37,8 +39,11 @@ use crate::security;
 use crate::takeover::Takeover;
 use anchor::Anchor;
 use cluster::Cluster;
+use collect::Collections;
+pub use images::{ImageReport, ImagesReport};
 use others::Others;
-pub use report::{AgentReport, OrderReport, OtherReport, Report};
+pub(crate) use report::aligned;
+pub use report::{AgentReport, CollectionReport, OrderReport, OtherReport, Report};
 use state::{OwnCa, Stage, State, StateError};
 pub use uninstall::run_job as uninstall;
 
@@ -88,8 +93,8 @@ pub struct Setting {
     pub app_id: String,
     /// Own task id.
     pub task_id: String,
-    /// Image of the registry.
-    pub registry_image: String,
+    /// Image of the registry of generation 2, and of generation 3.
+    pub registry_images: [String; 2],
     /// Whether Cosmos has asked for the removal.
     pub uninstall: bool,
     /// The service account's credential, or where it is; see [`login::CREDENTIAL_VARIABLE`].
@@ -116,6 +121,16 @@ impl Setting {
         self.vars.iter().filter(|(name, _)| options::is_variable(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
+    /// The image that the options ask for.
+    fn registry_image(&self, options: &Options) -> String {
+        let [two, three] = &self.registry_images;
+        let own = match options.registry.generation {
+            Generation::Two => two,
+            Generation::Three => three,
+        };
+        if options.registry.image.is_empty() { own.clone() } else { options.registry.image.clone() }
+    }
+
     /// Reads the environment of the job that removes what a controller has left.
     fn for_job() -> Result<Self, ControllerError> {
         let (vars, credential) = environment();
@@ -125,7 +140,7 @@ impl Setting {
             port: 0,
             app_id: var(env::APP_ID)?,
             task_id: var("MESOS_TASK_ID")?,
-            registry_image: String::new(),
+            registry_images: Default::default(),
             uninstall: true,
             credential,
             vars,
@@ -144,7 +159,7 @@ impl Setting {
             port: var("PORT0")?.parse().map_err(|_| ControllerError::Environment("PORT0"))?,
             app_id: var("MARATHON_APP_ID")?,
             task_id: var("MESOS_TASK_ID")?,
-            registry_image: var("PRIVATE_REGISTRY_IMAGE")?,
+            registry_images: [var("PRIVATE_REGISTRY_IMAGE")?, var("PRIVATE_REGISTRY_IMAGE_3")?],
             uninstall: vars.contains_key("SDK_UNINSTALL"),
             credential,
             vars,
@@ -193,6 +208,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         takeover_since: None,
         passes_at_takeover: BTreeMap::new(),
         retirement: None,
+        collections: Collections::default(),
     };
     controller.converge_for_ever().await
 }
@@ -279,6 +295,7 @@ struct Controller {
     passes_at_takeover: BTreeMap<Host, u64>,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
+    collections: Collections,
 }
 
 impl Controller {
@@ -408,7 +425,7 @@ impl Controller {
             registry_host,
             home: self.setting.host.clone(),
             binary_sha256: self.binary_sha256.clone(),
-            registry_image: self.setting.registry_image.clone(),
+            registry_image: self.setting.registry_image(&self.options),
             order_key,
             package_uri: self.setting.vars.get(env::URI).cloned().unwrap_or_default(),
             options: self.setting.options(),
@@ -428,9 +445,12 @@ impl Controller {
         let order = RotationOrder { names: bare, run: rotate_run };
         self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
         self.follow_runs(&observed, &wanted).await;
+        self.collect(&observed, now).await?;
+        self.offer_images(&observed);
         let report = self.report(&wanted, &observed, &plan, &anchor)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
-        let done = report.converged && report.orders.iter().all(|order| order.fresh);
+        let idle = report.collections.iter().all(|collection| collection.ended);
+        let done = idle && report.converged && report.orders.iter().all(|order| order.fresh);
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
     }
@@ -513,6 +533,8 @@ impl Controller {
                 }
                 Action::DeleteRegistry => self.cluster.marathon.delete_app(&ids.registry_id).await,
                 Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
+                Action::PutSchedule { job, schedule, exists } => self.cluster.metronome.put_schedule(job, schedule, *exists).await,
+                Action::DropSchedule { job } => self.cluster.metronome.delete_schedule(job, documents::SCHEDULE).await,
                 Action::StartRun { id } => self.cluster.metronome.start_run(id).await,
                 Action::SendTrust { host } => {
                     observe::send_to_node(&self.cluster, observed, host, &wanted.trust).await;
@@ -613,6 +635,15 @@ impl Controller {
                 report.problems.extend(security::end_nearing(status, wanted.now));
             }
         }
+        report.collections = self.collections.reports();
+        report.registry_version = observed.registries.iter().find_map(|task| task.status.version.clone());
+        let three = report.registry_version.as_ref().filter(|version| !version.starts_with("2.") && !observed.marathon.pulls_schema_2());
+        report.problems.extend(three.map(|version| {
+            format!(
+                "the registry is of version {version}, which does not answer in schema 1, and the image puller of this DC/OS's Mesos reads \
+                 nothing else; let registry.image name one of generation 2, or leave it empty"
+            )
+        }));
         Ok(report.with_others(&self.options, wanted, observed, &self.others))
     }
 }

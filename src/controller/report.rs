@@ -52,6 +52,12 @@ pub struct Report {
     pub trouble: Option<String>,
     /// Active runs of the init job.
     pub orders: Vec<OrderReport>,
+    /// Garbage collections that are asked for, and the last one that has ended.
+    #[serde(default)]
+    pub collections: Vec<CollectionReport>,
+    /// Version of the registry that runs, as it says itself.
+    #[serde(default)]
+    pub registry_version: Option<String>,
 }
 
 /// One agent.
@@ -88,6 +94,21 @@ pub struct OtherReport {
     pub proven: usize,
     /// What stands in the way, and where.
     pub detail: String,
+}
+
+/// A run that asks for a garbage collection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionReport {
+    /// Metronome's id of the run.
+    pub run: String,
+    /// Whether nothing is deleted.
+    pub dry_run: bool,
+    /// How it stands, or what has come of it.
+    pub said: String,
+    /// Whether it has come to its end.
+    pub ended: bool,
+    /// Whether it has failed.
+    pub failed: bool,
 }
 
 /// A run that asked for convergence.
@@ -161,6 +182,8 @@ impl Report {
                 .collect(),
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
+            collections: Vec::new(),
+            registry_version: None,
         })
     }
 
@@ -234,7 +257,7 @@ impl Report {
 }
 
 /// A table whose columns are aligned, but for the last one.
-fn aligned<const N: usize>(title: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(crate) fn aligned<const N: usize>(title: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(title.map(String::from)).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N - 1).map(width).collect();

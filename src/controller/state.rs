@@ -669,6 +669,8 @@ mod tests {
             leaf_names: vec![],
             order_version: 0,
             starts: 0,
+            version: None,
+            collection: None,
             errors: vec![],
         }
     }

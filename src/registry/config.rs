@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use handlebars::{Handlebars, handlebars_helper};
 use serde_json::{Value, json};
@@ -14,6 +15,9 @@ use crate::settings;
 
 /// Port of the registry's metrics inside its container.
 const DEBUG_PORT: u16 = 5002;
+
+/// Marathon starts a controller that has died anew within a minute or two.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Levels that distribution 2.8 knows.
 const LOG_LEVELS: [&str; 4] = ["error", "warn", "info", "debug"];
@@ -43,6 +47,8 @@ pub struct RegistryConfig {
     pub status_listen: SocketAddr,
     /// Where the registry shows metrics and its innards (HTTP): on loopback, for this role alone.
     pub debug_listen: SocketAddr,
+    /// So long the controller may say nothing while this registry is read-only for a garbage collection.
+    pub patience: Duration,
     /// The registry's program; it is run as `<program> serve <config.yml>`.
     pub program: PathBuf,
 }
@@ -82,8 +88,14 @@ impl RegistryConfig {
             debug_listen: (Ipv4Addr::LOCALHOST, DEBUG_PORT).into(),
             listen: (Ipv4Addr::UNSPECIFIED, REGISTRY_PORT).into(),
             status_listen: (Ipv4Addr::UNSPECIFIED, REGISTRY_STATUS_PORT).into(),
+            patience: PATIENCE,
             program: PathBuf::from("registry"),
         })
+    }
+
+    /// Whether the images lie in a directory, and not in a store behind an API.
+    pub(super) fn is_directory(&self) -> bool {
+        matches!(self.settings.storage, StorageAt::Directory | StorageAt::Sandbox { .. })
     }
 
     /// The key that is served with.

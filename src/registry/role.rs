@@ -7,12 +7,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::RegistryError;
+use super::collect::{self, Asked, Collecting, Next};
 use super::config::RegistryConfig;
+use super::health;
 use super::provided::{LOOK_EVERY, Watch};
 use super::reaper::Reaper;
 use super::server::{Delivery, Refusal};
 use super::state::{Chain, LastOrder, State, StateError};
 use super::supervisor::{Event, Launch, Supervisor};
+use super::tool::{self, Said, Tool};
 use crate::certificates::{OrderError, RegistryKey};
 use crate::protocol::{CertificateRequest, Order, OrderKind, RegistryPhase, RegistryStatus, SignedOrder};
 
@@ -59,6 +62,8 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
         leaf_names: Vec::new(),
         order_version: 0,
         starts: 0,
+        version: None,
+        collection: None,
         errors: Vec::new(),
     }
 }
@@ -66,6 +71,7 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
 /// Runs until a signal asks to stop and the registry has been drained.
 pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<(), RegistryError> {
     let Some(found) = wait_for_state(&config, &mut outside).await else { return Ok(()) };
+    let mut health = health::watch(&config);
     let mut role = Role::new(config, found)?;
     role.resume().await;
     loop {
@@ -83,9 +89,14 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
                 let _ = reply.send(taken);
             }
             () = sleep(LOOK_EVERY), if role.watch.is_some() => role.look_at_provided(),
-            () = role.reaper.wait() => role.reaper.reap(role.supervisor.child_id()),
+            event = Collecting::event(&mut role.collecting) => role.collection_goes_on(event).await,
+            said = say(&mut role.asked_version) => role.read_version(said),
+            Ok(()) = health.changed() => role.health = health.borrow_and_update().clone(),
+            () = role.reaper.wait() => role.reaper.reap(&role.own_children()),
         }
     }
+    // What it collects it can collect another time.
+    role.collecting = None;
     role.supervisor.stop();
     while !role.supervisor.is_stopped() {
         role.publish(&outside.status);
@@ -93,6 +104,14 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Waits for what a tool says, where there is one.
+async fn say(tool: &mut Option<Tool>) -> Said {
+    match tool {
+        Some(tool) => tool.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What the host had.
@@ -157,6 +176,13 @@ struct Role {
     answers: bool,
     stored_chain: Option<String>,
     last_kind: Option<OrderKind>,
+    /// The last garbage collection.
+    collecting: Option<Collecting>,
+    /// Asks the program for its version.
+    asked_version: Option<Tool>,
+    version: Option<String>,
+    /// What is wrong with the store.
+    health: Vec<String>,
     state_error: Option<String>,
     process_error: Option<String>,
 }
@@ -188,6 +214,11 @@ impl Role {
             answers: false,
             stored_chain: found.stored_chain,
             last_kind: last.map(|(_, order)| order.kind),
+            collecting: None,
+            // Whether it can be started at all shows when it is to serve.
+            asked_version: Tool::start(&config.program, ["--version"]).ok(),
+            version: None,
+            health: Vec::new(),
             state_error: None,
             process_error: None,
             config,
@@ -249,6 +280,9 @@ impl Role {
         match order.kind {
             OrderKind::Certificate { chain } => self.take_certificate(signed, this, &chain),
             OrderKind::Retire { delete_data } => self.take_retirement(signed, this, delete_data).await,
+            OrderKind::Collect { run, step, dry_run, delete_untagged } => {
+                self.take_collection(signed, this, &Asked { run: &run, step, dry_run, delete_untagged }).await
+            }
             OrderKind::Trust(_) | OrderKind::Restore => Err(Refusal::Bad("this order is for nodes; I am a registry".into())),
         }
     }
@@ -278,7 +312,8 @@ impl Role {
 
     fn restart(&mut self) {
         self.answers = false;
-        let rendered = self.config.render(false).map_err(|error| error.to_string());
+        let read_only = self.collecting.as_ref().is_some_and(Collecting::is_read_only);
+        let rendered = self.config.render(read_only).map_err(|error| error.to_string());
         let stored = rendered.and_then(|rendered| self.state.store_config(&rendered).map_err(|error| error.to_string()));
         match stored {
             Ok(()) => {
@@ -287,6 +322,50 @@ impl Role {
             }
             Err(error) => self.state_error = Some(error),
         }
+    }
+
+    async fn take_collection(&mut self, signed: &SignedOrder, this: LastOrder, asked: &Asked<'_>) -> Result<(), Refusal> {
+        if self.retiring.is_some() {
+            return Err(Refusal::Conflict("this registry is retired".into()));
+        }
+        if this != self.last {
+            self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
+            self.last = this;
+        }
+        let next = Collecting::step(&mut self.collecting, asked, &self.config, self.version.as_deref(), self.answers).await;
+        self.go_on(next.map_err(Refusal::Conflict)?);
+        Ok(())
+    }
+
+    async fn collection_goes_on(&mut self, event: collect::Event) {
+        let Some(collecting) = &mut self.collecting else { return };
+        let next = collecting.happened(event).await;
+        self.go_on(next);
+        self.reaper.look_again();
+    }
+
+    fn go_on(&mut self, next: Next) {
+        if next == Next::Restart {
+            self.restart();
+        }
+    }
+
+    fn read_version(&mut self, said: Said) {
+        match said {
+            Said::Out(line) => self.version = tool::version(&line),
+            Said::Err(_) => {}
+            Said::Ended(_) => {
+                self.asked_version = None;
+                self.reaper.look_again();
+            }
+        }
+    }
+
+    /// Children whose end is waited for elsewhere.
+    fn own_children(&self) -> Vec<u32> {
+        let collector = self.collecting.as_ref().and_then(Collecting::child_id);
+        let asked = self.asked_version.as_ref().and_then(Tool::id);
+        [self.supervisor.child_id(), collector, asked].into_iter().flatten().collect()
     }
 
     async fn take_retirement(&mut self, signed: &SignedOrder, this: LastOrder, delete_data: bool) -> Result<(), Refusal> {
@@ -302,6 +381,7 @@ impl Role {
     async fn retire(&mut self, delete_data: bool) {
         self.answers = false;
         self.retiring = Some(delete_data);
+        self.collecting = None;
         self.supervisor.stop();
         self.finish_retirement();
     }
@@ -326,6 +406,9 @@ impl Role {
             Event::Answers => {
                 self.answers = true;
                 self.process_error = None;
+                if let Some(collecting) = &mut self.collecting {
+                    collecting.answers();
+                }
             }
             Event::Failed(reason) => {
                 tracing::error!("{reason}");
@@ -351,6 +434,8 @@ impl Role {
             leaf_names: served.map(|chain| chain.leaf_names.clone()).unwrap_or_default(),
             order_version: self.last.version,
             starts: self.supervisor.starts(),
+            version: self.version.clone(),
+            collection: self.collecting.as_ref().map(|collecting| collecting.status.clone()),
             errors: self.errors().cloned().collect(),
             ..first_status(&self.config)
         };
@@ -363,7 +448,7 @@ impl Role {
 
     fn errors(&self) -> impl Iterator<Item = &String> {
         let provided = self.watch.as_ref().and_then(|watch| watch.error.as_ref());
-        provided.into_iter().chain(&self.state_error).chain(&self.process_error)
+        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(&self.health)
     }
 
     fn phase(&self) -> RegistryPhase {
@@ -378,7 +463,7 @@ impl Role {
     }
 }
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
