@@ -248,6 +248,7 @@ mod tests {
             version: None,
             collection,
             errors: vec![],
+            users: None,
         };
         RegistryTask { address: name.into(), status }
     }

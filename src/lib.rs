@@ -27,3 +27,4 @@ pub mod secret;
 pub mod security;
 pub mod settings;
 pub mod takeover;
+pub mod users;

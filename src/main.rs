@@ -109,6 +109,11 @@ enum Role {
         #[arg(long = "for", value_enum)]
         place: Snippet,
     },
+    /// Add, remove or list the users who may log in to the registry (auth.kind htpasswd)
+    User {
+        #[command(subcommand)]
+        verb: UserVerb,
+    },
     /// Print a script that lets docker on a master, or on a machine outside, trust the registry
     Masters,
     /// Print what a task of the service wrote
@@ -146,6 +151,9 @@ enum Role {
     },
     /// Put this host back as it was: for an agent that was away while the package was uninstalled
     Restore,
+    /// Change the users on the controller's host (the Metronome job of `user`)
+    #[command(hide = true)]
+    UsersApply,
     /// Watch the cluster and act (the Marathon app)
     #[command(hide = true)]
     Controller,
@@ -161,6 +169,32 @@ enum Role {
     /// Keep the registry's key and certificate, and run the registry (in the registry's container)
     #[command(hide = true)]
     Registry,
+}
+
+#[derive(Subcommand)]
+enum UserVerb {
+    /// Let somebody in; the password is asked for
+    Add {
+        /// Name of the user
+        user: String,
+        /// Read the password from standard input: one line
+        #[arg(long)]
+        password_stdin: bool,
+        /// Give a user who is there already a new password
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Let somebody in no more
+    Remove {
+        /// Name of the user
+        user: String,
+    },
+    /// Print the names
+    List {
+        /// Print {"users": […], "settled": …}
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Exit code for unusable input, as in sysexits.h (EX_USAGE).
@@ -296,6 +330,8 @@ fn main() -> ExitCode {
         Role::Check { options, json } => check(options, json),
         Role::Grants { options, json } => grants(options, json),
         Role::Restore => restore(&name),
+        Role::User { verb } => user(&name, verb),
+        Role::UsersApply => forever(controller::apply_users()),
         Role::Controller => forever(async { controller::run(Setting::from_env()?).await }),
         Role::Init => forever(init::run()),
         Role::Uninstall => forever(controller::uninstall()),
@@ -344,7 +380,32 @@ fn ask(name: &str, question: impl AsyncFnOnce(Service) -> Result<ExitCode, Opera
     };
     run(answer, |error| match error {
         OperatorError::NoAgent { .. } => ExitCode::from(BAD_INPUT),
+        OperatorError::Users(error) if error.is_input() => ExitCode::from(BAD_INPUT),
+        OperatorError::Users(_) => ExitCode::FAILURE,
         _ => ExitCode::from(UNAVAILABLE),
+    })
+}
+
+/// Users of the registry.
+fn user(name: &str, verb: UserVerb) -> ExitCode {
+    ask(name, async move |service: Service| {
+        let (report, what) = match verb {
+            UserVerb::Add { user, password_stdin, replace } => {
+                (service.add_user(&user, replace, password_stdin).await?, format!("{user} may log in"))
+            }
+            UserVerb::Remove { user } => (service.remove_user(&user).await?, format!("{user} may not log in any more")),
+            UserVerb::List { json } => {
+                let users = service.users().await?;
+                if json {
+                    print_json(&serde_json::json!({ "users": users.names, "settled": users.settled }));
+                } else {
+                    users.names.iter().for_each(|name| say(format_args!("{name}\n")));
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
+        say(format_args!("{what}; every registry knows it. Users now: {}\n", report.users.names.len()));
+        Ok(ExitCode::SUCCESS)
     })
 }
 

@@ -6,6 +6,7 @@
 mod logs;
 mod masters;
 pub(crate) mod snippets;
+mod users;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -26,6 +27,7 @@ use crate::secret::Secret;
 pub use logs::{Logs, Target};
 pub use masters::masters_script;
 pub use snippets::{Snippet, snippet};
+pub use users::UsersError;
 
 /// Between two looks while something is followed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -102,6 +104,9 @@ pub enum OperatorError {
     /// Time is over.
     #[error("the run has not ended after {} s; see the table for what is missing", DEADLINE.as_secs())]
     Deadline,
+    /// Users of the registry.
+    #[error(transparent)]
+    Users(#[from] UsersError),
     /// The options file.
     #[error("{path}: {reason}")]
     OptionsFile {
@@ -196,6 +201,7 @@ pub struct Service {
     name: String,
     controller: Api,
     metronome: Api,
+    secrets: Api,
     /// Admin Router itself.
     cluster: Api,
 }
@@ -210,7 +216,8 @@ impl Service {
         let name = name.trim_matches('/').to_string();
         let controller = Api::new(client.clone(), &format!("{}/service/{name}", access.url));
         let metronome = Api::new(client.clone(), &format!("{}/service/metronome", access.url));
-        Ok(Self { name, controller, metronome, cluster: Api::new(client, &access.url) })
+        let secrets = Api::new(client.clone(), &format!("{}/secrets/v1", access.url));
+        Ok(Self { name, controller, metronome, secrets, cluster: Api::new(client, &access.url) })
     }
 
     /// How things stand.

@@ -97,6 +97,8 @@ pub struct Wanted {
     pub retirement: u64,
     /// A registry made by hand that is to be replaced.
     pub takeover: Option<Takeover>,
+    /// Which users of the service's a registry is to let in; see [`RegistryStatus::users`].
+    pub users: Option<String>,
 }
 
 /// How the CA stands.
@@ -209,6 +211,11 @@ pub enum Action {
         /// As above.
         left_behind: Vec<Host>,
     },
+    /// Tell a registry's task which users to let in.
+    SendUsers {
+        /// Address of the task.
+        address: String,
+    },
     /// Sign the request of a registry's task and send the certificate.
     Certify {
         /// Address of the task.
@@ -244,6 +251,7 @@ impl fmt::Display for Action {
                 write!(f, "trust the old CA no more: the new one is proven on every agent{}", but(left_behind))
             }
             Self::SendTrust { host } => write!(f, "send the trust bundle to {host}"),
+            Self::SendUsers { address } => write!(f, "tell the registry at {address} which users to let in"),
             Self::Certify { reason, .. } => write!(f, "sign a certificate for the registry: {reason}"),
         }
     }
@@ -378,6 +386,8 @@ pub fn converge(wanted: &Wanted, observed: &Observed) -> Plan {
         }
     }
     plan_rotation(wanted, observed, &mut plan);
+    // Before a registry gets its certificate and serves.
+    plan_users(wanted, observed, &mut plan);
     plan_leaf(wanted, observed, &mut plan);
     plan
 }
@@ -529,6 +539,15 @@ fn plan_rotation(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         plan.actions.push(Action::SwitchCa { left_behind });
     } else {
         plan.actions.push(Action::RetireCa { left_behind });
+    }
+}
+
+fn plan_users(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let Some(users) = wanted.users.as_ref().filter(|_| wanted.registry) else { return };
+    // One that keeps none was started with other options, and is about to be replaced.
+    let lets_in_others = |task: &&RegistryTask| task.status.users.as_ref().is_some_and(|known| known != users);
+    for task in observed.registries.iter().filter(|task| task.status.phase != RegistryPhase::Retired).filter(lets_in_others) {
+        plan.actions.push(Action::SendUsers { address: task.address.clone() });
     }
 }
 
@@ -696,7 +715,7 @@ mod tests {
             jobs_have_secrets: true,
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
-        Wanted { documents, trust, now: 0, leaves: BTreeMap::new(), ca: Ca::default(), registry: true, retirement: 0, takeover: None }
+        Wanted { documents, trust, now: 0, leaves: BTreeMap::new(), ca: Ca::default(), registry: true, retirement: 0, takeover: None, users: None }
     }
 
     fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
@@ -751,6 +770,7 @@ mod tests {
             version: None,
             collection: None,
             errors: vec![],
+            users: None,
         };
         let about_registry = |status: Option<RegistryStatus>, registry| {
             let registries = status.into_iter().map(task).collect();
@@ -890,6 +910,25 @@ mod tests {
         assert_eq!(certified([None, None], [AwaitingCertificate, AwaitingCertificate]).0.len(), 2);
     }
 
+    #[test]
+    fn a_registry_is_told_of_its_users_when_it_lets_in_others() {
+        let mut wanted = wanted();
+        let planned = |wanted: &Wanted, users: Option<&str>, phase| {
+            let status = RegistryStatus { users: users.map(String::from), phase, ..registry_status("") };
+            let mut plan = Plan::default();
+            plan_users(wanted, &Observed { registries: vec![task(status)], ..Observed::default() }, &mut plan);
+            plan.actions.len()
+        };
+        use RegistryPhase::{AwaitingCertificate, Retired, Serving};
+        assert_eq!(planned(&wanted, Some("old"), Serving), 0, "the users are others' affair");
+        wanted.users = Some("new".into());
+        assert_eq!(planned(&wanted, Some("old"), Serving), 1);
+        assert_eq!(planned(&wanted, Some("old"), AwaitingCertificate), 1);
+        assert_eq!(planned(&wanted, Some("new"), Serving), 0);
+        assert_eq!(planned(&wanted, None, Serving), 0);
+        assert_eq!(planned(&wanted, Some("old"), Retired), 0);
+    }
+
     fn registry_status(leaf: &str) -> RegistryStatus {
         RegistryStatus {
             service: "private-registry".into(),
@@ -905,6 +944,7 @@ mod tests {
             version: None,
             collection: None,
             errors: vec![],
+            users: None,
         }
     }
 

@@ -1,8 +1,8 @@
 //! What the controller and its tasks say to each other.
 //!
 //! The controller sends a [`SignedOrder`] by `PUT /order`; a node or registry task answers `GET /status` with a [`NodeStatus`]
-//! or a [`RegistryStatus`]. Orders carry no secret: they are public certificates and names, and what makes them binding is
-//! the signature. A task takes an order only if the signature verifies, the service is its own, and the version is not
+//! or a [`RegistryStatus`]. Orders carry no secret that others could read: they are public certificates and names, and users that are
+//! sealed for the registry. What makes them binding is the signature. A task takes an order only if the signature verifies, the service is its own, and the version is not
 //! older than the last one it took.
 
 use std::path::PathBuf;
@@ -88,6 +88,11 @@ pub enum OrderKind {
         dry_run: bool,
         /// Whether manifests without a tag go as well.
         delete_untagged: bool,
+    },
+    /// To the registry: let these users in. The text is sealed for the holder of the enrolment key, as orders travel by plain HTTP.
+    Users {
+        /// See [`EnrolmentKey::seal`](crate::certificates::EnrolmentKey::seal).
+        sealed: String,
     },
     /// To the registry: stop serving, remove key and certificate, and the images too if `delete_data`.
     Retire {
@@ -487,6 +492,9 @@ pub struct RegistryStatus {
     pub collection: Option<Collection>,
     /// What went wrong, for people, with the remedy.
     pub errors: Vec<String>,
+    /// Which users of the service's it lets in: an HMAC by the enrolment key. Absent where it has none of those.
+    #[serde(default)]
+    pub users: Option<String>,
 }
 
 /// A certificate request and the proof that it comes from the holder of the enrolment key.

@@ -205,6 +205,7 @@ mod tests {
             version: None,
             collection: None,
             errors: vec![],
+            users: None,
         };
         assert_eq!(names_lacking(&names, &status), Vec::<String>::new());
         assert_eq!(end_nearing(&status, 1_800_000_000 - 31 * DAY), None);

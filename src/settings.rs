@@ -305,7 +305,8 @@ impl Faults<'_> {
     }
 }
 
-fn word(kind: AuthKind) -> &'static str {
+/// The word of the option.
+pub(crate) fn word(kind: AuthKind) -> &'static str {
     match kind {
         AuthKind::None => "none",
         AuthKind::Htpasswd => "htpasswd",

@@ -4,6 +4,7 @@
 //! `leftovers.rs` looks at the whole machine and therefore runs alone.
 
 mod acceptance;
+mod auth;
 mod changes;
 mod conformance;
 mod docker_in_docker;
@@ -24,4 +25,5 @@ mod rotation;
 mod security_modes;
 mod support;
 mod takeover;
+mod token_server;
 mod versions;

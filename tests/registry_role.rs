@@ -16,6 +16,7 @@ use private_registry::digest::sha256_hex;
 use private_registry::names::HostPort;
 use private_registry::protocol::{MAX_MESSAGE_BYTES, Order, OrderKind, RegistryPhase, RegistryStatus, SignedOrder, TrustBundle, env};
 use private_registry::registry::{RegistryConfig, run};
+use private_registry::secret::Secret;
 
 const SERVICE: &str = "private-registry";
 
@@ -797,4 +798,122 @@ fn another_kind_of_key_is_a_new_key_and_a_new_request() {
     host.start();
     host.wait_for_phase(RegistryPhase::Serving);
     assert_eq!(fs::read(host.state("tls.key")).unwrap(), key, "the same kind is the same key");
+}
+
+/// Access to `/v2/` as this user.
+fn as_user(host: &Host, login: &str) -> u16 {
+    http(&["--cacert", &host.ca(), "-u", login, &host.registry_url("/v2/")]).map_or(0, |(code, _)| code)
+}
+
+/// A line of htpasswd.
+fn line_of(name: &str, password: &str) -> String {
+    format!("{name}:{}\n", private_registry::users::hash(&Secret::new(password.to_owned())).unwrap())
+}
+
+#[test]
+fn users_of_the_operators_file_are_let_in_and_a_changed_file_counts_without_a_restart() {
+    let mut host = Host::new();
+    let file = host.dir.path().join("people");
+    let text = line_of("alice", "wonderland") + "bob:$apr1$salt$hunter2\n";
+    fs::write(&file, &text).unwrap();
+    host.more = serde_json::json!({ "auth": { "kind": "htpasswd", "file": { "file": file } } });
+    host.start();
+    host.give_certificate(1);
+    assert_eq!((host.get("/v2/").unwrap().0, as_user(&host, "alice:wonderland"), as_user(&host, "alice:x")), (401, 200, 401));
+    let status = host.status();
+    assert!(status.errors[0].contains("line 2") && status.errors[0].contains("bob is not hashed by bcrypt"), "{:?}", status.errors);
+    assert!(!host.log().contains("hunter2") && !format!("{status:?}").contains("hunter2"));
+    assert_eq!((status.users, mode(&host.state("htpasswd"))), (None, 0o600));
+
+    // Replaced by another file, as editors do.
+    let next = host.dir.path().join("people.new");
+    fs::write(&next, line_of("bob", "builder")).unwrap();
+    fs::rename(&next, &file).unwrap();
+    wait_for("the new file to count", || (as_user(&host, "bob:builder") == 200).then_some(()));
+    assert_eq!((as_user(&host, "alice:wonderland"), host.status().starts, host.status().errors.len()), (401, 1, 0));
+    // Gone: who was let in is let in, and it is said.
+    fs::remove_file(&file).unwrap();
+    wait_for("a word about it", || host.status().errors.first().filter(|error| error.contains("cannot read")).cloned());
+    assert_eq!(as_user(&host, "bob:builder"), 200);
+    // The service's orders are none of this registry's business.
+    let sealed = host.enrolment.seal(&Secret::new(line_of("eve", "apple")), SERVICE, 2).unwrap();
+    assert_eq!(host.give(2, OrderKind::Users { sealed }).0, 400);
+}
+
+#[test]
+fn users_of_the_service_come_sealed_survive_a_restart_and_go_with_the_retirement() {
+    let mut host = Host::new();
+    host.more = serde_json::json!({ "auth": { "kind": "htpasswd", "file": null } });
+    host.start();
+    host.give_certificate(1);
+    let nobody = host.status().users.unwrap();
+    assert_eq!(as_user(&host, "alice:wonderland"), 401);
+    let users = Secret::new(line_of("alice", "wonderland"));
+    let sealed = |version| host.enrolment.seal(&users, SERVICE, version).unwrap();
+    // Sealed for another order, or for somebody else.
+    assert_eq!(host.give(3, OrderKind::Users { sealed: sealed(2) }).0, 400);
+    let stranger = EnrolmentKey::generate().unwrap().seal(&users, SERVICE, 2).unwrap();
+    assert_eq!(host.give(2, OrderKind::Users { sealed: stranger }).0, 400);
+    assert_eq!(host.status().users, Some(nobody));
+    let order = host.sign(2, OrderKind::Users { sealed: sealed(2) });
+    assert!(!format!("{order:?}").contains("alice"));
+    assert_eq!(host.put(&serde_json::to_string(&order).unwrap()).0, 200);
+    assert_eq!(host.status().users, Some(host.enrolment.digest(&users)));
+    wait_for("alice", || (as_user(&host, "alice:wonderland") == 200).then_some(()));
+    assert_eq!((host.status().starts, mode(&host.state("users"))), (1, 0o600));
+    // The role's own account has another password at every start, and no line of the users may take its name.
+    let own = || fs::read_to_string(host.state("htpasswd")).unwrap().lines().next().unwrap().to_owned();
+    let first = own();
+    assert!(first.starts_with("private-registry-internal:$2"), "{first}");
+
+    assert!(host.stop());
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!(as_user(&host, "alice:wonderland"), 200);
+    let again = fs::read_to_string(host.state("htpasswd")).unwrap();
+    assert!(!again.contains(&first) && again.contains("alice:"), "{again}");
+    assert_eq!(host.status().users, Some(host.enrolment.digest(&users)));
+
+    assert_eq!(host.give(3, OrderKind::Retire { delete_data: false }).0, 200);
+    host.wait_for_phase(RegistryPhase::Retired);
+    assert!(!host.state("users").exists() && !host.state("htpasswd").exists());
+    let sealed = host.enrolment.seal(&users, SERVICE, 4).unwrap();
+    assert_eq!(host.give(4, OrderKind::Users { sealed }).0, 409);
+}
+
+#[test]
+fn a_token_of_the_authorisation_server_lets_in_and_nothing_else_does() {
+    let issuer = crate::token_server::Issuer::new("the-issuer", "the-service");
+    let mut host = Host::new();
+    host.more = serde_json::json!({ "auth": {
+        "kind": "token", "realm": "http://127.0.0.1:9/token", "service": "the-service", "issuer": "the-issuer", "certificates": issuer.certificate(),
+    } });
+    host.start();
+    host.give_certificate(1);
+    let challenge = http(&["--cacert", &host.ca(), "-D", "-", &host.registry_url("/v2/")]).unwrap();
+    assert!(
+        challenge.0 == 401 && challenge.1.contains(r#"Bearer realm="http://127.0.0.1:9/token",service="the-service""#),
+        "{challenge:?}"
+    );
+    let with = |token: &str, path: &str| {
+        http(&["--cacert", &host.ca(), "-H", &format!("Authorization: Bearer {token}"), &host.registry_url(path)]).unwrap().0
+    };
+    let token = issuer.token("alice", &[("base/hello", &["pull"])]);
+    assert_eq!((with(&token, "/v2/"), with(&token, "/v2/base/hello/tags/list")), (200, 404));
+    assert_eq!(with(&token, "/v2/other/tags/list"), 401);
+    let stranger = crate::token_server::Issuer::new("the-issuer", "the-service");
+    assert_eq!(with(&stranger.token("alice", &[("base/hello", &["pull"])]), "/v2/"), 401);
+}
+
+#[test]
+fn a_registry_that_is_read_only_refuses_uploads() {
+    let mut host = Host::serving();
+    let blob = host.push("layer");
+    assert!(host.stop());
+    host.more = serde_json::json!({ "read_only": true });
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!(host.get(&blob).unwrap().0, 200);
+    let (code, _) = http(&["--cacert", &host.ca(), "-X", "POST", &host.registry_url("/v2/base/hello/blobs/uploads/")]).unwrap();
+    assert_eq!(code, 405);
 }

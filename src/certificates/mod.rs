@@ -15,4 +15,4 @@ pub use certificate::{Certificate, CertificateError};
 pub use orders::{OrderError, OrderKey, OrderSigner, SigningKeyError};
 pub use pem::PemError;
 pub use provided::{ProvidedKey, ProvidedKeyError};
-pub use request::{EnrolmentKey, EnrolmentKeyError, KeyType, RegistryKey, RegistryKeyError};
+pub use request::{EnrolmentKey, EnrolmentKeyError, KeyType, RegistryKey, RegistryKeyError, SealError};

@@ -6,6 +6,7 @@ use rcgen::{
     CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData,
     SignatureAlgorithm,
 };
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -119,7 +120,18 @@ pub enum EnrolmentKeyError {
     BadKey,
 }
 
-/// Shared by the controller and the registry task: a request with its MAC comes from the registry. It opens nothing else.
+/// A text could not be sealed or opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it cannot be sealed or opened with this service's enrolment key")]
+pub struct SealError;
+
+/// What a sealed text belongs to.
+fn bound_to(service: &str, version: u64) -> Aad<Vec<u8>> {
+    Aad::from(format!("{version}\0{service}").into_bytes())
+}
+
+/// Shared by the controller and the registry task: a request with its MAC comes from the registry, and what is sealed with it is for
+/// the registry. It opens nothing else.
 #[derive(Debug, Clone)]
 pub struct EnrolmentKey(Secret<[u8; 32]>);
 
@@ -161,6 +173,37 @@ impl EnrolmentKey {
         Secret::new(hex(hmac::sign(&self.hmac_key(), b"private-registry: http secret").as_ref()))
     }
 
+    /// Says of a text that the holder of this key has it, to nobody else: hex of an HMAC.
+    pub fn digest(&self, text: &Secret<String>) -> String {
+        hex(hmac::sign(&self.hmac_key(), [b"private-registry: digest\0", text.expose().as_bytes()].concat().as_slice()).as_ref())
+    }
+
+    /// Seals a text for the holder of this key, and for this service and version of an order only: base64.
+    pub fn seal(&self, text: &Secret<String>, service: &str, version: u64) -> Result<String, SealError> {
+        let mut nonce = [0; NONCE_LEN];
+        SystemRandom::new().fill(&mut nonce).map_err(|_| SealError)?;
+        let mut sealed = text.expose().clone().into_bytes();
+        let tag =
+            self.sealing_key()?.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), bound_to(service, version), &mut sealed);
+        let tag = tag.map_err(|_| SealError)?;
+        Ok(STANDARD.encode([&nonce, sealed.as_slice(), tag.as_ref()].concat()))
+    }
+
+    /// Opens what [`seal`](Self::seal) gave.
+    pub fn open(&self, sealed: &str, service: &str, version: u64) -> Result<Secret<String>, SealError> {
+        let bytes = STANDARD.decode(sealed).map_err(|_| SealError)?;
+        let (nonce, rest) = bytes.split_at_checked(NONCE_LEN).ok_or(SealError)?;
+        let mut rest = rest.to_vec();
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealError)?;
+        let text = self.sealing_key()?.open_in_place(nonce, bound_to(service, version), &mut rest).map_err(|_| SealError)?;
+        String::from_utf8(text.to_vec()).map(Secret::new).map_err(|_| SealError)
+    }
+
+    fn sealing_key(&self) -> Result<LessSafeKey, SealError> {
+        let bytes = hmac::sign(&self.hmac_key(), b"private-registry: sealing key");
+        UnboundKey::new(&AES_256_GCM, bytes.as_ref()).map(LessSafeKey::new).map_err(|_| SealError)
+    }
+
     fn hmac_key(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, self.0.expose())
     }
@@ -169,6 +212,26 @@ impl EnrolmentKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_sealed_is_opened_with_the_same_key_for_the_same_service_and_version_only() {
+        let key = EnrolmentKey::generate().unwrap();
+        let text = Secret::new("alice:hash\n".to_string());
+        let sealed = key.seal(&text, "private-registry", 7).unwrap();
+        assert!(key.open(&sealed, "private-registry", 7) == Ok(text.clone()));
+        assert_ne!(sealed, key.seal(&text, "private-registry", 7).unwrap());
+        let other = EnrolmentKey::generate().unwrap();
+        for opened in [
+            key.open(&sealed, "private-registry", 8),
+            key.open(&sealed, "other", 7),
+            other.open(&sealed, "private-registry", 7),
+            key.open("", "private-registry", 7),
+            key.open(&sealed[..8], "private-registry", 7),
+        ] {
+            assert!(opened == Err(SealError));
+        }
+        assert!(key.digest(&text) == key.digest(&text) && key.digest(&text) != other.digest(&text));
+    }
 
     #[test]
     fn a_stored_registry_key_is_the_same_key() {

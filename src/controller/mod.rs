@@ -16,6 +16,7 @@ mod shown;
 pub mod state;
 pub mod store;
 mod uninstall;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -46,6 +47,7 @@ pub(crate) use report::aligned;
 pub use report::{AgentReport, CollectionReport, OrderReport, OtherReport, Report};
 use state::{OwnCa, Stage, State, StateError};
 pub use uninstall::run_job as uninstall;
+pub use users::{UsersReport, apply as apply_users};
 
 /// Between two passes while something is still to be done: what is awaited is a task that starts or a node that proves.
 const EAGER: Duration = Duration::from_millis(500);
@@ -74,6 +76,10 @@ pub enum ControllerError {
     Certificate(#[from] CertificateError),
     #[error("the options cannot be used:\n{0}")]
     Refused(#[from] Faults),
+    #[error("this host does not keep the state of {0}; is it the controller's host?")]
+    NoState(String),
+    #[error(transparent)]
+    User(#[from] crate::users::UserError),
     #[error(transparent)]
     Credential(#[from] CredentialError),
     #[error("the cluster's CA certificates cannot be read from {0}: {1}; name a file that has them in dcos.ca_file")]
@@ -207,6 +213,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         others: Others::default(),
         takeover_since: None,
         passes_at_takeover: BTreeMap::new(),
+        users: users::Kept::default(),
         retirement: None,
         collections: Collections::default(),
     };
@@ -293,6 +300,7 @@ struct Controller {
     takeover_since: Option<Instant>,
     /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
     passes_at_takeover: BTreeMap<Host, u64>,
+    users: users::Kept,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
     collections: Collections,
@@ -435,11 +443,12 @@ impl Controller {
         };
         let leaves = anchor.leaves(state, &observed.registries, &in_force);
         let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
+        let users = self.users.look(&self.options, state).await?;
         let documents = documents::render(&self.options, &facts)?;
         let waited = self.takeover_since.map_or(0, |since| i64::try_from(since.elapsed().as_secs()).unwrap_or(i64::MAX));
         let takeover = Takeover::of(&self.options, &observed, waited);
         self.takeover_since = takeover.as_ref().map(|_| self.takeover_since.unwrap_or_else(Instant::now));
-        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, takeover };
+        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, takeover, users };
         self.prove_after_switch(&wanted, &mut observed).await;
         let plan = plan::converge(&wanted, &observed);
         let order = RotationOrder { names: bare, run: rotate_run };
@@ -565,6 +574,14 @@ impl Controller {
                     }
                     Ok(())
                 }
+                Action::SendUsers { address } => {
+                    let task = observed.registries.iter().find(|task| task.address == *address);
+                    if let (Some(RegistryTask { status, .. }), Some(state)) = (task, &mut self.state) {
+                        let order = self.users.order_for(status, state).await?;
+                        observe::send_to_registry(&self.cluster, address, &order).await;
+                    }
+                    Ok(())
+                }
                 Action::Certify { address, .. } => {
                     self.certify(observed, address, names).await?;
                     Ok(())
@@ -626,6 +643,8 @@ impl Controller {
         if let Some(signing) = state.and_then(State::ca).filter(|_| anchor.is_own()) {
             report.ca_fingerprint = Some(signing.fingerprint());
         }
+        report.users = self.users.report(&self.options, observed, wanted.users.as_ref());
+        report.problems.extend(self.users.problems());
         report.public_ca = matches!(anchor, Anchor::Provided(private) if private.is_empty());
         if let Some(RegistryTask { status, .. }) = observed.registries.first().filter(|_| !anchor.is_own()) {
             let names = self.options.trusted_names(&plan::registry_host(observed, &self.options));

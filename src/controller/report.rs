@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::others::{self, Others};
 use super::state::Stage;
+use super::users::UsersReport;
 use crate::certificates::{Certificate, CertificateError};
 use crate::documents;
 use crate::names::{Host, HostPort};
@@ -43,6 +44,12 @@ pub struct Report {
     /// Whether the registry speaks plain HTTP.
     #[serde(default)]
     pub insecure: bool,
+    /// Whether the registry takes no pushes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Who may use the registry.
+    #[serde(default)]
+    pub users: UsersReport,
     /// What is being done or waited for.
     pub next: Vec<String>,
     /// What stands in the way.
@@ -132,6 +139,7 @@ impl Report {
         let agents: Vec<AgentReport> = plan::rows(wanted, observed).into_iter().map(|row| AgentReport::new(row, observed)).collect();
         let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
         let (registry, serving) = registry(wanted, observed);
+        let registry = if options.registry.read_only && serving { format!("{registry}, for pulls only") } else { registry };
         let as_wanted = if wanted.registry { serving } else { observed.registry.is_none() };
         let converged = trusted == agents.len() && !agents.is_empty() && as_wanted && plan.actions.is_empty() && plan.waiting.is_empty();
         let total = agents.len();
@@ -156,6 +164,8 @@ impl Report {
             service: options.service.name.clone(),
             summary: warning + &summary + if exposed.is_some() { " A private key is exposed." } else { "" },
             insecure: options.is_insecure(),
+            read_only: options.registry.read_only,
+            users: UsersReport::default(),
             converged,
             refused: false,
             agents,

@@ -43,6 +43,8 @@ pub enum StateError {
     SigningKey(#[from] SigningKeyError),
     #[error(transparent)]
     EnrolmentKey(#[from] EnrolmentKeyError),
+    #[error("the users: {0}")]
+    Seal(#[from] crate::certificates::SealError),
     #[error("the registry's certificate request is not from our registry: its authentication code is wrong")]
     ForeignRequest,
     #[error("the CA's key is lost, so nothing can be signed until its successor is known everywhere")]
@@ -606,6 +608,23 @@ impl State {
         Ok((Certificate::parse_pem(pem)?.not_after() > now).then(|| pem.clone()))
     }
 
+    /// The users whom this service keeps, as they are stored.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn users(&self) -> Result<Option<Secret<String>>, StateError> {
+        self.store.read(Entry::Users).await
+    }
+
+    /// The order to let these users in, sealed for the registry.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn users_order(&mut self, users: &Secret<String>) -> Result<SignedOrder, StateError> {
+        let sealed = self.enrolment.seal(users, self.store.service(), self.record.version + 1)?;
+        self.order(OrderKind::Users { sealed }).await
+    }
+
     /// Signs an order of the next version.
     ///
     /// # Errors
@@ -672,6 +691,7 @@ mod tests {
             version: None,
             collection: None,
             errors: vec![],
+            users: None,
         }
     }
 

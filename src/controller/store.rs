@@ -19,13 +19,15 @@ pub enum Entry {
     OrderKey,
     /// The key that authenticates the registry's request.
     EnrolmentKey,
+    /// Users of the registry whom this service keeps, and hashes of their passwords.
+    Users,
     /// The part that is no secret.
     Record,
 }
 
 impl Entry {
     /// All there are.
-    pub const ALL: [Self; 5] = [Self::Ca, Self::NextCa, Self::OrderKey, Self::EnrolmentKey, Self::Record];
+    pub const ALL: [Self; 6] = [Self::Ca, Self::NextCa, Self::OrderKey, Self::EnrolmentKey, Self::Users, Self::Record];
 
     fn file(self) -> &'static str {
         match self {
@@ -33,6 +35,7 @@ impl Entry {
             Self::NextCa => "next-ca.pem",
             Self::OrderKey => "order.key",
             Self::EnrolmentKey => "enrolment.key",
+            Self::Users => "users",
             Self::Record => "state.json",
         }
     }
@@ -43,6 +46,7 @@ impl Entry {
             Self::NextCa => "next-ca",
             Self::OrderKey => "order-key",
             Self::EnrolmentKey => "enrolment-key",
+            Self::Users => "users",
             Self::Record => "state",
         }
     }

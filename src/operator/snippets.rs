@@ -13,6 +13,10 @@ const TRUST: &str = "/etc/docker/certs.d";
 #[allow(missing_docs)]
 pub enum Snippet {
     MarathonApp,
+    /// A docker image that takes a login, with docker's `config.json` from an archive.
+    MarathonAppLogin,
+    /// The same for the Mesos containerizer, with `config.json` from a secret (DC/OS Enterprise).
+    MarathonAppSecret,
     Jenkins,
     GitlabRunner,
     DockerInDocker,
@@ -35,6 +39,8 @@ pub fn snippet(what: Snippet, report: &Report) -> Option<String> {
     let pretty = |app: Value| format!("{app:#}\n");
     Some(match what {
         Snippet::MarathonApp => pretty(marathon_app(&registry)),
+        Snippet::MarathonAppLogin => pretty(marathon_app_login(&registry)),
+        Snippet::MarathonAppSecret => pretty(marathon_app_secret(&registry)),
         Snippet::DockerInDocker => pretty(docker_in_docker(&registry)),
         Snippet::Jenkins => jenkins(&registry),
         Snippet::GitlabRunner => gitlab_runner(&registry),
@@ -50,6 +56,22 @@ fn marathon_app(registry: &str) -> Value {
         "mem": 64,
         "container": { "type": "DOCKER", "docker": { "image": format!("{registry}/team/app:1"), "network": "HOST" } },
     })
+}
+
+/// Mesos has docker pull with the sandbox as its home, in which the fetcher unpacks the archive: `.docker/config.json`.
+fn marathon_app_login(registry: &str) -> Value {
+    let mut app = marathon_app(registry);
+    app["fetch"] = json!([{ "uri": "file:///etc/docker.tar.gz", "extract": true }]);
+    app
+}
+
+/// Marathon takes a `pullConfig` for the Mesos containerizer alone.
+fn marathon_app_secret(registry: &str) -> Value {
+    let mut app = marathon_app(registry);
+    let docker = json!({ "image": app["container"]["docker"]["image"], "pullConfig": { "secret": "pull-config" } });
+    app["container"] = json!({ "type": "MESOS", "docker": docker });
+    app["secrets"] = json!({ "pull-config": { "source": "docker-config" } });
+    app
 }
 
 /// An app in which a dockerd of its own runs (`docker/docker-in-docker`).
@@ -165,6 +187,17 @@ mod tests {
         assert_eq!(block("toml"), snippet(Snippet::GitlabRunner, &report()).unwrap());
         let uncommented = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(uncommented(block("yaml")), uncommented(&snippet(Snippet::Jenkins, &report()).unwrap()));
+    }
+
+    #[test]
+    fn apps_that_log_in_say_with_what() {
+        let app = |place| serde_json::from_str::<Value>(&snippet(place, &report()).unwrap()).unwrap();
+        let text = include_str!("../../docs/authentication.md");
+        let shown = text.split_once("```json\n").unwrap().1.split_once("```").unwrap().0;
+        assert_eq!(serde_json::from_str::<Value>(shown).unwrap(), app(Snippet::MarathonAppLogin));
+        let secret = app(Snippet::MarathonAppSecret);
+        let name = secret["container"]["docker"]["pullConfig"]["secret"].as_str().unwrap();
+        assert!(secret["container"]["type"] == "MESOS" && secret["secrets"][name]["source"].is_string(), "{secret}");
     }
 
     #[test]

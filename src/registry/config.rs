@@ -127,11 +127,16 @@ impl RegistryConfig {
     }
 
     /// The configuration and all that it may name.
-    pub(super) fn written_files(&self) -> [PathBuf; 4] {
-        [self.config_file(), self.users_file(), self.state.join("gcs.json"), self.state.join("token.pem")]
+    pub(super) fn written_files(&self) -> [PathBuf; 5] {
+        [self.config_file(), self.users_file(), self.service_users_file(), self.state.join("gcs.json"), self.state.join("token.pem")]
     }
 
-    /// Users and their hashes, where no file of the operator's is read in its place.
+    /// Users whom the service keeps, as the last order has said.
+    pub(super) fn service_users_file(&self) -> PathBuf {
+        self.state.join("users")
+    }
+
+    /// Users and their hashes. The registry reads it again whenever it has changed.
     pub(super) fn users_file(&self) -> PathBuf {
         self.state.join("htpasswd")
     }
@@ -216,18 +221,7 @@ impl RegistryConfig {
     fn auth(&self, files: &mut Vec<(PathBuf, Secret<String>)>) -> Result<Value, RegistryError> {
         Ok(match &self.settings.auth {
             AuthBy::Nobody => Value::Null,
-            AuthBy::Htpasswd { file } => {
-                // The registry looks at the file at every login, so the operator's own is given to it as it lies there.
-                let path = match file {
-                    Some(HeldAt::File(path)) => path.clone(),
-                    Some(held) => {
-                        files.push((self.users_file(), provided::read(held)?));
-                        self.users_file()
-                    }
-                    None => self.users_file(),
-                };
-                json!({ "htpasswd": { "realm": self.service, "path": path } })
-            }
+            AuthBy::Htpasswd { .. } => json!({ "htpasswd": { "realm": self.service, "path": self.users_file() } }),
             AuthBy::Token { realm, service, issuer, certificates } => {
                 let path = self.state.join("token.pem");
                 files.push((path.clone(), Secret::new(certificates.clone())));

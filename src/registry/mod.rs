@@ -5,6 +5,7 @@
 //! `server` talks, `collect` collects garbage, `health` looks at the store, `images` lists what is in it.
 
 mod collect;
+mod access;
 mod config;
 mod health;
 mod images;
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
+pub use access::{Access, Account};
 pub use config::RegistryConfig;
 
 /// Why the role cannot run at all. What can be cured on the host while it runs stands in its status instead.
@@ -55,6 +57,9 @@ pub enum RegistryError {
     /// Something that the operator keeps elsewhere.
     #[error(transparent)]
     Held(#[from] provided::ProvidedError),
+    /// This role's own account.
+    #[error(transparent)]
+    Account(#[from] crate::users::UserError),
     /// The template of `config.yml`, a part of this program.
     #[error("config.yml cannot be rendered: {0}")]
     Template(String),

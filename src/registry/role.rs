@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::RegistryError;
 use super::collect::{self, Asked, Collecting, Next};
+use super::access::{Account, Doorkeeper};
 use super::config::RegistryConfig;
 use super::health;
 use super::provided::{LOOK_EVERY, Watch};
@@ -65,12 +66,14 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
         version: None,
         collection: None,
         errors: Vec::new(),
+        users: None,
     }
 }
 
 /// Runs until a signal asks to stop and the registry has been drained.
 pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<(), RegistryError> {
-    let Some(found) = wait_for_state(&config, &mut outside).await else { return Ok(()) };
+    let account = Account::of(&config.settings.auth)?;
+    let Some(found) = wait_for_state(&config, &account, &mut outside).await else { return Ok(()) };
     let mut health = health::watch(&config);
     let mut role = Role::new(config, found)?;
     role.resume().await;
@@ -88,7 +91,10 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
                 role.publish(&outside.status);
                 let _ = reply.send(taken);
             }
-            () = sleep(LOOK_EVERY), if role.watch.is_some() => role.look_at_provided(),
+            () = sleep(LOOK_EVERY), if role.watch.is_some() || role.doorkeeper.is_some() => {
+                role.look_at_provided();
+                role.look_at_users();
+            }
             event = Collecting::event(&mut role.collecting) => role.collection_goes_on(event).await,
             said = say(&mut role.asked_version) => role.read_version(said),
             Ok(()) = health.changed() => role.health = health.borrow_and_update().clone(),
@@ -121,9 +127,10 @@ struct Found {
     key: Option<RegistryKey>,
     last: Option<(SignedOrder, Order)>,
     stored_chain: Option<String>,
+    doorkeeper: Option<Doorkeeper>,
 }
 
-fn look_at_state(config: &RegistryConfig) -> Result<Found, StateError> {
+fn look_at_state(config: &RegistryConfig, account: &Account) -> Result<Found, StateError> {
     let state = State::open(config)?;
     let key = if config.settings.insecure {
         state.remove_key()?;
@@ -135,13 +142,14 @@ fn look_at_state(config: &RegistryConfig) -> Result<Found, StateError> {
         state.remove_provided()?;
         Some(state.load_or_create_key()?)
     };
-    Ok(Found { key, last: state.last_order()?, stored_chain: state.stored_chain()?, state })
+    let doorkeeper = Doorkeeper::open(config, &state, account)?;
+    Ok(Found { key, doorkeeper, last: state.last_order()?, stored_chain: state.stored_chain()?, state })
 }
 
 /// Looks at the state until it can be used. `None` if the task is asked to stop meanwhile.
-async fn wait_for_state(config: &RegistryConfig, outside: &mut Outside) -> Option<Found> {
+async fn wait_for_state(config: &RegistryConfig, account: &Account, outside: &mut Outside) -> Option<Found> {
     loop {
-        let error = match look_at_state(config) {
+        let error = match look_at_state(config, account) {
             Ok(found) => return Some(found),
             Err(error) => error.to_string(),
         };
@@ -165,6 +173,8 @@ struct Role {
     key: Option<RegistryKey>,
     /// The operator's certificate and key, if that is what is served with.
     watch: Option<Watch>,
+    /// Who is let in, if that is decided here.
+    doorkeeper: Option<Doorkeeper>,
     request: Option<CertificateRequest>,
     /// What the next start will serve, and what the running registry serves.
     chain: Option<Chain>,
@@ -206,6 +216,7 @@ impl Role {
             key: found.key,
             request,
             watch: config.settings.provided.clone().map(Watch::new),
+            doorkeeper: found.doorkeeper,
             chain: None,
             served: None,
             last: last.as_ref().map(|(signed, order)| LastOrder::of(signed, order)).unwrap_or_default(),
@@ -265,6 +276,12 @@ impl Role {
         }
     }
 
+    fn look_at_users(&mut self) {
+        if let Some(doorkeeper) = self.doorkeeper.as_mut().filter(|_| self.retiring.is_none()) {
+            doorkeeper.look(&self.state);
+        }
+    }
+
     async fn take(&mut self, signed: &SignedOrder) -> Result<(), Refusal> {
         let order = self.config.order_key.open(signed).map_err(|error| match error {
             OrderError::BadSignature => Refusal::Forbidden(error.to_string()),
@@ -279,6 +296,7 @@ impl Role {
         }
         match order.kind {
             OrderKind::Certificate { chain } => self.take_certificate(signed, this, &chain),
+            OrderKind::Users { sealed } => self.take_users(signed, this, &sealed),
             OrderKind::Retire { delete_data } => self.take_retirement(signed, this, delete_data).await,
             OrderKind::Collect { run, step, dry_run, delete_untagged } => {
                 self.take_collection(signed, this, &Asked { run: &run, step, dry_run, delete_untagged }).await
@@ -307,6 +325,25 @@ impl Role {
             self.chain = Some(chain);
             self.restart();
         }
+        Ok(())
+    }
+
+    /// The registry reads the file again by itself.
+    fn take_users(&mut self, signed: &SignedOrder, this: LastOrder, sealed: &str) -> Result<(), Refusal> {
+        if self.retiring.is_some() {
+            return Err(Refusal::Conflict("this registry is retired and lets nobody in".into()));
+        }
+        let Some(doorkeeper) = self.doorkeeper.as_mut().filter(|keeper| keeper.are_services()) else {
+            return Err(Refusal::Bad("this registry has no users of the service's".into()));
+        };
+        let text = self.config.enrolment_key.open(sealed, &self.config.service, this.version);
+        let text = text.map_err(|error| Refusal::Bad(format!("the users: {error}")))?;
+        doorkeeper
+            .take(&text, &self.state)
+            .and_then(|()| self.state.store_order(signed))
+            .map_err(|error| Refusal::Failed(error.to_string()))?;
+        tracing::info!("the users have changed");
+        self.last = this;
         Ok(())
     }
 
@@ -394,6 +431,7 @@ impl Role {
                 tracing::info!(delete_data, "retired");
                 self.retired = true;
                 (self.key, self.request, self.chain, self.served, self.watch) = (None, None, None, None, None);
+                self.doorkeeper = None;
                 (self.state_error, self.process_error) = (None, None);
             }
             Err(error) => self.state_error = Some(format!("{error}; the order can be given again")),
@@ -437,6 +475,7 @@ impl Role {
             version: self.version.clone(),
             collection: self.collecting.as_ref().map(|collecting| collecting.status.clone()),
             errors: self.errors().cloned().collect(),
+            users: self.doorkeeper.as_ref().and_then(Doorkeeper::services).map(|users| self.config.enrolment_key.digest(&users)),
             ..first_status(&self.config)
         };
         status.send_if_modified(|old| {
@@ -448,7 +487,8 @@ impl Role {
 
     fn errors(&self) -> impl Iterator<Item = &String> {
         let provided = self.watch.as_ref().and_then(|watch| watch.error.as_ref());
-        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(&self.health)
+        let users = self.doorkeeper.iter().flat_map(|keeper| &keeper.problems);
+        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(&self.health).chain(users)
     }
 
     fn phase(&self) -> RegistryPhase {

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use super::config::{RegistryConfig, Rendered};
 use crate::certificates::{Certificate, CertificateError, RegistryKey, RegistryKeyError};
 use crate::digest::sha256_hex;
-use crate::protocol::{AuthBy, Order, SignedOrder};
+use crate::protocol::{Order, SignedOrder};
 use crate::secret::Secret;
+use crate::users::Users;
 
 /// Larger files are none of ours.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -151,14 +152,32 @@ impl State {
 
     /// Writes the configuration and the files that it names.
     pub(super) fn store_config(&self, rendered: &Rendered) -> Result<(), StateError> {
-        if self.config.settings.auth == (AuthBy::Htpasswd { file: None }) && read(&self.config.users_file())?.is_none() {
-            // The registry would make one with a user of its own, and log the password.
-            write(&self.config.users_file(), "", 0o600)?;
-        }
         for (path, text) in &rendered.files {
             write(path, text.expose(), 0o600)?;
         }
         write(&self.config.config_file(), rendered.config.expose(), 0o600)
+    }
+
+    /// The users whom the service keeps, as the last order has said.
+    pub(super) fn users(&self) -> Result<Users, StateError> {
+        Ok(Users::parse(&read(&self.config.service_users_file())?.unwrap_or_default()).0)
+    }
+
+    pub(super) fn store_users(&self, users: &Users) -> Result<(), StateError> {
+        write(&self.config.service_users_file(), users.text().expose(), 0o600)
+    }
+
+    /// The file that the registry reads.
+    pub(super) fn store_htpasswd(&self, text: &Secret<String>) -> Result<(), StateError> {
+        write(&self.config.users_file(), text.expose(), 0o600)
+    }
+
+    /// Removes the users whom the service has kept, who count no more, and if `all`, what the registry reads, too.
+    pub(super) fn remove_users(&self, all: bool) -> Result<(), StateError> {
+        if all {
+            remove(&self.config.users_file())?;
+        }
+        remove(&self.config.service_users_file())
     }
 
     /// The last order taken, if the present order key has signed it.

@@ -120,7 +120,7 @@ impl Executor<'_> {
         {
             return Ok(end);
         }
-        let root = match self.spec.image.as_ref().map(|image| ucr::provide(image, self.sandbox)) {
+        let root = match self.spec.image.as_ref().map(|image| ucr::provide(image, self.secrets.pull_config.as_deref(), self.sandbox)) {
             Some(Err(why)) => return Ok((TaskState::Failed, Some(format!("Failed to launch container: {why}")))),
             provided => provided.and_then(std::result::Result::ok),
         };
@@ -161,7 +161,10 @@ impl Executor<'_> {
         if !force && docker(&["image", "inspect", image]).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success()) {
             return Ok(None);
         }
-        self.run_to_end(docker(&["pull", image]), &format!("Failed to pull image {image}"))
+        // As Mesos does it: whatever `.docker/config.json` the fetcher has put into the sandbox is what docker logs in with.
+        let mut pull = docker(&["pull", image]);
+        pull.env("HOME", self.sandbox);
+        self.run_to_end(pull, &format!("Failed to pull image {image}"))
     }
 
     /// Runs a helper of the preparation; an end when it fails or a kill comes first. What it says goes to the task's stderr.

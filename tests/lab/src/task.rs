@@ -212,6 +212,8 @@ pub enum SecretPlace {
     Env(String),
     /// The file at that path in the sandbox.
     File(String),
+    /// What the image is pulled with: docker's `config.json`.
+    PullConfig,
 }
 
 /// What a task's secrets are. It goes to the executor by itself and is never part of [`TaskSpec`], which lies in the sandbox.
@@ -221,12 +223,15 @@ pub struct Secrets {
     pub env: BTreeMap<String, Vec<u8>>,
     /// Contents of files by path in the sandbox.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// Docker's `config.json` for the puller; no task sees it.
+    #[serde(default)]
+    pub pull_config: Option<Vec<u8>>,
 }
 
 impl Secrets {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.env.is_empty() && self.files.is_empty()
+        self.env.is_empty() && self.files.is_empty() && self.pull_config.is_none()
     }
 }
 

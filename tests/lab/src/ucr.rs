@@ -34,14 +34,15 @@ pub struct Image {
 ///
 /// # Errors
 /// For people, as Mesos' agent would log it.
-pub(crate) fn provide(image: &Image, sandbox: &Path) -> Result<PathBuf, String> {
+pub(crate) fn provide(image: &Image, config: Option<&[u8]>, sandbox: &Path) -> Result<PathBuf, String> {
     let place = Place::parse(&image.reference).ok_or_else(|| format!("'{}' is no image of a registry", image.reference))?;
+    let login = config.and_then(|config| login(config, place.registry));
     let store = sandbox.join("provisioner");
     let root = store.join("rootfs");
     fs::create_dir_all(&root).map_err(|error| error.to_string())?;
     let accepted: Vec<&str> = image.schema_2.then_some(SCHEMA_2).into_iter().chain(SCHEMA_1).collect();
     let manifest = store.join("manifest");
-    let kind = get(&place.url(&format!("manifests/{}", place.tag)), Some(&accepted.join(",")), &manifest)?;
+    let kind = get(&place.url(&format!("manifests/{}", place.tag)), Some(&accepted.join(",")), login.as_deref(), &manifest)?;
     let kind = kind.split(';').next().unwrap_or_default().trim();
     if !accepted.contains(&kind) {
         return Err(format!("unsupported manifest '{kind}' of '{}'", image.reference));
@@ -50,7 +51,7 @@ pub(crate) fn provide(image: &Image, sandbox: &Path) -> Result<PathBuf, String> 
     let manifest: Value = serde_json::from_slice(&text).map_err(|error| format!("failed to parse the manifest: {error}"))?;
     for (index, digest) in layers(&manifest)?.iter().enumerate() {
         let layer = store.join(format!("layer-{index}"));
-        get(&place.url(&format!("blobs/{digest}")), None, &layer)?;
+        get(&place.url(&format!("blobs/{digest}")), None, login.as_deref(), &layer)?;
         run(Command::new("tar").arg("-xzf").arg(&layer).arg("-C").arg(&root))?;
         fs::remove_file(&layer).map_err(|error| error.to_string())?;
     }
@@ -70,14 +71,56 @@ fn layers(manifest: &Value) -> Result<Vec<String>, String> {
     digests.collect::<Option<_>>().ok_or_else(|| "a layer has no digest".to_owned())
 }
 
-/// Fetches into a file; the media type of the answer.
-fn get(url: &str, accept: Option<&str>, into: &Path) -> Result<String, String> {
-    let mut curl = Command::new(CURL);
-    curl.args(["-s", "-S", "-f", "-L", "-w", "%{content_type}", "-o"]).arg(into);
-    if let Some(accept) = accept {
-        curl.args(["-H", &format!("Accept: {accept}")]);
+/// User and password (base64) for a registry in docker's `config.json`. Mesos compares the hosts, whatever else the keys say.
+fn login(config: &[u8], registry: &str) -> Option<String> {
+    let config: Value = serde_json::from_slice(config).ok()?;
+    let host =
+        |key: &str| key.trim_start_matches("https://").trim_start_matches("http://").split('/').next().unwrap_or_default().to_owned();
+    let auths = config["auths"].as_object().or_else(|| config.as_object())?;
+    auths.iter().find(|(key, _)| host(key) == registry).and_then(|(_, entry)| entry["auth"].as_str()).map(str::to_owned)
+}
+
+/// Fetches into a file; the media type of the answer. A registry that asks for it gets the login, or a token that it is good for.
+fn get(url: &str, accept: Option<&str>, login: Option<&str>, into: &Path) -> Result<String, String> {
+    let ask = |authorization: Option<String>| {
+        let mut curl = Command::new(CURL);
+        curl.args(["-s", "-S", "-L", "-w", "%{http_code} %{content_type}", "-D"]).arg(into.with_extension("headers")).arg("-o").arg(into);
+        if let Some(accept) = accept {
+            curl.args(["-H", &format!("Accept: {accept}")]);
+        }
+        if let Some(authorization) = authorization {
+            curl.args(["-H", &format!("Authorization: {authorization}")]);
+        }
+        let said = run(curl.arg(url))?;
+        let (code, kind) = said.split_once(' ').unwrap_or((&said, ""));
+        Ok::<_, String>((code.to_owned(), kind.to_owned()))
+    };
+    let (mut code, mut kind) = ask(None)?;
+    if code == "401" {
+        let headers = fs::read_to_string(into.with_extension("headers")).map_err(|error| error.to_string())?;
+        (code, kind) = ask(Some(authorization(&headers, login)?))?;
     }
-    run(curl.arg(url))
+    // A file beside the layers is none of the image.
+    fs::remove_file(into.with_extension("headers")).map_err(|error| error.to_string())?;
+    if code.starts_with('2') { Ok(kind) } else { Err(format!("unexpected HTTP response '{code}' from '{url}'")) }
+}
+
+/// What a challenge is answered with.
+fn authorization(headers: &str, login: Option<&str>) -> Result<String, String> {
+    let challenge = headers.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.eq_ignore_ascii_case("www-authenticate"));
+    let (scheme, parameters) = challenge.and_then(|(_, value)| value.trim().split_once(' ')).ok_or("no challenge in a response '401'")?;
+    if scheme == "Basic" {
+        return login.map(|login| format!("Basic {login}")).ok_or_else(|| "the registry asks for a login, and there is none".to_owned());
+    }
+    let parameter = |name: &str| parameters.split(&format!("{name}=\"")).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_default();
+    let mut curl = Command::new(CURL);
+    curl.args(["-s", "-S", "-f"]);
+    if let Some(login) = login {
+        curl.args(["-H", &format!("Authorization: Basic {login}")]);
+    }
+    let url = format!("{}?service={}&scope={}", parameter("realm"), parameter("service"), parameter("scope"));
+    let answer: Value = serde_json::from_str(&run(curl.arg(url))?).map_err(|error| format!("failed to parse the token: {error}"))?;
+    answer["token"].as_str().map(|token| format!("Bearer {token}")).ok_or_else(|| "no token in the answer".to_owned())
 }
 
 fn run(program: &mut Command) -> Result<String, String> {
@@ -120,6 +163,15 @@ mod tests {
         assert_eq!(url("registry.example.com:5000/app").unwrap(), "https://registry.example.com:5000/v2/app/x");
         assert_eq!(url("registry.example.com:80/app:2").unwrap(), "http://registry.example.com:80/v2/app/x");
         assert_eq!(url("busybox"), None);
+    }
+
+    #[test]
+    fn a_challenge_is_answered_with_the_login_of_that_registry() {
+        let config = br#"{"auths": {"https://192.168.0.1/v1/": {"auth": "YTpi"}, "other": {"auth": "x"}}}"#;
+        assert_eq!((login(config, "192.168.0.1").as_deref(), login(config, "192.168.0.2")), (Some("YTpi"), None));
+        let headers = "HTTP/1.1 401 Unauthorized\r\nWww-Authenticate: Basic realm=\"r\"\r\n";
+        assert_eq!(authorization(headers, Some("YTpi")).unwrap(), "Basic YTpi");
+        assert!(authorization(headers, None).is_err() && authorization("HTTP/1.1 401 Unauthorized\r\n", Some("YTpi")).is_err());
     }
 
     #[test]

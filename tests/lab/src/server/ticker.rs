@@ -154,6 +154,7 @@ fn resolve(state: &State, launch: &Launch) -> Result<Secrets, String> {
         match wanted.place.clone() {
             SecretPlace::Env(name) => secrets.env.insert(name, value),
             SecretPlace::File(path) => secrets.files.insert(path, value),
+            SecretPlace::PullConfig => secrets.pull_config.replace(value),
         };
     }
     Ok(secrets)

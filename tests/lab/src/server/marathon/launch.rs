@@ -243,6 +243,10 @@ fn app_task(state: &State, instance: &Instance, placement: &Placement) -> NewTas
         let path = volume["containerPath"].as_str().unwrap_or_default().to_owned();
         secrets.push(secret(definition, &volume["secret"], SecretPlace::File(path)));
     }
+    let pull_config = &container["docker"]["pullConfig"]["secret"];
+    if pull_config.is_string() {
+        secrets.push(secret(definition, pull_config, SecretPlace::PullConfig));
+    }
     let mut segments: Vec<&str> = instance.spec.trim_start_matches('/').split('/').collect();
     segments.reverse();
     let command = match (&definition["cmd"], &definition["args"]) {

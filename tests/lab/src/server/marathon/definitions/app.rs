@@ -452,7 +452,9 @@ fn check(app: &Fields, id: &str, role: &str, keeps: bool, around: &Surroundings,
             fault(faults, "/container/portMappings", "Port names must be unique.");
         }
         let pull_config = &container["docker"]["pullConfig"];
-        if pull_config.is_object() && !declares(secrets, &pull_config["secret"]) {
+        if pull_config.is_object() && container["type"] == "DOCKER" {
+            fault(faults, "/container/docker/pullConfig", "pullConfig is not supported with Docker containerizer");
+        } else if pull_config.is_object() && !declares(secrets, &pull_config["secret"]) {
             fault(faults, "/container/docker/pullConfig", "pullConfig.secret must refer to an existing secret");
         }
     }
