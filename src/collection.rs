@@ -247,6 +247,7 @@ mod tests {
             starts: 1,
             version: None,
             collection,
+            copying: None,
             errors: vec![],
             users: None,
         };

@@ -9,6 +9,7 @@
 pub mod certificates;
 pub mod collection;
 pub mod controller;
+pub mod copying;
 pub mod dcos;
 pub mod digest;
 pub mod distribution;

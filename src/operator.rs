@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::collection::size;
-use crate::controller::{CollectionReport, ImageReport, ImagesReport, Report, aligned};
+use crate::controller::{ImageReport, ImagesReport, Report, RunReport, aligned};
 use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
 use crate::host_paths::SYSTEM_ROOTS;
 use crate::names::HostPort;
 use crate::options::{Faults, Options};
+use crate::protocol::CopyKind;
 use crate::secret::Secret;
 
 pub use logs::{Logs, Target};
@@ -182,6 +183,8 @@ pub enum Order {
         /// Only say what would be deleted.
         dry_run: bool,
     },
+    /// Copy the images.
+    Copy(CopyKind),
 }
 
 impl Order {
@@ -192,6 +195,9 @@ impl Order {
             Self::Rotate => "rotate",
             Self::Collect { dry_run: false } => "gc",
             Self::Collect { dry_run: true } => "gc-dry-run",
+            Self::Copy(CopyKind::Backup) => "backup",
+            Self::Copy(CopyKind::VerifiedBackup) => "backup-verify",
+            Self::Copy(CopyKind::Restore) => "restore",
         }
     }
 }
@@ -229,12 +235,11 @@ impl Service {
         self.controller.get("/v1/status").await.map_err(|source| self.unreachable(source))
     }
 
-    /// Runs the job of a garbage collection, tells `progress` how it goes on, and returns what has come of it.
+    /// Runs the job of a garbage collection, backup or restore, tells `progress` how it goes on, and returns what has come of it.
     ///
     /// # Errors
     /// When somebody does not answer.
-    pub async fn collect(&self, dry_run: bool, mut progress: impl FnMut(&CollectionReport)) -> Result<CollectionReport, OperatorError> {
-        let order = Order::Collect { dry_run };
+    pub async fn work(&self, order: Order, mut progress: impl FnMut(&RunReport)) -> Result<RunReport, OperatorError> {
         let path = format!("/v1/jobs/{}.{}/runs", self.name.replace('/', "."), order.word());
         tracing::info!("POST /service/metronome{path}");
         let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
@@ -244,11 +249,11 @@ impl Service {
             let active = self.is_active(&format!("{path}/{id}")).await?;
             let report = self.report().await?;
             // The controller goes on knowing the last one after its run has ended.
-            match report.collections.into_iter().find(|collection| collection.run == id) {
-                Some(collection) if collection.ended => return Ok(collection),
-                Some(collection) if collection.said != shown => {
-                    progress(&collection);
-                    shown = collection.said;
+            match report.works().find(|work| work.run == id) {
+                Some(work) if work.ended => return Ok(work),
+                Some(work) if work.said != shown => {
+                    progress(&work);
+                    shown = work.said;
                 }
                 None if !active => return Err(OperatorError::RunFailed(id)),
                 _ => {}

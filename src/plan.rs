@@ -715,7 +715,17 @@ mod tests {
             jobs_have_secrets: true,
         };
         let documents = documents::render(&Options::from_json(&json!({})).unwrap(), &facts).unwrap();
-        Wanted { documents, trust, now: 0, leaves: BTreeMap::new(), ca: Ca::default(), registry: true, retirement: 0, takeover: None, users: None }
+        Wanted {
+            documents,
+            trust,
+            now: 0,
+            leaves: BTreeMap::new(),
+            ca: Ca::default(),
+            registry: true,
+            retirement: 0,
+            takeover: None,
+            users: None,
+        }
     }
 
     fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
@@ -769,6 +779,7 @@ mod tests {
             starts: 1,
             version: None,
             collection: None,
+            copying: None,
             errors: vec![],
             users: None,
         };
@@ -943,6 +954,7 @@ mod tests {
             starts: 1,
             version: None,
             collection: None,
+            copying: None,
             errors: vec![],
             users: None,
         }

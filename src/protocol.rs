@@ -89,6 +89,15 @@ pub enum OrderKind {
         /// Whether manifests without a tag go as well.
         delete_untagged: bool,
     },
+    /// To the registry: copy its images. Given again it changes nothing.
+    Copy {
+        /// Metronome's id of the run that asks for it.
+        run: String,
+        /// From where to where.
+        kind: CopyKind,
+        /// Whether nobody asks for it any more.
+        stop: bool,
+    },
     /// To the registry: let these users in. The text is sealed for the holder of the enrolment key, as orders travel by plain HTTP.
     Users {
         /// See [`EnrolmentKey::seal`](crate::certificates::EnrolmentKey::seal).
@@ -160,6 +169,79 @@ impl Collection {
     /// Whether it is under way.
     pub fn is_active(&self) -> bool {
         self.phase != CollectPhase::Done
+    }
+}
+
+/// What is copied from where to where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyKind {
+    /// Into the backup, what is not there yet.
+    Backup,
+    /// The same, and what is there already is read again.
+    VerifiedBackup,
+    /// Out of the backup. What the registry has beside it is gone afterwards.
+    Restore,
+}
+
+/// How far a registry is with copying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyPhase {
+    /// It drains, and becomes read-only for a restore.
+    Preparing,
+    /// It copies.
+    Copying,
+    /// It stops, and changes to what was restored.
+    Switching,
+    /// It is started as it was before.
+    Reopening,
+    /// It has come to its end.
+    Done,
+}
+
+/// What was copied, or has been so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyCounts {
+    /// Tags.
+    pub images: u64,
+    /// Blobs that the copy has.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blobs that were not there before.
+    pub blobs_copied: u64,
+    /// Bytes that were read and written.
+    pub bytes_copied: u64,
+    /// Images that the registry itself cannot give any more.
+    pub damaged: u64,
+    /// The first of them, and what is wrong.
+    pub damaged_images: Vec<String>,
+    /// Whether both ends lie on one disk.
+    pub same_disk: bool,
+}
+
+/// The last copying that a registry's task was told to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copying {
+    /// Metronome's id of the run.
+    pub run: String,
+    /// From where to where.
+    pub kind: CopyKind,
+    /// How far it is.
+    pub phase: CopyPhase,
+    /// What has been copied.
+    pub counts: CopyCounts,
+    /// Seconds that it took.
+    pub seconds: u64,
+    /// Why it has failed, if it has.
+    pub error: Option<String>,
+}
+
+impl Copying {
+    /// Whether it is under way.
+    pub fn is_active(&self) -> bool {
+        self.phase != CopyPhase::Done
     }
 }
 
@@ -362,6 +444,9 @@ pub struct RegistrySettings {
     /// The registry that this one is a cache of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ProxyOf>,
+    /// Whether a directory for backups is mounted.
+    #[serde(default)]
+    pub backup: bool,
 }
 
 /// Where the images lie, as the registry's container sees it.
@@ -490,6 +575,9 @@ pub struct RegistryStatus {
     /// The last garbage collection in this task.
     #[serde(default)]
     pub collection: Option<Collection>,
+    /// The last backup or restore in this task.
+    #[serde(default)]
+    pub copying: Option<Copying>,
     /// What went wrong, for people, with the remedy.
     pub errors: Vec<String>,
     /// Which users of the service's it lets in: an HMAC by the enrolment key. Absent where it has none of those.

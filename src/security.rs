@@ -204,6 +204,7 @@ mod tests {
             starts: 1,
             version: None,
             collection: None,
+            copying: None,
             errors: vec![],
             users: None,
         };

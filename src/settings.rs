@@ -22,6 +22,8 @@ use crate::security;
 pub const IMAGES: &str = "/var/lib/registry";
 /// Directory of key, certificate and `config.yml` in the registry's container.
 pub const STATE: &str = "/var/lib/private-registry";
+/// Directory of backups in the registry's container.
+pub const BACKUP: &str = "/var/lib/private-registry-backup";
 /// A persistent volume's directory in the sandbox.
 const VOLUME: &str = "images";
 
@@ -426,6 +428,7 @@ pub fn settings(options: &Options) -> RegistrySettings {
             username: proxy.username.clone(),
             password: at("proxy-password"),
         }),
+        backup: !options.backup.path.is_empty(),
     }
 }
 
@@ -447,7 +450,9 @@ pub fn volumes(options: &Options) -> Vec<Value> {
     // Where the registry may be on any agent, its key lives and dies with its container: none is left behind on an agent that it leaves.
     let state = is_pinned(options)
         .then(|| json!({ "containerPath": STATE, "hostPath": HostRoot::default().registry_state(&options.service.name), "mode": "RW" }));
-    images.into_iter().chain(state).chain(held(options).iter().filter_map(Held::volume)).collect()
+    let backup = &options.backup.path;
+    let backup = (!backup.is_empty()).then(|| json!({ "containerPath": BACKUP, "hostPath": backup, "mode": "RW" }));
+    images.into_iter().chain(backup).chain(state).chain(held(options).iter().filter_map(Held::volume)).collect()
 }
 
 /// Where the registry may run. `host`: the agent that it belongs to, if it belongs to one.

@@ -25,6 +25,11 @@ pub(super) struct Collections {
 }
 
 impl Collections {
+    /// Whether one is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.followed.is_some()
+    }
+
     pub(super) fn reports(&self) -> Vec<CollectionReport> {
         let under_way = self.followed.iter().map(|(run, next)| report(run, next));
         let waiting = self.waiting.iter().map(|(run, dry_run)| CollectionReport {

@@ -6,6 +6,7 @@
 mod anchor;
 mod cluster;
 mod collect;
+mod copies;
 mod images;
 mod observe;
 mod others;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::certificates::CertificateError;
+use crate::copying;
 use crate::dcos::login::{self, CredentialError};
 use crate::dcos::mesos::Mesos;
 use crate::dcos::{ApiError, chain};
@@ -34,17 +36,18 @@ use crate::documents::{self, Facts, TemplateError};
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
-use crate::protocol::{OrderKind, SignedOrder, Stores, TrustBundle, env};
+use crate::protocol::{Collection, OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
 use crate::security;
 use crate::takeover::Takeover;
 use anchor::Anchor;
 use cluster::Cluster;
 use collect::Collections;
+use copies::Copies;
 pub use images::{ImageReport, ImagesReport};
 use others::Others;
 pub(crate) use report::aligned;
-pub use report::{AgentReport, CollectionReport, OrderReport, OtherReport, Report};
+pub use report::{AgentReport, CollectionReport, CopyReport, OrderReport, OtherReport, Report, RunReport};
 use state::{OwnCa, Stage, State, StateError};
 pub use uninstall::run_job as uninstall;
 pub use users::{UsersReport, apply as apply_users};
@@ -216,6 +219,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         users: users::Kept::default(),
         retirement: None,
         collections: Collections::default(),
+        copies: Copies::default(),
     };
     controller.converge_for_ever().await
 }
@@ -304,6 +308,7 @@ struct Controller {
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
     collections: Collections,
+    copies: Copies,
 }
 
 impl Controller {
@@ -454,11 +459,16 @@ impl Controller {
         let order = RotationOrder { names: bare, run: rotate_run };
         self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
         self.follow_runs(&observed, &wanted).await;
-        self.collect(&observed, now).await?;
+        if !self.copies.is_busy() && !copying::holds_back(&observed.registries) {
+            self.collect(&observed, now).await?;
+        }
+        let collects = self.collections.is_busy()
+            || observed.registries.iter().any(|task| task.status.collection.as_ref().is_some_and(Collection::is_active));
+        self.copy(&observed, now, collects).await?;
         self.offer_images(&observed);
         let report = self.report(&wanted, &observed, &plan, &anchor)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
-        let idle = report.collections.iter().all(|collection| collection.ended);
+        let idle = report.collections.iter().all(|collection| collection.ended) && report.copies.iter().all(|copy| copy.ended);
         let done = idle && report.converged && report.orders.iter().all(|order| order.fresh);
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
@@ -655,6 +665,7 @@ impl Controller {
             }
         }
         report.collections = self.collections.reports();
+        report.copies = self.copies.reports();
         report.registry_version = observed.registries.iter().find_map(|task| task.status.version.clone());
         let three = report.registry_version.as_ref().filter(|version| !version.starts_with("2.") && !observed.marathon.pulls_schema_2());
         report.problems.extend(three.map(|version| {

@@ -10,7 +10,7 @@ use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RegistryTask, RowState, Wanted};
-use crate::protocol::{NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
+use crate::protocol::{CopyKind, NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -62,6 +62,9 @@ pub struct Report {
     /// Garbage collections that are asked for, and the last one that has ended.
     #[serde(default)]
     pub collections: Vec<CollectionReport>,
+    /// Backups and restores that are asked for, and the last one that has ended.
+    #[serde(default)]
+    pub copies: Vec<CopyReport>,
     /// Version of the registry that runs, as it says itself.
     #[serde(default)]
     pub registry_version: Option<String>,
@@ -116,6 +119,40 @@ pub struct CollectionReport {
     pub ended: bool,
     /// Whether it has failed.
     pub failed: bool,
+}
+
+/// A run that asks for a backup or restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// Metronome's id of the run.
+    pub run: String,
+    /// From where to where.
+    pub kind: CopyKind,
+    /// How it stands, or what has come of it.
+    pub said: String,
+    /// Whether it has come to its end.
+    pub ended: bool,
+    /// Whether it has failed.
+    pub failed: bool,
+}
+
+/// What any run that is waited for by itself has in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct RunReport {
+    pub run: String,
+    pub said: String,
+    pub ended: bool,
+    pub failed: bool,
+}
+
+impl Report {
+    /// Garbage collections, backups and restores.
+    pub fn works(&self) -> impl Iterator<Item = RunReport> + '_ {
+        let collections = self.collections.iter().map(|c| (&c.run, &c.said, c.ended, c.failed));
+        let copies = self.copies.iter().map(|c| (&c.run, &c.said, c.ended, c.failed));
+        collections.chain(copies).map(|(run, said, ended, failed)| RunReport { run: run.clone(), said: said.clone(), ended, failed })
+    }
 }
 
 /// A run that asked for convergence.
@@ -193,6 +230,7 @@ impl Report {
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
             collections: Vec::new(),
+            copies: Vec::new(),
             registry_version: None,
         })
     }

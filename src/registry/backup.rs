@@ -44,7 +44,9 @@ pub(super) enum CopyError {
     None(PathBuf),
     #[error("{0} is damaged: {1}; the registry is as it was. Where {2} is good, put it in its place")]
     Index(PathBuf, String, PathBuf),
-    #[error("the blob sha256:{0} of the backup is damaged ({1}); the registry is as it was. A new backup with --verify mends it, if the registry still has the blob")]
+    #[error(
+        "the blob sha256:{0} of the backup is damaged ({1}); the registry is as it was. A new backup with --verify mends it, if the registry still has the blob"
+    )]
     Blob(String, String),
 }
 
@@ -592,4 +594,244 @@ fn remove(directory: &Path) -> Result<()> {
 pub(super) fn same_disk(one: &Path, other: &Path) -> bool {
     let disk = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
     disk(one).is_some() && disk(one) == disk(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static NEVER: AtomicBool = AtomicBool::new(false);
+
+    /// A host with a registry and a backup.
+    struct Host(tempfile::TempDir);
+
+    impl Host {
+        fn new() -> Self {
+            let host = Self(tempfile::tempdir().unwrap());
+            fs::create_dir(host.data()).unwrap();
+            host
+        }
+
+        fn data(&self) -> PathBuf {
+            self.0.path().join("data")
+        }
+
+        fn place(&self) -> Place {
+            Place { service: "s".into(), data: self.data(), backup: self.0.path().join("backup"), now: 7 }
+        }
+
+        fn blob(&self, content: &str) -> String {
+            let digest = sha256_hex(content.as_bytes());
+            let path = blob_in(&self.data(), &digest);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+            digest
+        }
+
+        /// Pushes an image of one layer, as a registry stores it.
+        fn push(&self, name: &str, tag: &str, layer: &str) -> [String; 3] {
+            let (layer, config) = (self.blob(layer), self.blob(&format!("config of {layer}")));
+            let manifest = format!(
+                r#"{{"config":{{"digest":"sha256:{config}"}},"layers":[{{"digest":"sha256:{layer}"}},{{"digest":"sha256:{}","urls":["https://elsewhere"]}}]}}"#,
+                "ff".repeat(32)
+            );
+            let manifest = self.blob(&manifest);
+            let root = self.data().join(STORE).join("repositories").join(name);
+            for digest in [&layer, &config] {
+                write_link(&root.join("_layers/sha256").join(digest), digest).unwrap();
+            }
+            write_link(&root.join("_manifests/revisions/sha256").join(&manifest), &manifest).unwrap();
+            let of_tag = root.join("_manifests/tags").join(tag);
+            write_link(&of_tag.join("index/sha256").join(&manifest), &manifest).unwrap();
+            write_link(&of_tag.join("current"), &manifest).unwrap();
+            [layer, config, manifest]
+        }
+
+        fn back_up(&self, verify: bool) -> Result<CopyCounts> {
+            back_up(&self.place(), verify, &NEVER, &|_: &CopyCounts| {})
+        }
+
+        fn prepare(&self) -> Result<CopyCounts> {
+            prepare_restore(&self.place(), &NEVER, &|_: &CopyCounts| {})
+        }
+
+        fn restore(&self) {
+            self.prepare().unwrap();
+            switch(&self.data()).unwrap();
+            recover(&self.data()).unwrap();
+        }
+
+        /// All files of the registry.
+        fn picture(&self) -> BTreeMap<PathBuf, String> {
+            let (mut picture, mut ahead) = (BTreeMap::new(), vec![self.data()]);
+            while let Some(directory) = ahead.pop() {
+                for entry in fs::read_dir(directory).unwrap() {
+                    let path = entry.unwrap().path();
+                    if path.is_dir() {
+                        ahead.push(path);
+                    } else {
+                        picture.insert(path.strip_prefix(self.data()).unwrap().into(), fs::read_to_string(&path).unwrap());
+                    }
+                }
+            }
+            picture
+        }
+    }
+
+    #[test]
+    fn what_is_backed_up_comes_back_into_an_empty_directory_and_into_one_that_has_gone_on() {
+        let host = Host::new();
+        host.push("team/app", "1", "layer one");
+        host.push("team/app/deeper", "2", "layer two");
+        let before = host.picture();
+        let counts = host.back_up(false).unwrap();
+        assert_eq!((counts.images, counts.blobs, counts.blobs_copied), (2, 6, 6));
+
+        host.push("team/app", "1", "something else");
+        fs::create_dir_all(host.data().join("docker/registry/v2/repositories/team/app/_uploads/u")).unwrap();
+        host.restore();
+        assert_eq!(host.picture(), before);
+        fs::remove_dir_all(host.data().join("docker")).unwrap();
+        host.restore();
+        assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn only_what_is_new_is_copied_and_what_is_not_used_any_more_stays_for_one_more_backup() {
+        let host = Host::new();
+        let [old, ..] = host.push("a", "1", "old");
+        host.back_up(false).unwrap();
+        fs::remove_dir_all(host.data().join(STORE).join("repositories/a")).unwrap();
+        host.push("b", "1", "new");
+        let counts = host.back_up(false).unwrap();
+        assert_eq!((counts.images, counts.blobs, counts.blobs_copied), (1, 3, 3));
+        let old = blob_of(&host.place().backup, &old);
+        assert!(old.exists(), "the last backup but one still has it");
+        assert_eq!(host.back_up(false).unwrap().blobs_copied, 0);
+        assert!(!old.exists());
+        // The one before can be put in its place.
+        assert_eq!(fs::read_to_string(host.place().backup.join("index.previous")).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_damaged_blob_of_the_backup_is_named_before_anything_changes_and_a_verified_backup_mends_it() {
+        let host = Host::new();
+        let [layer, ..] = host.push("a", "1", "layer");
+        host.back_up(false).unwrap();
+        fs::write(blob_of(&host.place().backup, &layer), "reyal").unwrap();
+        assert_eq!(host.back_up(false).unwrap().blobs_copied, 0, "the size is right");
+        host.push("b", "1", "of today");
+        fs::remove_file(blob_in(&host.data(), &layer)).unwrap();
+        let before = host.picture();
+        let error = host.prepare().unwrap_err().to_string();
+        assert!(error.contains(&layer) && error.contains("--verify"), "{error}");
+        assert_eq!(host.picture(), before);
+        host.blob("layer");
+        assert_eq!(host.back_up(true).unwrap().blobs_copied, 4, "three new ones, and the damaged one");
+        host.restore();
+
+        fs::write(blob_of(&host.place().backup, &layer), "short").unwrap();
+        fs::OpenOptions::new().write(true).open(blob_of(&host.place().backup, &layer)).unwrap().set_len(2).unwrap();
+        assert!(host.prepare().unwrap_err().to_string().contains("it has 2 bytes instead of 5"));
+        let index = host.place().backup.join("index");
+        let text = fs::read_to_string(&index).unwrap().replace("\"1\"", "\"2\"");
+        fs::write(&index, text).unwrap();
+        let error = host.prepare().unwrap_err().to_string();
+        assert!(error.contains("index is damaged") && error.contains("index.previous"), "{error}");
+    }
+
+    #[test]
+    fn an_image_that_the_registry_itself_has_lost_is_named_and_does_not_keep_the_others_out() {
+        let host = Host::new();
+        let [layer, ..] = host.push("a", "1", "lost");
+        host.push("b", "1", "good");
+        fs::remove_file(blob_in(&host.data(), &layer)).unwrap();
+        let counts = host.back_up(false).unwrap();
+        assert_eq!((counts.images, counts.damaged), (1, 1));
+        assert!(counts.damaged_images[0].starts_with("a:1: the blob sha256:"), "{counts:?}");
+
+        // What the backup has got before, it keeps.
+        host.blob("lost");
+        assert_eq!(host.back_up(false).unwrap().images, 2);
+        fs::remove_file(blob_in(&host.data(), &layer)).unwrap();
+        let counts = host.back_up(false).unwrap();
+        assert_eq!((counts.images, counts.damaged), (2, 0));
+        host.restore();
+        assert!(blob_in(&host.data(), &layer).exists(), "and gives back");
+    }
+
+    #[test]
+    fn what_is_deleted_or_left_by_a_garbage_collection_is_no_damage() {
+        let host = Host::new();
+        let [_, _, manifest] = host.push("a", "1", "x");
+        host.push("a", "2", "y");
+        let root = host.data().join(STORE).join("repositories/a");
+        // A manifest deleted through the API, whose tag a generation leaves, and a layer that was collected, whose link it leaves.
+        fs::remove_dir_all(root.join("_manifests/revisions/sha256").join(manifest)).unwrap();
+        write_link(&root.join("_layers/sha256").join("ab".repeat(32)), &"ab".repeat(32)).unwrap();
+        let counts = host.back_up(false).unwrap();
+        assert_eq!((counts.images, counts.damaged), (1, 0));
+        host.restore();
+    }
+
+    #[test]
+    fn an_empty_registry_and_another_service_leave_the_backup_as_it_is() {
+        let host = Host::new();
+        host.push("a", "1", "x");
+        host.back_up(false).unwrap();
+        let other = Place { service: "other".into(), ..host.place() };
+        let error = back_up(&other, false, &NEVER, &|_: &CopyCounts| {}).unwrap_err().to_string();
+        assert!(error.contains("of the service s") && error.contains("backup.path"), "{error}");
+        fs::remove_dir_all(host.data().join("docker")).unwrap();
+        assert!(host.back_up(false).unwrap_err().to_string().contains("the registry holds no image"));
+        host.restore();
+        assert_eq!(host.back_up(false).unwrap().blobs_copied, 0);
+        assert!(matches!(Host::new().prepare(), Err(CopyError::None(_))));
+    }
+
+    #[test]
+    fn what_is_killed_leaves_the_last_backup_and_the_old_or_the_new_state() {
+        let host = Host::new();
+        host.push("a", "1", "x");
+        host.back_up(false).unwrap();
+        let first = host.picture();
+        host.push("a", "2", "y");
+        let second = host.picture();
+        // Called off after the first blob.
+        let stop = AtomicBool::new(false);
+        let watcher = |_: &CopyCounts| stop.store(true, Ordering::Relaxed);
+        assert!(matches!(back_up(&host.place(), true, &stop, &watcher), Err(CopyError::CalledOff)));
+        stop.store(false, Ordering::Relaxed);
+        assert!(matches!(prepare_restore(&host.place(), &stop, &watcher), Err(CopyError::CalledOff)));
+        assert_eq!(host.picture(), second);
+        // Killed between the two halves of the change.
+        host.prepare().unwrap();
+        fs::rename(host.data().join("docker"), host.data().join(".replaced")).unwrap();
+        recover(&host.data()).unwrap();
+        assert_eq!(host.picture(), second);
+        // Killed after it.
+        host.prepare().unwrap();
+        switch(&host.data()).unwrap();
+        recover(&host.data()).unwrap();
+        assert_eq!(host.picture(), first);
+    }
+
+    #[test]
+    fn an_index_leads_to_no_file_outside() {
+        let digest = "ab".repeat(32);
+        let index = |name: &str, tag: &str, digest: &str| {
+            let repository = Repository {
+                tags: BTreeMap::from([(tag.into(), Tag { current: digest.into(), index: BTreeSet::new() })]),
+                ..Repository::default()
+            };
+            let blobs = BTreeMap::from([(digest.to_string(), 1)]);
+            Index { repositories: BTreeMap::from([(name.to_string(), repository)]), blobs, ..Index::default() }
+        };
+        assert_eq!(index("team/app", "v1.0_x", &digest).check(), Ok(()));
+        for (name, tag, digest) in
+            [("../x", "1", &digest), ("a//b", "1", &digest), ("a/_layers", "1", &digest), ("a", "..", &digest), ("a", "1", &"../x".into())]
+        {
+            assert!(index(name, tag, digest).check().is_err(), "{name} {tag} {digest}");
+        }
+    }
 }

@@ -41,6 +41,8 @@ pub struct RegistryConfig {
     pub state: PathBuf,
     /// The registry's root directory; the images lie in `docker` below it.
     pub data: PathBuf,
+    /// Directory of backups, if there is one.
+    pub backup: Option<PathBuf>,
     /// Where the registry listens (TLS).
     pub listen: SocketAddr,
     /// Where this role listens (HTTP).
@@ -79,6 +81,7 @@ impl RegistryConfig {
             service: required(env::SERVICE)?,
             order_key,
             enrolment_key: enrolment_key.map_err(|e| wrong(env::ENROLMENT_KEY)(e.to_string()))?,
+            backup: settings.backup.then(|| PathBuf::from(settings::BACKUP)),
             settings,
             host: required("HOST")?,
             // The docker containerizer sets the container's name where the executor does not hand on the task id.

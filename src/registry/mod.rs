@@ -2,11 +2,14 @@
 //!
 //! It makes the TLS key where it is used, asks for a certificate by its status, takes it by a signed order, and keeps the registry
 //! running with it; or it serves with what the operator has `provided`. `role` decides, `state` keeps files, `supervisor` runs the process,
-//! `server` talks, `collect` collects garbage, `health` looks at the store, `images` lists what is in it.
+//! `server` talks, `collect` collects garbage, `health` looks at the store, `images` lists what is in it, `copy` copies it to a
+//! `backup` and back.
 
-mod collect;
 mod access;
+mod backup;
+mod collect;
 mod config;
+mod copy;
 mod health;
 mod images;
 mod provided;

@@ -7,9 +7,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::RegistryError;
-use super::collect::{self, Asked, Collecting, Next};
 use super::access::{Account, Doorkeeper};
+use super::collect::{self, Asked, Collecting, Next};
 use super::config::RegistryConfig;
+use super::copy::{Copier, Then};
 use super::health;
 use super::provided::{LOOK_EVERY, Watch};
 use super::reaper::Reaper;
@@ -18,7 +19,7 @@ use super::state::{Chain, LastOrder, State, StateError};
 use super::supervisor::{Event, Launch, Supervisor};
 use super::tool::{self, Said, Tool};
 use crate::certificates::{OrderError, RegistryKey};
-use crate::protocol::{CertificateRequest, Order, OrderKind, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::protocol::{CertificateRequest, CollectStep, CopyKind, Order, OrderKind, RegistryPhase, RegistryStatus, SignedOrder};
 
 /// How often unusable state is looked at again: the remedy is often a command on the host.
 const STATE_RETRY: Duration = Duration::from_secs(5);
@@ -65,6 +66,7 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
         starts: 0,
         version: None,
         collection: None,
+        copying: None,
         errors: Vec::new(),
         users: None,
     }
@@ -95,14 +97,15 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
                 role.look_at_provided();
                 role.look_at_users();
             }
+            () = Copier::event(&mut role.copier) => role.copy_goes_on(),
             event = Collecting::event(&mut role.collecting) => role.collection_goes_on(event).await,
             said = say(&mut role.asked_version) => role.read_version(said),
             Ok(()) = health.changed() => role.health = health.borrow_and_update().clone(),
             () = role.reaper.wait() => role.reaper.reap(&role.own_children()),
         }
     }
-    // What it collects it can collect another time.
-    role.collecting = None;
+    // What it collects or copies it can do another time.
+    (role.collecting, role.copier) = (None, None);
     role.supervisor.stop();
     while !role.supervisor.is_stopped() {
         role.publish(&outside.status);
@@ -132,6 +135,7 @@ struct Found {
 
 fn look_at_state(config: &RegistryConfig, account: &Account) -> Result<Found, StateError> {
     let state = State::open(config)?;
+    state.recover_images()?;
     let key = if config.settings.insecure {
         state.remove_key()?;
         state.remove_provided()?;
@@ -188,6 +192,8 @@ struct Role {
     last_kind: Option<OrderKind>,
     /// The last garbage collection.
     collecting: Option<Collecting>,
+    /// The last backup or restore.
+    copier: Option<Copier>,
     /// Asks the program for its version.
     asked_version: Option<Tool>,
     version: Option<String>,
@@ -226,6 +232,7 @@ impl Role {
             stored_chain: found.stored_chain,
             last_kind: last.map(|(_, order)| order.kind),
             collecting: None,
+            copier: None,
             // Whether it can be started at all shows when it is to serve.
             asked_version: Tool::start(&config.program, ["--version"]).ok(),
             version: None,
@@ -301,6 +308,7 @@ impl Role {
             OrderKind::Collect { run, step, dry_run, delete_untagged } => {
                 self.take_collection(signed, this, &Asked { run: &run, step, dry_run, delete_untagged }).await
             }
+            OrderKind::Copy { run, kind, stop } => self.take_copy(signed, this, &run, kind, stop),
             OrderKind::Trust(_) | OrderKind::Restore => Err(Refusal::Bad("this order is for nodes; I am a registry".into())),
         }
     }
@@ -349,7 +357,8 @@ impl Role {
 
     fn restart(&mut self) {
         self.answers = false;
-        let read_only = self.collecting.as_ref().is_some_and(Collecting::is_read_only);
+        let read_only =
+            self.collecting.as_ref().is_some_and(Collecting::is_read_only) || self.copier.as_ref().is_some_and(Copier::is_read_only);
         let rendered = self.config.render(read_only).map_err(|error| error.to_string());
         let stored = rendered.and_then(|rendered| self.state.store_config(&rendered).map_err(|error| error.to_string()));
         match stored {
@@ -369,9 +378,55 @@ impl Role {
             self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
             self.last = this;
         }
+        if self.copier.as_ref().is_some_and(Copier::is_active) && asked.step != CollectStep::Finish {
+            return Err(Refusal::Conflict("a backup or restore is under way here; garbage is collected afterwards".into()));
+        }
         let next = Collecting::step(&mut self.collecting, asked, &self.config, self.version.as_deref(), self.answers).await;
         self.go_on(next.map_err(Refusal::Conflict)?);
         Ok(())
+    }
+
+    fn take_copy(&mut self, signed: &SignedOrder, this: LastOrder, run: &str, kind: CopyKind, stop: bool) -> Result<(), Refusal> {
+        if self.retiring.is_some() {
+            return Err(Refusal::Conflict("this registry is retired".into()));
+        }
+        if self.collecting.as_ref().is_some_and(|collecting| collecting.status.is_active()) {
+            return Err(Refusal::Conflict("garbage is collected here; its images are copied afterwards".into()));
+        }
+        if this != self.last {
+            self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
+            self.last = this;
+        }
+        let then = Copier::order(&mut self.copier, run, kind, stop, &self.config, self.answers).map_err(Refusal::Conflict)?;
+        self.follow_copy(then);
+        Ok(())
+    }
+
+    fn copy_goes_on(&mut self) {
+        if let Some(copier) = &mut self.copier {
+            let then = copier.goes_on();
+            self.follow_copy(then);
+        }
+    }
+
+    fn follow_copy(&mut self, then: Then) {
+        match then {
+            Then::Nothing => {}
+            Then::Restart => self.restart(),
+            Then::Stop => {
+                self.answers = false;
+                self.supervisor.stop();
+                self.switch_images();
+            }
+        }
+    }
+
+    /// Changes to the restored images, once the registry has ended.
+    fn switch_images(&mut self) {
+        if let Some(copier) = self.copier.as_mut().filter(|copier| self.supervisor.is_stopped_now() && copier.is_switching()) {
+            copier.switch();
+            self.restart();
+        }
     }
 
     async fn collection_goes_on(&mut self, event: collect::Event) {
@@ -418,7 +473,7 @@ impl Role {
     async fn retire(&mut self, delete_data: bool) {
         self.answers = false;
         self.retiring = Some(delete_data);
-        self.collecting = None;
+        (self.collecting, self.copier) = (None, None);
         self.supervisor.stop();
         self.finish_retirement();
     }
@@ -447,6 +502,9 @@ impl Role {
                 if let Some(collecting) = &mut self.collecting {
                     collecting.answers();
                 }
+                if let Some(copier) = &mut self.copier {
+                    copier.answers();
+                }
             }
             Event::Failed(reason) => {
                 tracing::error!("{reason}");
@@ -455,6 +513,7 @@ impl Role {
             }
             Event::Stopped => {
                 self.answers = false;
+                self.switch_images();
                 self.finish_retirement();
             }
         }
@@ -474,6 +533,7 @@ impl Role {
             starts: self.supervisor.starts(),
             version: self.version.clone(),
             collection: self.collecting.as_ref().map(|collecting| collecting.status.clone()),
+            copying: self.copier.as_ref().map(|copier| copier.status.clone()),
             errors: self.errors().cloned().collect(),
             users: self.doorkeeper.as_ref().and_then(Doorkeeper::services).map(|users| self.config.enrolment_key.digest(&users)),
             ..first_status(&self.config)

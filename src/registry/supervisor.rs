@@ -73,6 +73,11 @@ impl Supervisor {
         matches!(self.process, Process::None)
     }
 
+    /// Whether no registry runs at this moment, though it may be started at the next one.
+    pub(super) fn is_stopped_now(&self) -> bool {
+        matches!(self.process, Process::None | Process::Waiting { .. })
+    }
+
     /// Process id of the registry, while there is one.
     pub(super) fn child_id(&self) -> Option<u32> {
         match &self.process {
