@@ -5,6 +5,7 @@
 
 mod acceptance;
 mod changes;
+mod collection;
 mod docker_in_docker;
 mod enterprise;
 mod enterprise_doors;

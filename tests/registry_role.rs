@@ -917,9 +917,10 @@ fn the_program_says_its_version_and_its_metrics_are_shown_and_nothing_else_of_it
         let host = Host::plain(program);
         wait_for("the version", || host.try_status()?.version.filter(|found| found.starts_with(version)));
         let at = |path: &str| http(&[&format!("http://{}{path}", host.status)]).unwrap();
+        assert_eq!(http(&[&host.plain_url("/v2/")]).unwrap().0, 200);
         let (code, text) = at("/metrics");
         assert_eq!(code, 200);
-        for name in ["private_registry_starts_total 1", "private_registry_serving 1", "go_goroutines", "registry_storage_cache"] {
+        for name in ["private_registry_starts_total 1", "private_registry_serving 1", "go_goroutines", "registry_http_requests_total"] {
             assert!(text.contains(&format!("\n{name}")), "{version}: {name}");
         }
         for path in ["/debug/vars", "/debug/health", "/debug/pprof/"] {
@@ -1095,5 +1096,98 @@ fn images_are_listed_in_parts_with_their_kinds_and_only_to_who_holds_the_key() {
         let elsewhere = format!("{MAC_HEADER}: {}", host.enrolment.mac(&asked("GET", "/images?last=a", now())));
         let time = format!("{TIME_HEADER}: {}", now());
         assert_eq!(http(&["-H", &time, "-H", &elsewhere, &format!("http://{}/images", host.status)]).unwrap().0, 403);
+    }
+}
+
+#[test]
+fn every_store_and_every_authentication_passes_the_parser_of_both_generations() {
+    let operator = Operator::new();
+    operator.certify("rsa:2048", 20);
+    let key = fs::read_to_string(operator.path("new.key")).unwrap();
+    let account = serde_json::json!({
+        "type": "service_account", "project_id": "p", "private_key_id": "1", "private_key": key, "client_email": "a@example.com",
+        "client_id": "1", "token_uri": "http://127.0.0.1:1/token",
+    });
+    fs::write(operator.path("account.json"), account.to_string()).unwrap();
+    fs::write(operator.path("secret"), "c2VjcmV0\n").unwrap();
+    fs::write(operator.path("users"), "u:$2y$05$gFiMuHcpfUBvFsDKkDaeBu4VHvZvlTfNLDjq9U1hPmyqL2IsFfHZq\n").unwrap();
+    let file = |name: &str| serde_json::json!({ "file": operator.path(name) });
+    let s3 = serde_json::json!({
+        "kind": "s3", "bucket": "b", "root": "r", "region": "us-east-1", "endpoint": "http://127.0.0.1:1", "redirect": false,
+        "access_key": file("secret"), "secret_key": file("secret"),
+    });
+    let gcs = serde_json::json!({ "kind": "gcs", "bucket": "b", "root": "r", "credentials": file("account.json"), "redirect": true });
+    let azure = serde_json::json!({
+        "kind": "azure", "account": "a", "container": "c", "root": "r", "realm": "core.example.com", "account_key": file("secret"), "redirect": true,
+    });
+    let certificates = fs::read_to_string(operator.path("ca.pem")).unwrap();
+    let token =
+        serde_json::json!({ "kind": "token", "realm": "https://auth/token", "service": "s", "issuer": "i", "certificates": certificates });
+    let proxy = serde_json::json!({ "url": "http://127.0.0.1:1", "username": "u", "password": file("secret") });
+    // What becomes of it where the other side does not answer. Debian's 2.8 is built without the stores of two clouds.
+    let (serves, not_built, unreachable) = ("listening on", "StorageDriver not registered", "connection refused");
+    let cases = [
+        (serde_json::json!({ "storage": s3 }), [serves, serves]),
+        (serde_json::json!({ "storage": gcs }), [not_built, serves]),
+        (serde_json::json!({ "storage": azure }), [not_built, serves]),
+        (serde_json::json!({ "auth": { "kind": "htpasswd", "file": file("users") } }), [serves, serves]),
+        (serde_json::json!({ "auth": { "kind": "htpasswd", "file": null } }), [serves, serves]),
+        (serde_json::json!({ "auth": token }), [serves, serves]),
+        (serde_json::json!({ "proxy": proxy }), [unreachable, unreachable]),
+        (serde_json::json!({ "read_only": true, "access_log": true, "upload_purge_hours": 1, "log_level": "debug" }), [serves, serves]),
+    ];
+    for (more, expected) in cases {
+        for (program, expected) in generations().into_iter().zip(expected) {
+            let mut host = Host::new();
+            // A container has none of this; here it would be the agent's.
+            (host.program, host.more, host.insecure) = (program, more.clone(), true);
+            host.start();
+            wait_for(&format!("{expected} with {more}"), || host.log().contains(expected).then_some(()));
+            let told = serde_json::to_string(&host.status()).unwrap() + &host.log();
+            assert!(!told.contains("c2VjcmV0"), "a secret is told");
+        }
+    }
+}
+
+#[test]
+fn a_store_that_cannot_be_reached_is_named_with_what_to_do() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let held = serde_json::json!({ "file": file.path() });
+    let s3 = serde_json::json!({
+        "kind": "s3", "bucket": "b", "root": "", "region": "us-east-1", "endpoint": "http://127.0.0.1:1", "redirect": false,
+        "access_key": held, "secret_key": held,
+    });
+    let [_, program] = generations();
+    let host = Host::of(program, serde_json::json!({ "storage": s3 }));
+    let end = Instant::now() + Duration::from_secs(90);
+    let errors = loop {
+        let errors = host.status().errors;
+        if !errors.is_empty() {
+            break errors;
+        }
+        assert!(Instant::now() < end, "nothing was told");
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    assert!(errors[0].contains("connection refused") && errors[0].contains("storage.endpoint"), "{errors:?}");
+    assert_eq!(host.status().phase, RegistryPhase::Serving);
+}
+
+#[test]
+fn requests_are_logged_only_if_asked_for_and_the_log_level_is_the_registrys() {
+    for program in generations() {
+        let requests = |more| {
+            let host = Host::of(program.clone(), more);
+            host.wait_for_phase(RegistryPhase::Serving);
+            for _ in 0..3 {
+                assert_eq!(http(&[&host.plain_url("/v2/")]).unwrap().0, 200);
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            (host.log().contains("GET /v2/ HTTP/1.1"), host.log().contains("level=info"), host.log().contains("Starting upload purge"))
+        };
+        assert_eq!(requests(serde_json::json!({ "access_log": true, "upload_purge_hours": 24 })), (true, true, true));
+        assert_eq!(
+            requests(serde_json::json!({ "access_log": false, "log_level": "error", "upload_purge_hours": 0 })),
+            (false, false, false)
+        );
     }
 }
