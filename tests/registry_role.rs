@@ -1152,6 +1152,7 @@ fn every_store_and_every_authentication_passes_the_parser_of_both_generations() 
 #[test]
 fn a_store_that_cannot_be_reached_is_named_with_what_to_do() {
     let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "secret\n").unwrap();
     let held = serde_json::json!({ "file": file.path() });
     let s3 = serde_json::json!({
         "kind": "s3", "bucket": "b", "root": "", "region": "us-east-1", "endpoint": "http://127.0.0.1:1", "redirect": false,
@@ -1182,7 +1183,11 @@ fn requests_are_logged_only_if_asked_for_and_the_log_level_is_the_registrys() {
                 assert_eq!(http(&[&host.plain_url("/v2/")]).unwrap().0, 200);
             }
             std::thread::sleep(Duration::from_millis(300));
-            (host.log().contains("GET /v2/ HTTP/1.1"), host.log().contains("level=info"), host.log().contains("Starting upload purge"))
+            (
+                host.log().contains("GET /v2/ HTTP/1.1"),
+                host.log().contains("using inmemory blob descriptor cache"),
+                host.log().contains("Starting upload purge"),
+            )
         };
         assert_eq!(requests(serde_json::json!({ "access_log": true, "upload_purge_hours": 24 })), (true, true, true));
         assert_eq!(
