@@ -220,6 +220,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         retirement: None,
         collections: Collections::default(),
         copies: Copies::default(),
+        refused_schedules: BTreeMap::new(),
     };
     controller.converge_for_ever().await
 }
@@ -309,6 +310,8 @@ struct Controller {
     retirement: Option<(SignedOrder, u64)>,
     collections: Collections,
     copies: Copies,
+    /// Schedules that Metronome does not understand, by the ids of their jobs, and what it said.
+    refused_schedules: BTreeMap<String, (serde_json::Value, String)>,
 }
 
 impl Controller {
@@ -536,6 +539,10 @@ impl Controller {
     ) -> Result<(), ControllerError> {
         let ids = &wanted.documents;
         for action in &plan.actions {
+            if matches!(action, Action::PutSchedule { job, schedule, .. } if self.refused_schedules.get(job).is_some_and(|(known, _)| known == schedule))
+            {
+                continue;
+            }
             tracing::info!("{action}");
             let done = match action {
                 Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
@@ -597,10 +604,17 @@ impl Controller {
                     Ok(())
                 }
             };
-            match done {
+            match (action, done) {
+                // Only Metronome knows every time zone. A wrong one must not keep the registry from being run.
+                (Action::PutSchedule { job, schedule, .. }, Err(error @ ApiError::Refused { status: 422, .. })) => {
+                    tracing::error!(%error, "the schedule is refused");
+                    self.refused_schedules.insert(job.clone(), (schedule.clone(), error.to_string()));
+                    continue;
+                }
+                (Action::PutSchedule { job, .. }, Ok(())) => drop(self.refused_schedules.remove(job)),
                 // Somebody else's deployment came in between: the next pass sees it.
-                Err(error) if error.is_conflict() => tracing::info!(%error, "waiting for a deployment"),
-                other => other?,
+                (_, Err(error)) if error.is_conflict() => tracing::info!(%error, "waiting for a deployment"),
+                (_, other) => other?,
             }
             self.shared.acted(action.to_string());
         }
@@ -666,6 +680,10 @@ impl Controller {
         }
         report.collections = self.collections.reports();
         report.copies = self.copies.reports();
+        let refused = self.refused_schedules.iter().filter(|(job, _)| wanted.documents.schedules.contains_key(*job));
+        report.problems.extend(refused.map(|(job, (_, said))| {
+            format!("Metronome refuses the schedule of {job}; correct the schedule or its time zone in the options: {said}")
+        }));
         report.registry_version = observed.registries.iter().find_map(|task| task.status.version.clone());
         let three = report.registry_version.as_ref().filter(|version| !version.starts_with("2.") && !observed.marathon.pulls_schema_2());
         report.problems.extend(three.map(|version| {

@@ -49,7 +49,8 @@ async fn said(client: &reqwest::Client, debug: SocketAddr) -> Vec<String> {
     let text = read_to_end(answer, MAX_BYTES).await.unwrap_or_default();
     let checks: Value = serde_json::from_str(&text).unwrap_or_default();
     let problem = |(check, reason): (&String, &Value)| {
-        let reason = reason.as_str().unwrap_or_default();
+        // Some say it in several lines.
+        let reason = &reason.as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
         format!("the registry's store cannot be used ({check}): {reason}; {}", remedy(reason))
     };
     checks.as_object().into_iter().flatten().map(problem).collect()
@@ -67,7 +68,17 @@ fn remedy(reason: &str) -> &'static str {
         () if says(&["nosuchbucket", "containernotfound", "bucket doesn't exist", "404"]) => {
             "the bucket does not exist there: look at storage.bucket, storage.region and storage.endpoint"
         }
-        () if says(&["accessdenied", "forbidden", "invalidaccesskeyid", "signaturedoesnotmatch", "authenticationfailed", "403", "401"]) => {
+        () if says(&[
+            "accessdenied",
+            "forbidden",
+            "invalidaccesskeyid",
+            "signaturedoesnotmatch",
+            "authenticationfailed",
+            "nocredentialproviders",
+            "403",
+            "401",
+        ]) =>
+        {
             "the store does not accept the keys: look at what storage.access_key, storage.secret_key or storage.credentials name, at the \
              rights of that account, and at this agent's clock"
         }
@@ -106,6 +117,7 @@ mod tests {
             ("filesystem: write /var/lib/registry/x: no space left on device", "make room"),
             ("filesystem: stat /var/lib/registry/docker: permission denied", "root_squash"),
             ("s3aws: NoSuchBucket: The specified bucket does not exist status code: 404", "storage.bucket"),
+            ("s3aws: NoCredentialProviders: no valid providers in chain", "storage.access_key"),
             ("s3aws: InvalidAccessKeyId: status code: 403", "storage.access_key"),
             ("RequestError: send request failed caused by: dial tcp 10.0.0.9:9000: connect: connection refused", "storage.endpoint"),
             ("something else", "logs registry"),
