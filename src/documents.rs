@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContext, RenderErrorReason};
 use serde_json::{Map, Value, json};
 
+use crate::copying;
 use crate::dcos::marathon::MARATHON_LB_GROUP;
 use crate::dcos::{login, secrets, versions};
 use crate::digest::sha256_hex;
@@ -15,7 +16,7 @@ use crate::distribution::{self, Published};
 use crate::held::Held;
 use crate::names::Host;
 use crate::options::Options;
-use crate::protocol::env;
+use crate::protocol::{CopyKind, env};
 use crate::settings;
 
 /// Label that carries the digest of a document as we rendered it.
@@ -80,6 +81,8 @@ pub struct Documents {
     pub registry: Value,
     /// Jobs by id. The first one is run as soon as it is there.
     pub jobs: Vec<(String, Value)>,
+    /// Their schedules, by the ids of the jobs.
+    pub schedules: BTreeMap<String, Value>,
 }
 
 /// Id of the node pod. It lies directly below the root: in a group it could not reach public agents (Marathon 1.9 and later).
@@ -109,7 +112,38 @@ pub fn init_job_id(options: &Options) -> String {
 
 /// Ids of all jobs of a service.
 pub fn job_ids(options: &Options) -> Vec<String> {
-    vec![init_job_id(options), rotate_job_id(options), uninstall_job_id(options)]
+    let [collect, dry_run] = collect_job_ids(options);
+    let copies = copy_job_ids(options).map(|(id, _)| id);
+    let all = vec![init_job_id(options), rotate_job_id(options), collect, dry_run, uninstall_job_id(options)];
+    all.into_iter().chain(copies).collect()
+}
+
+/// Ids of the jobs that order a backup or a restore, and which.
+pub fn copy_job_ids(options: &Options) -> [(String, CopyKind); 3] {
+    [("backup", CopyKind::Backup), ("backup-verify", CopyKind::VerifiedBackup), ("restore", CopyKind::Restore)]
+        .map(|(word, kind)| (format!("{}.{word}", dotted(options)), kind))
+}
+
+/// Ids of the jobs that order a garbage collection, and one that deletes nothing.
+pub fn collect_job_ids(options: &Options) -> [String; 2] {
+    ["gc", "gc-dry-run"].map(|word| format!("{}.{word}", dotted(options)))
+}
+
+/// Id of a job's one schedule.
+pub const SCHEDULE: &str = "regular";
+
+/// The schedules that jobs are to have, by the ids of the jobs. A job that is not named here is to have none of ours.
+fn schedules(options: &Options) -> BTreeMap<String, Value> {
+    let [collect, _] = collect_job_ids(options);
+    let [(backup, _), ..] = copy_job_ids(options);
+    let zone = &options.garbage_collection.time_zone;
+    let given = [(collect, &options.garbage_collection.schedule, zone), (backup, &options.backup.schedule, zone)];
+    let schedule = |cron: &String, zone: &String| {
+        // What a Metronome of DC/OS 1.9 knows, too. A run that has to wait for another one waits in the controller.
+        json!({ "id": SCHEDULE, "cron": cron, "timezone": zone, "startingDeadlineSeconds": 900, "concurrencyPolicy": "ALLOW", "enabled": true })
+    };
+    let wanted = given.into_iter().filter(|(_, cron, _)| !cron.is_empty());
+    wanted.map(|(id, cron, zone)| (id, schedule(cron, zone))).collect()
 }
 
 /// Id of the job that orders a new CA.
@@ -177,6 +211,7 @@ pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateErr
             .into_iter()
             .map(|(id, values)| Ok((id, document("job", include_str!("templates/job.json.hbs"), values)?)))
             .collect::<Result<_, TemplateError>>()?,
+        schedules: schedules(options),
     })
 }
 
@@ -206,6 +241,20 @@ fn jobs(options: &Options, facts: &Facts) -> Vec<(String, Value)> {
         &binary_uri(options, facts),
         env.clone(),
     );
+    let [collect_id, dry_run_id] = collect_job_ids(options);
+    let uri = binary_uri(options, facts);
+    let collects = "Deletes image data that no image uses any more; meanwhile the registry is read-only.";
+    let collect = job(collect_id, "init", collects, &uri, env.clone());
+    let dry_run = job(dry_run_id, "init", "Says what a garbage collection would delete, and deletes nothing.", &uri, env.clone());
+    let mut copies = Vec::new();
+    for (id, kind) in copy_job_ids(options).into_iter().filter(|_| copying::is_possible(options)) {
+        let does = match kind {
+            CopyKind::Backup => "Copies the images that backup.path does not have yet there, and verifies them.",
+            CopyKind::VerifiedBackup => "The same, and reads again what backup.path has already.",
+            CopyKind::Restore => "Puts the images of the backup in the place of all that the registry has.",
+        };
+        copies.push(job(id, "init", does, &uri, env.clone()));
+    }
     // When it is needed there may be no controller to ask for the options or the program.
     env[env::APP_ID] = Value::from(format!("/{}", options.service.name));
     for (name, value) in &facts.options {
@@ -218,14 +267,14 @@ fn jobs(options: &Options, facts: &Facts) -> Vec<(String, Value)> {
         // The keys that sign the removal lie on this host, for root alone.
         values["job_user"] = Value::from("root");
         values["job_constraints"] = json!([{ "attribute": "hostname", "operator": "LIKE", "value": exactly(&facts.home) }]);
-        return vec![init, rotate, uninstall];
+        return [init, rotate, collect, dry_run, uninstall].into_iter().chain(copies).collect();
     }
     if !facts.jobs_have_secrets {
-        return vec![init, rotate];
+        return [init, rotate, collect, dry_run].into_iter().chain(copies).collect();
     }
     values["job_env"][login::CREDENTIAL_VARIABLE] = json!({ "secret": "service-account" });
     values["job_secrets"] = json!({ "service-account": { "source": options.service.service_account_secret } });
-    vec![init, rotate, uninstall]
+    [init, rotate, collect, dry_run, uninstall].into_iter().chain(copies).collect()
 }
 
 /// Where tasks fetch this program: from the controller.

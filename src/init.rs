@@ -1,11 +1,11 @@
-//! The run of the jobs `<service>.init` and `<service>.rotate`: gives the order by being there, watches, prints, ends.
+//! The run of the jobs `<service>.init`, `….rotate`, `….gc`, `….backup`, `….restore` and their variants: gives the order by being there, watches, prints, ends.
 //!
-//! It writes nothing anywhere. The controller sees the active run at Metronome and has every agent proven anew, or the CA replaced;
-//! the run ends well only when that has happened on all of them.
+//! It writes nothing anywhere. The controller sees the active run at Metronome and has every agent proven anew, the CA replaced, garbage
+//! collected, or the images copied; the run ends well only when that has happened.
 
 use std::time::{Duration, Instant};
 
-use crate::controller::Report;
+use crate::controller::{Report, RunReport};
 use crate::dcos::{Api, chain};
 use crate::protocol::env;
 
@@ -26,6 +26,9 @@ pub enum InitError {
     /// The controller refuses the options.
     #[error("the controller refuses the options; see above")]
     Refused,
+    /// The garbage collection, backup or restore has failed.
+    #[error("it has failed; see above")]
+    Failed,
     /// Time is over.
     #[error("not every agent is proven after {} s; see the table for what is missing. The controller goes on trying; run this job again to look anew", DEADLINE.as_secs())]
     Deadline,
@@ -44,7 +47,10 @@ pub async fn run() -> Result<(), InitError> {
     let mut last_line = String::new();
     loop {
         let (line, report) = match controller.get::<Report>("/v1/status").await {
-            Ok(report) => (report.progress(), Some(report)),
+            Ok(report) => match work_of(&report, &task) {
+                Some(work) => (work.said, Some(report)),
+                None => (report.progress(), Some(report)),
+            },
             Err(error) => (format!("the controller does not answer: {}", chain(&error)), None),
         };
         if line != last_line {
@@ -57,6 +63,12 @@ pub async fn run() -> Result<(), InitError> {
                 report.problems.iter().for_each(|problem| println!("{problem}"));
                 return Err(InitError::Refused);
             }
+            // It takes as long as it takes.
+            Some(report) if work_of(&report, &task).is_some() => match work_of(&report, &task) {
+                Some(work) if work.ended && work.failed => return Err(InitError::Failed),
+                Some(work) if work.ended => return Ok(()),
+                _ => tokio::time::sleep(PAUSE).await,
+            },
             Some(report) if is_done(&report, &task) || late => {
                 print!("\n{}", report.table());
                 report.problems.iter().for_each(|problem| println!("{problem}"));
@@ -68,6 +80,11 @@ pub async fn run() -> Result<(), InitError> {
             _ => tokio::time::sleep(PAUSE).await,
         }
     }
+}
+
+/// The garbage collection, backup or restore that the run of this task asks for, once the controller has seen it.
+fn work_of(report: &Report, task: &str) -> Option<RunReport> {
+    report.works().find(|work| task.contains(&work.run))
 }
 
 /// All is in place, and the controller has seen the run of this task and done what it asks for.

@@ -7,7 +7,9 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod certificates;
+pub mod collection;
 pub mod controller;
+pub mod copying;
 pub mod dcos;
 pub mod digest;
 pub mod distribution;

@@ -16,6 +16,7 @@ use private_registry::host_paths::HostRoot;
 use private_registry::node::{self, NodeConfig};
 use private_registry::operator::{self, Access, Client, OperatorError, Order, Service, Snippet, Target};
 use private_registry::options::Fault;
+use private_registry::protocol::CopyKind;
 use private_registry::registry::{self, RegistryConfig};
 use private_registry::security::PUBLIC_CA;
 use private_registry::{dcos, init};
@@ -73,6 +74,42 @@ enum Role {
     /// Replace the CA and the registry's certificate without a gap, and follow it
     Rotate {
         /// Print the last report as JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete image data that no image uses any more, and follow it; meanwhile the registry is read-only
+    Gc {
+        /// Only say what would be deleted; the registry stays writable
+        #[arg(long)]
+        dry_run: bool,
+        /// Print what has come of it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy the images that backup.path does not have yet there, and follow it; the registry goes on taking pushes
+    Backup {
+        /// Read again what the backup has already
+        #[arg(long)]
+        verify: bool,
+        /// Print what has come of it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put the images of the last backup in the place of all that the registry has, and follow it
+    RestoreImages {
+        /// Yes, what was pushed since the backup may go
+        #[arg(long)]
+        yes: bool,
+        /// Print what has come of it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a row per image, and whether the image puller of this cluster's Mesos (UCR) can read it
+    Images {
+        /// Only those that it cannot read, with why, and what to do
+        #[arg(long)]
+        unreadable: bool,
+        /// Print an array of images, as JSON
         #[arg(long)]
         json: bool,
     },
@@ -232,6 +269,37 @@ fn main() -> ExitCode {
             let shown = show(&report, json);
             report.rotation.iter().filter(|_| !json).for_each(|what| say(format_args!("\n{what}\n")));
             Ok(shown)
+        }),
+        Role::Gc { dry_run, json } => ask(&name, async move |service: Service| work(&service, Order::Collect { dry_run }, json).await),
+        Role::Backup { verify, json } => ask(&name, async move |service: Service| {
+            let kind = if verify { CopyKind::VerifiedBackup } else { CopyKind::Backup };
+            work(&service, Order::Copy(kind), json).await
+        }),
+        Role::RestoreImages { yes, json } => ask(&name, async move |service: Service| {
+            if !yes {
+                eprintln!(
+                    "{COMMAND}: a restore puts the images of the last backup in the place of all that the registry has; what was pushed since then is \
+                     gone. Say --yes if you mean it."
+                );
+                return Ok(ExitCode::from(BAD_INPUT));
+            }
+            work(&service, Order::Copy(CopyKind::Restore), json).await
+        }),
+        Role::Images { unreadable, json } => ask(&name, async move |service: Service| {
+            let mut images = service.images().await?;
+            images.retain(|image| !unreadable || image.unreadable.is_some());
+            if json {
+                print_json(&images);
+            } else if images.is_empty() {
+                say(if unreadable {
+                    "every image can be read by the image puller of this cluster's Mesos\n"
+                } else {
+                    "there are no images\n"
+                });
+            } else {
+                say(operator::images_table(&images));
+            }
+            Ok(ExitCode::SUCCESS)
         }),
         Role::Ca { client, json } => ask(&name, async move |service: Service| {
             let report = service.report().await?;
@@ -411,6 +479,17 @@ fn show(report: &Report, json: bool) -> ExitCode {
         }
     }
     if report.converged { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a job that is waited for by itself.
+async fn work(service: &Service, order: Order, json: bool) -> Result<ExitCode, OperatorError> {
+    let work = service.work(order, |work| eprintln!("{}", work.said)).await?;
+    if json {
+        print_json(&work);
+    } else {
+        say(format_args!("{}\n", work.said));
+    }
+    Ok(if work.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Prints at once, also through a pipe. A reader that has enough, as `head`, ends the program and is no fault.

@@ -8,18 +8,21 @@ mod masters;
 pub(crate) mod snippets;
 mod users;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::controller::{Discovery, Report};
+use crate::collection::size;
+use crate::controller::{Discovery, ImageReport, ImagesReport, Report, RunReport, aligned};
 use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
 use crate::host_paths::SYSTEM_ROOTS;
 use crate::names::HostPort;
 use crate::options::{Faults, Options};
+use crate::protocol::CopyKind;
 use crate::secret::Secret;
 
 pub use logs::{Logs, Target};
@@ -175,6 +178,13 @@ pub enum Order {
     Converge,
     /// Replace the CA.
     Rotate,
+    /// Collect garbage.
+    Collect {
+        /// Only say what would be deleted.
+        dry_run: bool,
+    },
+    /// Copy the images.
+    Copy(CopyKind),
 }
 
 impl Order {
@@ -183,6 +193,11 @@ impl Order {
         match self {
             Self::Converge => "init",
             Self::Rotate => "rotate",
+            Self::Collect { dry_run: false } => "gc",
+            Self::Collect { dry_run: true } => "gc-dry-run",
+            Self::Copy(CopyKind::Backup) => "backup",
+            Self::Copy(CopyKind::VerifiedBackup) => "backup-verify",
+            Self::Copy(CopyKind::Restore) => "restore",
         }
     }
 }
@@ -227,6 +242,51 @@ impl Service {
     pub async fn discovery(&self) -> Result<Discovery, OperatorError> {
         tracing::info!("GET /service/{}/v1/discovery", self.name);
         self.controller.get("/v1/discovery").await.map_err(|source| self.unreachable(source))
+    }
+
+    /// Runs the job of a garbage collection, backup or restore, tells `progress` how it goes on, and returns what has come of it.
+    ///
+    /// # Errors
+    /// When somebody does not answer.
+    pub async fn work(&self, order: Order, mut progress: impl FnMut(&RunReport)) -> Result<RunReport, OperatorError> {
+        let path = format!("/v1/jobs/{}.{}/runs", self.name.replace('/', "."), order.word());
+        tracing::info!("POST /service/metronome{path}");
+        let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
+        let id = run["id"].as_str().unwrap_or_default().to_string();
+        let mut shown = String::new();
+        loop {
+            let active = self.is_active(&format!("{path}/{id}")).await?;
+            let report = self.report().await?;
+            // The controller goes on knowing the last one after its run has ended.
+            match report.works().find(|work| work.run == id) {
+                Some(work) if work.ended => return Ok(work),
+                Some(work) if work.said != shown => {
+                    progress(&work);
+                    shown = work.said;
+                }
+                None if !active => return Err(OperatorError::RunFailed(id)),
+                _ => {}
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// All images of the registry.
+    ///
+    /// # Errors
+    /// When the controller does not answer.
+    pub async fn images(&self) -> Result<Vec<ImageReport>, OperatorError> {
+        let (mut images, mut last) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/v1/images?last={last}");
+            tracing::info!("GET /service/{}{path}", self.name);
+            let page: ImagesReport = self.controller.get(&path).await.map_err(|source| self.unreachable(source))?;
+            images.extend(page.images);
+            match page.next {
+                Some(next) if next != last => last = next,
+                _ => return Ok(images),
+            }
+        }
     }
 
     /// Runs the job of an order, tells `progress` every new state, and returns the last one.
@@ -299,6 +359,27 @@ fn refusal(source: ApiError, otherwise: impl FnOnce(ApiError) -> OperatorError) 
         ApiError::Refused { status: 403, .. } => OperatorError::Forbidden(source),
         source => otherwise(source),
     }
+}
+
+/// One row per image, aligned, and below what to do about those that Mesos cannot read.
+pub fn images_table(images: &[ImageReport]) -> String {
+    let digest = |image: &ImageReport| image.image.digest.chars().take(19).collect::<String>();
+    let row = |report: &ImageReport| {
+        let (image, readable) = (&report.image, report.unreadable.as_deref().map_or_else(|| "yes".into(), |why| format!("no: {why}")));
+        [format!("{}:{}", image.repository, image.tag), digest(report), size(image.size), readable]
+    };
+    let mut text = aligned(["IMAGE", "DIGEST", "SIZE", "MESOS CAN READ IT"], images.iter().map(row));
+    let fixes: BTreeSet<&String> = images.iter().filter_map(|image| image.fix.as_ref()).collect();
+    if !fixes.is_empty() {
+        text += "\nWhat to do:\n";
+    }
+    for fix in fixes {
+        let of: Vec<String> =
+            images.iter().filter(|i| i.fix.as_ref() == Some(fix)).map(|i| format!("{}:{}", i.image.repository, i.image.tag)).collect();
+        let more = if of.len() > 3 { format!(" and {} more", of.len() - 3) } else { String::new() };
+        text += &format!("  {}{more}: {fix}\n", of.iter().take(3).cloned().collect::<Vec<_>>().join(", "));
+    }
+    text
 }
 
 /// The options without a file.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::collection;
 use crate::controller::state::{Reason, Rotation, Stage};
 use crate::dcos::marathon::{App, AppClaims, Pod};
 use crate::dcos::mesos::{Agent, Resources};
@@ -18,8 +19,8 @@ use crate::digest::sha256_hex;
 use crate::documents::{self, Documents};
 use crate::exposure;
 use crate::names::Host;
-use crate::options::{Fault, Faults, Options};
-use crate::protocol::{NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::options::{Fault, Faults, Generation, Options};
+use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
 use crate::takeover::{self, Takeover};
 
 /// What one instance of the node pod asks for: executor (RAML minimum) plus container, as in the pod's template.
@@ -170,6 +171,20 @@ pub enum Action {
         /// Whether it exists.
         exists: bool,
     },
+    /// Give a job its schedule, or replace it.
+    PutSchedule {
+        /// Id of the job.
+        job: String,
+        /// The whole schedule.
+        schedule: Value,
+        /// Whether it exists.
+        exists: bool,
+    },
+    /// Take a job's schedule away.
+    DropSchedule {
+        /// Id of the job.
+        job: String,
+    },
     /// Start the first run of a job.
     StartRun {
         /// Its id.
@@ -224,6 +239,11 @@ impl fmt::Display for Action {
             Self::DeleteRegistry => f.write_str("delete the registry's app: it has stopped and deleted its key"),
             Self::PutJob { id, exists: false, .. } => write!(f, "create the job {id}"),
             Self::PutJob { id, .. } => write!(f, "update the job {id}: its definition has changed"),
+            Self::PutSchedule { job, schedule, .. } => {
+                let word = |key: &str| schedule[key].as_str().unwrap_or_default().to_string();
+                write!(f, "let the job {job} run at {} ({})", word("cron"), word("timezone"))
+            }
+            Self::DropSchedule { job } => write!(f, "let the job {job} run when it is started by hand only"),
             Self::StartRun { id } => write!(f, "start the first run of the job {id}"),
             Self::BeginRotation { reason } => write!(f, "make a new CA and make it known beside the present one: {reason}"),
             Self::DropRotation => write!(f, "drop the new CA: nobody asks for its names any more"),
@@ -293,6 +313,13 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         let reason = format!("this Marathon is {}, whose pods do not run in strict mode", observed.marathon.version);
         let remedy = "DC/OS Enterprise 1.9 is served in permissive mode: leave it empty there; strict mode needs 1.10 or later.";
         fault("service.service_account_secret", options.service.service_account_secret.clone(), reason, remedy);
+    }
+    if options.registry.enabled && options.registry.generation == Generation::Three && !observed.marathon.pulls_schema_2() {
+        let reason = format!(
+            "this DC/OS has Marathon {} and a Mesos whose image puller reads manifests of schema 1 only, in which generation 3 does not answer",
+            observed.marathon.version
+        );
+        fault("registry.generation", "3".into(), reason, "Choose 2; generation 3 is for DC/OS 1.13 and later.");
     }
     let own = documents::registry_id(options);
     let pod = ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec));
@@ -452,12 +479,25 @@ fn plan_jobs(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     for (index, (id, document)) in wanted.documents.jobs.iter().enumerate() {
         match observed.jobs.get(id) {
             Some(job) if documents::same(&job.spec, document) => {
+                plan_schedule(id, &job.schedules, wanted.documents.schedules.get(id), plan);
                 if index == 0 && job.active_runs.is_empty() && job.finished_runs == 0 {
                     plan.actions.push(Action::StartRun { id: id.clone() });
                 }
             }
             stored => plan.actions.push(Action::PutJob { id: id.clone(), job: document.clone(), exists: stored.is_some() }),
         }
+    }
+}
+
+/// A job keeps its schedule when it is replaced. Others' schedules are not touched.
+fn plan_schedule(id: &str, stored: &[Value], wanted: Option<&Value>, plan: &mut Plan) {
+    let ours = stored.iter().find(|schedule| schedule["id"] == documents::SCHEDULE);
+    match (ours, wanted) {
+        (ours, Some(wanted)) if ours.is_none_or(|ours| !documents::not_stored(wanted, ours).is_empty()) => {
+            plan.actions.push(Action::PutSchedule { job: id.into(), schedule: wanted.clone(), exists: ours.is_some() });
+        }
+        (Some(_), None) => plan.actions.push(Action::DropSchedule { job: id.into() }),
+        _ => {}
     }
 }
 
@@ -526,9 +566,18 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let tasks = observed.registry.as_ref().map_or(0, |app| app.tasks.len());
     // A new certificate is a restart, and one registry serves while another restarts.
     let mut one_may_restart = tasks <= 1 || (observed.all_registries_answer() && observed.registries.iter().all(is_serving));
+    let collecting = collection::holds_back(&observed.registries);
     for task in &observed.registries {
         let status = &task.status;
         if status.request.is_none() || status.phase == RegistryPhase::Retired {
+            continue;
+        }
+        // It restarts by itself, twice.
+        if status.collection.as_ref().is_some_and(Collection::is_active) {
+            continue;
+        }
+        if let Some(host) = collecting {
+            plan.waiting.push(format!("the garbage collection on {host}, before the registry on {} takes pushes", status.host));
             continue;
         }
         let reason = match (wanted.leaves.get(&task.address), &status.leaf_fingerprint) {
@@ -701,6 +750,8 @@ mod tests {
                 "run the registry: it does not run yet",
                 "create the job private-registry.init",
                 "create the job private-registry.rotate",
+                "create the job private-registry.gc",
+                "create the job private-registry.gc-dry-run",
                 "create the job private-registry.uninstall"
             ]
         );
@@ -721,6 +772,9 @@ mod tests {
             leaf_names: vec![],
             order_version,
             starts: 1,
+            version: None,
+            collection: None,
+            copying: None,
             errors: vec![],
             users: None,
         };
@@ -770,7 +824,7 @@ mod tests {
     #[test]
     fn what_is_in_place_is_left_alone() {
         let wanted = wanted();
-        let job = |document: &Value| Job { spec: document.clone(), active_runs: vec![], finished_runs: 1 };
+        let job = |document: &Value| Job { spec: document.clone(), active_runs: vec![], finished_runs: 1, schedules: vec![] };
         let observed = Observed {
             agents: vec![agent("10.0.0.1")],
             pod: pod(&wanted, 1, &["10.0.0.1"]),
@@ -893,6 +947,9 @@ mod tests {
             leaf_names: vec![],
             order_version: 1,
             starts: 1,
+            version: None,
+            collection: None,
+            copying: None,
             errors: vec![],
             users: None,
         }
@@ -1026,7 +1083,12 @@ mod tests {
         let options = Options::from_json(&json!({})).unwrap();
         let (id, ours) = wanted().documents.jobs.into_iter().find(|(id, _)| *id == documents::uninstall_job_id(&options)).unwrap();
         let with = |spec: &Value, runs: &[&str]| {
-            let job = Job { spec: spec.clone(), active_runs: runs.iter().map(ToString::to_string).collect(), finished_runs: 0 };
+            let job = Job {
+                spec: spec.clone(),
+                active_runs: runs.iter().map(ToString::to_string).collect(),
+                finished_runs: 0,
+                schedules: vec![],
+            };
             Observed { jobs: [(id.clone(), job)].into(), ..Observed::default() }
         };
         assert!(is_removal_ordered(&options, &with(&ours, &["run"])));

@@ -78,6 +78,26 @@ pub enum OrderKind {
         /// PEM, leaf first.
         chain: String,
     },
+    /// To the registry: one step of a garbage collection. Given again it says that the controller is still there.
+    Collect {
+        /// Metronome's id of the run that asks for it.
+        run: String,
+        /// What to do now.
+        step: CollectStep,
+        /// Delete nothing, only say what would be deleted. The registry stays writable.
+        dry_run: bool,
+        /// Whether manifests without a tag go as well.
+        delete_untagged: bool,
+    },
+    /// To the registry: copy its images. Given again it changes nothing.
+    Copy {
+        /// Metronome's id of the run that asks for it.
+        run: String,
+        /// From where to where.
+        kind: CopyKind,
+        /// Whether nobody asks for it any more.
+        stop: bool,
+    },
     /// To the registry: let these users in. The text is sealed for the holder of the enrolment key, as orders travel by plain HTTP.
     Users {
         /// See [`EnrolmentKey::seal`](crate::certificates::EnrolmentKey::seal).
@@ -88,6 +108,141 @@ pub enum OrderKind {
         /// Whether the stored images go as well.
         delete_data: bool,
     },
+}
+
+/// The steps of a garbage collection. Where several registries share a store, all of them prepare before one collects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CollectStep {
+    /// Become read-only.
+    Prepare,
+    /// Collect.
+    Collect,
+    /// Stop whatever is being done, and become writable again.
+    Finish,
+}
+
+/// How far a registry is with a garbage collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CollectPhase {
+    /// It drains, and becomes read-only.
+    Preparing,
+    /// It is read-only, and nobody collects here.
+    ReadOnly,
+    /// It collects.
+    Collecting,
+    /// It has collected and is still read-only.
+    Collected,
+    /// It becomes writable.
+    Reopening,
+    /// It is as it was before.
+    Done,
+}
+
+/// The last garbage collection that a registry's task took part in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collection {
+    /// Metronome's id of the run.
+    pub run: String,
+    /// Whether nothing is deleted.
+    pub dry_run: bool,
+    /// How far it is.
+    pub phase: CollectPhase,
+    /// Blobs that are in use, as far as they are known.
+    pub marked: u64,
+    /// Blobs that were deleted, or would be.
+    pub blobs: u64,
+    /// Manifests that were deleted, or would be.
+    pub manifests: u64,
+    /// Bytes by which the store has shrunk, or would; none where the store is no directory.
+    pub freed_bytes: Option<u64>,
+    /// Seconds that it took to collect.
+    pub seconds: u64,
+    /// Seconds for which this registry was read-only.
+    pub read_only_seconds: u64,
+    /// Why it has failed, if it has.
+    pub error: Option<String>,
+}
+
+impl Collection {
+    /// Whether it is under way.
+    pub fn is_active(&self) -> bool {
+        self.phase != CollectPhase::Done
+    }
+}
+
+/// What is copied from where to where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyKind {
+    /// Into the backup, what is not there yet.
+    Backup,
+    /// The same, and what is there already is read again.
+    VerifiedBackup,
+    /// Out of the backup. What the registry has beside it is gone afterwards.
+    Restore,
+}
+
+/// How far a registry is with copying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyPhase {
+    /// It drains, and becomes read-only for a restore.
+    Preparing,
+    /// It copies.
+    Copying,
+    /// It stops, and changes to what was restored.
+    Switching,
+    /// It is started as it was before.
+    Reopening,
+    /// It has come to its end.
+    Done,
+}
+
+/// What was copied, or has been so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyCounts {
+    /// Tags.
+    pub images: u64,
+    /// Blobs that the copy has.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blobs that were not there before.
+    pub blobs_copied: u64,
+    /// Bytes that were read and written.
+    pub bytes_copied: u64,
+    /// Images that the registry itself cannot give any more.
+    pub damaged: u64,
+    /// The first of them, and what is wrong.
+    pub damaged_images: Vec<String>,
+    /// Whether both ends lie on one disk.
+    pub same_disk: bool,
+}
+
+/// The last copying that a registry's task was told to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copying {
+    /// Metronome's id of the run.
+    pub run: String,
+    /// From where to where.
+    pub kind: CopyKind,
+    /// How far it is.
+    pub phase: CopyPhase,
+    /// What has been copied.
+    pub counts: CopyCounts,
+    /// Seconds that it took.
+    pub seconds: u64,
+    /// Why it has failed, if it has.
+    pub error: Option<String>,
+}
+
+impl Copying {
+    /// Whether it is under way.
+    pub fn is_active(&self) -> bool {
+        self.phase != CopyPhase::Done
+    }
 }
 
 /// Public certificates and the registry's names: all that a host needs in order to trust.
@@ -289,6 +444,9 @@ pub struct RegistrySettings {
     /// The registry that this one is a cache of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ProxyOf>,
+    /// Whether a directory for backups is mounted.
+    #[serde(default)]
+    pub backup: bool,
 }
 
 /// Where the images lie, as the registry's container sees it.
@@ -411,6 +569,15 @@ pub struct RegistryStatus {
     pub order_version: u64,
     /// How often the registry process was started in this task.
     pub starts: u64,
+    /// Version of the registry's program, as it says itself.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// The last garbage collection in this task.
+    #[serde(default)]
+    pub collection: Option<Collection>,
+    /// The last backup or restore in this task.
+    #[serde(default)]
+    pub copying: Option<Copying>,
     /// What went wrong, for people, with the remedy.
     pub errors: Vec<String>,
     /// Which users of the service's it lets in: an HMAC by the enrolment key. Absent where it has none of those.
@@ -427,4 +594,54 @@ pub struct CertificateRequest {
     pub csr: String,
     /// Hex of HMAC-SHA-256 over the PEM text with the enrolment key.
     pub mac: String,
+}
+
+/// Header of `GET /images` with the Unix time of the request.
+pub const TIME_HEADER: &str = "private-registry-time";
+/// Header of `GET /images` with the authentication code: hex of HMAC-SHA-256 with the enrolment key over what [`asked`] gives.
+pub const MAC_HEADER: &str = "private-registry-mac";
+/// So many seconds the clocks of the two sides may differ.
+pub const CLOCK_DIFFERENCE: i64 = 300;
+
+/// What is authenticated of a request. No certificate request begins like this, so the key serves both.
+pub fn asked(method: &str, path_and_query: &str, unix_time: i64) -> String {
+    format!("{method} {path_and_query} {unix_time}")
+}
+
+/// A part of the registry role's answer to `GET /images`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagesPage {
+    /// Tags, by repository and name.
+    pub images: Vec<Image>,
+    /// What to give as `last` for the next part; none after the last one.
+    pub next: Option<String>,
+}
+
+/// A tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Repository.
+    pub repository: String,
+    /// Tag.
+    pub tag: String,
+    /// Digest of its manifest.
+    pub digest: String,
+    /// Media type of its manifest.
+    pub media_type: String,
+    /// Of a manifest list or index: media type of the manifest for linux/amd64, if it has one.
+    pub amd64: Option<String>,
+    /// Bytes of configuration and layers, compressed; of a list or index those for linux/amd64.
+    pub size: u64,
+}
+
+/// Media types of manifests.
+#[allow(missing_docs)]
+pub mod media {
+    pub const SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+json";
+    pub const SIGNED_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    pub const SCHEMA_2: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    pub const LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    pub const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
+    pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    pub const ALL: [&str; 6] = [SCHEMA_2, LIST, OCI, OCI_INDEX, SIGNED_SCHEMA_1, SCHEMA_1];
 }

@@ -251,6 +251,9 @@ mod tests {
             leaf_names: vec!["192.168.0.1".into(), "*.marathon.l4lb.thisdcos.directory".into()],
             order_version: 0,
             starts: 1,
+            version: None,
+            collection: None,
+            copying: None,
             errors: vec![],
             users: None,
         };

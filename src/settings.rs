@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::certificates::Certificate;
 use crate::held::{self, Held};
 use crate::host_paths::HostRoot;
-use crate::names::Host;
+use crate::names::{Host, HostPort};
 use crate::options::{
-    Auth, AuthKind, Backup, Exposure, Fault, GarbageCollection, Options, Proxy, Registry, Security, SecurityMode, Storage, StorageKind,
-    Uninstall,
+    Auth, AuthKind, Backup, Exposure, Fault, GarbageCollection, Generation, Options, Proxy, Registry, Security, SecurityMode, Storage,
+    StorageKind, Uninstall,
 };
 use crate::protocol::{AuthBy, ProxyOf, RegistrySettings, StorageAt};
 use crate::security;
@@ -22,6 +22,8 @@ use crate::security;
 pub const IMAGES: &str = "/var/lib/registry";
 /// Directory of key, certificate and `config.yml` in the registry's container.
 pub const STATE: &str = "/var/lib/private-registry";
+/// Directory of backups in the registry's container.
+pub const BACKUP: &str = "/var/lib/private-registry-backup";
 /// A persistent volume's directory in the sandbox.
 const VOLUME: &str = "images";
 
@@ -45,6 +47,7 @@ pub struct Sections<'a> {
 /// What is wrong with them.
 pub fn faults(sections: Sections<'_>) -> Vec<Fault> {
     let mut faults = Faults(Vec::new(), sections);
+    faults.image();
     faults.replicas();
     faults.storage();
     faults.auth();
@@ -68,6 +71,18 @@ impl Faults<'_> {
         let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
         if host.is_empty() || host.starts_with('/') || text.contains(char::is_whitespace) || text.contains('"') {
             self.add(field, text, "it is no URL", "Give http:// or https://, and a host, as in https://store.example.com:9000.");
+        }
+    }
+
+    fn image(&mut self) {
+        let image = &self.1.registry.image;
+        if !image.is_empty() && !is_image(image) {
+            self.add(
+                "registry.image",
+                image,
+                "it is no reference of an image",
+                "Give it as docker takes it, in lower case, best with its digest, as in registry@sha256:<64 digits>; or leave it empty.",
+            );
         }
     }
 
@@ -235,7 +250,7 @@ impl Faults<'_> {
     }
 
     fn schedules(&mut self) {
-        let Sections { garbage_collection, backup, storage, registry, .. } = self.1;
+        let Sections { garbage_collection, backup, storage, registry, proxy, .. } = self.1;
         for (field, text) in [("garbage_collection.schedule", &garbage_collection.schedule), ("backup.schedule", &backup.schedule)] {
             if !text.is_empty() && !is_cron(text) {
                 self.add(
@@ -245,6 +260,28 @@ impl Faults<'_> {
                     "Give minute, hour, day, month and day of the week, as in 0 3 * * 0.",
                 );
             }
+        }
+        let collection = garbage_collection;
+        let zone = &collection.time_zone;
+        if zone.is_empty() || !zone.chars().all(|c| c.is_ascii_alphanumeric() || "/_+-".contains(c)) {
+            self.add("garbage_collection.time_zone", zone, "it is no time zone", "Give UTC, or one as in Europe/Berlin.");
+        }
+        if collection.delete_untagged && registry.generation == Generation::Two {
+            self.add(
+                "garbage_collection.delete_untagged",
+                "true",
+                "generation 2 would also delete the images that a tag for several platforms \
+                consists of, because these have no tag of their own",
+                "Set it to false, or registry.generation to 3 (DC/OS 1.13 and later).",
+            );
+        }
+        if !proxy.remote_url.is_empty() && !collection.schedule.is_empty() {
+            self.add(
+                "garbage_collection.schedule",
+                &collection.schedule,
+                "a cache deletes by itself what nobody asks for any more",
+                "Leave it empty.",
+            );
         }
         let path = &backup.path;
         if path.is_empty() {
@@ -277,6 +314,38 @@ pub(crate) fn word(kind: AuthKind) -> &'static str {
         AuthKind::Htpasswd => "htpasswd",
         AuthKind::Token => "token",
     }
+}
+
+/// Whether docker takes this for an image: `[host[:port]/]name[/name…][:tag][@sha256:digest]`.
+fn is_image(text: &str) -> bool {
+    let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+    let is_digest = |digest: &str| {
+        digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+    };
+    // A colon behind the last slash is the tag's.
+    let (name, tag) = match name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+        Some((name, tag)) => (name, Some(tag)),
+        None => (name, None),
+    };
+    let is_tag = |tag: &str| {
+        let rest = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        !tag.is_empty() && tag.len() <= 128 && !tag.starts_with(['.', '-']) && tag.chars().all(rest)
+    };
+    let is_part = |part: &str| {
+        let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+        let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        part.starts_with(ends) && part.ends_with(ends) && part.chars().all(inside)
+    };
+    let path = match name.split_once('/') {
+        Some((host, path)) if host == "localhost" || host.contains(['.', ':']) => {
+            if host.parse::<HostPort>().is_err() && host.parse::<Host>().is_err() {
+                return false;
+            }
+            path
+        }
+        _ => name,
+    };
+    path.split('/').all(is_part) && tag.is_none_or(is_tag) && digest.is_none_or(is_digest)
 }
 
 /// Whether this is a cron line as Metronome takes it: five fields of numbers, names, stars, ranges, lists and steps.
@@ -359,6 +428,7 @@ pub fn settings(options: &Options) -> RegistrySettings {
             username: proxy.username.clone(),
             password: at("proxy-password"),
         }),
+        backup: !options.backup.path.is_empty(),
     }
 }
 
@@ -380,7 +450,9 @@ pub fn volumes(options: &Options) -> Vec<Value> {
     // Where the registry may be on any agent, its key lives and dies with its container: none is left behind on an agent that it leaves.
     let state = is_pinned(options)
         .then(|| json!({ "containerPath": STATE, "hostPath": HostRoot::default().registry_state(&options.service.name), "mode": "RW" }));
-    images.into_iter().chain(state).chain(held(options).iter().filter_map(Held::volume)).collect()
+    let backup = &options.backup.path;
+    let backup = (!backup.is_empty()).then(|| json!({ "containerPath": BACKUP, "hostPath": backup, "mode": "RW" }));
+    images.into_iter().chain(backup).chain(state).chain(held(options).iter().filter_map(Held::volume)).collect()
 }
 
 /// Where the registry may run. `host`: the agent that it belongs to, if it belongs to one.
@@ -472,6 +544,47 @@ mod tests {
         assert_eq!(fields(json!({ "backup": { "path": "/data/docker-registry/copy" } })), ["backup.path"]);
         assert_eq!(fields(json!({ "backup": { "path": "/mnt/../x" } })), ["backup.path"]);
         assert_eq!(fields(json!({ "backup": { "path": "/mnt/backup" } })), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_image_is_given_as_docker_takes_it() {
+        let digest = "ab".repeat(32);
+        for good in
+            ["registry", "registry:3.1.1", &format!("registry@sha256:{digest}"), &format!("r.example.com:5000/a/b_c:1@sha256:{digest}")]
+        {
+            assert!(is_image(good), "{good}");
+        }
+        for bad in [
+            "Registry",
+            "registry:",
+            "registry@sha256:abc",
+            "a//b",
+            "/a",
+            "a b",
+            "registry:3 \"",
+            "http://r/a",
+            "r.example.com:x/a",
+            "a@b@c",
+        ] {
+            assert!(!is_image(bad), "{bad}");
+            assert_eq!(fields(json!({ "registry": { "image": bad } })), ["registry.image"]);
+        }
+    }
+
+    #[test]
+    fn what_would_delete_images_that_are_in_use_is_refused() {
+        let collection = |generation: &str, more: Value| {
+            let mut given = json!({ "registry": { "generation": generation }, "garbage_collection": { "delete_untagged": true } });
+            for (key, value) in more.as_object().unwrap() {
+                given[key] = value.clone();
+            }
+            fields(given)
+        };
+        assert_eq!(collection("2", json!({})), ["garbage_collection.delete_untagged"]);
+        assert_eq!(collection("3", json!({})), Vec::<String>::new());
+        let cache = json!({ "proxy": { "remote_url": "https://r" }, "garbage_collection": { "schedule": "0 3 * * 0" } });
+        assert_eq!(fields(cache), ["garbage_collection.schedule"]);
+        assert_eq!(fields(json!({ "garbage_collection": { "time_zone": "no\"" } })), ["garbage_collection.time_zone"]);
     }
 
     #[test]

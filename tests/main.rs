@@ -6,6 +6,7 @@
 mod acceptance;
 mod auth;
 mod changes;
+mod collection;
 mod conformance;
 mod docker_in_docker;
 mod enterprise;

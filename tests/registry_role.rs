@@ -14,7 +14,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use private_registry::certificates::{Authority, Certificate, EnrolmentKey, OrderSigner, RegistryKey};
 use private_registry::digest::sha256_hex;
 use private_registry::names::HostPort;
-use private_registry::protocol::{MAX_MESSAGE_BYTES, Order, OrderKind, RegistryPhase, RegistryStatus, SignedOrder, TrustBundle, env};
+use private_registry::protocol::{
+    CollectPhase, CollectStep, Collection, ImagesPage, MAC_HEADER, MAX_MESSAGE_BYTES, Order, OrderKind, RegistryPhase, RegistryStatus,
+    SignedOrder, TIME_HEADER, TrustBundle, asked, env, media,
+};
 use private_registry::registry::{RegistryConfig, run};
 use private_registry::secret::Secret;
 
@@ -24,6 +27,7 @@ const SERVICE: &str = "private-registry";
 const HELD: [&str; 2] = ["PRIVATE_REGISTRY_HELD_PROVIDED_CERTIFICATE", "PRIVATE_REGISTRY_HELD_PROVIDED_KEY"];
 const TEST_DIR: &str = "TEST_REGISTRY_ROLE_DIR";
 const TEST_PORTS: &str = "TEST_REGISTRY_ROLE_PORTS";
+const TEST_PATIENCE: &str = "TEST_REGISTRY_ROLE_PATIENCE";
 const TEST_PROGRAM: &str = "TEST_REGISTRY_ROLE_PROGRAM";
 
 #[test]
@@ -38,6 +42,7 @@ fn the_role_itself() {
     config.status_listen = (Ipv4Addr::LOCALHOST, ports[1]).into();
     config.debug_listen = (Ipv4Addr::LOCALHOST, ports[2]).into();
     config.program = variable(TEST_PROGRAM).into();
+    config.patience = Duration::from_secs(variable(TEST_PATIENCE).parse().unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(run(config)).unwrap();
 }
@@ -49,6 +54,8 @@ struct Host {
     status: SocketAddr,
     debug: SocketAddr,
     program: PathBuf,
+    /// See `RegistryConfig::patience`.
+    patience: u64,
     drain_seconds: u64,
     insecure: bool,
     key_type: &'static str,
@@ -77,6 +84,7 @@ impl Host {
             status,
             debug,
             program: "/usr/bin/docker-registry".into(),
+            patience: 600,
             drain_seconds: 20,
             insecure: false,
             key_type: "p256",
@@ -123,6 +131,7 @@ impl Host {
             .env(TEST_DIR, self.dir.path())
             .env(TEST_PORTS, format!("{},{},{}", self.listen.port(), self.status.port(), self.debug.port()))
             .env(TEST_PROGRAM, &self.program)
+            .env(TEST_PATIENCE, self.patience.to_string())
             .env(env::SERVICE, SERVICE)
             .env(env::ORDER_KEY, self.signer.verifying_key_base64())
             .env(env::ENROLMENT_KEY, self.enrolment.to_base64().expose())
@@ -920,4 +929,393 @@ fn a_registry_that_is_read_only_refuses_uploads() {
     assert_eq!(host.get(&blob).unwrap().0, 200);
     let (code, _) = http(&["--cacert", &host.ca(), "-X", "POST", &host.registry_url("/v2/base/hello/blobs/uploads/")]).unwrap();
     assert_eq!(code, 405);
+}
+
+/// Both generations: Debian's 2.8 and the 3.1.1 that `ci/programs` makes.
+fn generations() -> [PathBuf; 2] {
+    ["/usr/bin/docker-registry".into(), crate::support::made("target/tools/registry3/registry")]
+}
+
+impl Host {
+    fn of(program: PathBuf, more: serde_json::Value) -> Self {
+        let mut host = Self::new();
+        (host.program, host.more, host.insecure) = (program, more, true);
+        host.start();
+        host
+    }
+
+    /// Serving over plain HTTP.
+    fn plain(program: PathBuf) -> Self {
+        let host = Self::of(program, serde_json::json!({}));
+        host.wait_for_phase(RegistryPhase::Serving);
+        host
+    }
+
+    fn plain_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.listen)
+    }
+
+    /// A blob of some length, and the part of a manifest that names it.
+    fn push_blob(&self, repository: &str, content: &str, kind: &str) -> serde_json::Value {
+        let digest = format!("sha256:{}", sha256_hex(content.as_bytes()));
+        let begin = self.plain_url(&format!("/v2/{repository}/blobs/uploads/"));
+        let (code, headers) = http(&["-X", "POST", "-D", "-", &begin]).unwrap();
+        assert_eq!(code, 202, "{headers}");
+        let location = headers.lines().find_map(|line| line.to_ascii_lowercase().starts_with("location: ").then(|| line[10..].trim()));
+        let file = self.dir.path().join("blob");
+        fs::write(&file, content).unwrap();
+        let url = format!("{}&digest={digest}", self.plain_url(location.unwrap()));
+        let octets = "Content-Type: application/octet-stream";
+        let data = format!("@{}", file.display());
+        assert_eq!(http(&["-X", "PUT", "-H", octets, "--data-binary", &data, &url]).unwrap().0, 201);
+        serde_json::json!({ "mediaType": kind, "size": content.len(), "digest": digest })
+    }
+
+    /// Answers the code and the digest of a manifest that was pushed.
+    fn push_manifest(&self, repository: &str, tag: &str, manifest: &serde_json::Value) -> (u16, String) {
+        let file = self.dir.path().join("manifest");
+        let text = manifest.to_string();
+        fs::write(&file, &text).unwrap();
+        let digest = format!("sha256:{}", sha256_hex(text.as_bytes()));
+        let kind = format!("Content-Type: {}", manifest["mediaType"].as_str().unwrap());
+        let tag = if tag.is_empty() { &digest } else { tag };
+        let url = self.plain_url(&format!("/v2/{repository}/manifests/{tag}"));
+        let (code, _) = http(&["-X", "PUT", "-H", &kind, "--data-binary", &format!("@{}", file.display()), &url]).unwrap();
+        (code, digest)
+    }
+
+    /// An image of one layer of the given content: the digest of its manifest.
+    fn push_image(&self, repository: &str, tag: &str, content: &str, kind: &str) -> String {
+        let (config, layer) = match kind {
+            media::OCI => ("application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+gzip"),
+            _ => ("application/vnd.docker.container.image.v1+json", "application/vnd.docker.image.rootfs.diff.tar.gzip"),
+        };
+        let (config, layer) = (self.push_blob(repository, "{}", config), self.push_blob(repository, content, layer));
+        let manifest = serde_json::json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer] });
+        let (code, digest) = self.push_manifest(repository, tag, &manifest);
+        assert_eq!(code, 201);
+        digest
+    }
+
+    fn has(&self, repository: &str, reference: &str) -> bool {
+        let accept = format!("Accept: {}", media::ALL.join(", "));
+        http(&["-H", &accept, &self.plain_url(&format!("/v2/{repository}/manifests/{reference}"))]).unwrap().0 == 200
+    }
+
+    fn delete(&self, repository: &str, digest: &str) {
+        assert_eq!(http(&["-X", "DELETE", &self.plain_url(&format!("/v2/{repository}/manifests/{digest}"))]).unwrap().0, 202);
+    }
+
+    fn collect(&self, version: u64, run: &str, step: CollectStep, dry_run: bool, delete_untagged: bool) -> (u16, String) {
+        self.give(version, OrderKind::Collect { run: run.into(), step, dry_run, delete_untagged })
+    }
+
+    fn wait_for_collection(&self, phase: CollectPhase) -> Collection {
+        wait_for(&format!("{phase:?}"), || self.try_status()?.collection.filter(|collection| collection.phase == phase))
+    }
+
+    /// A whole collection, as a controller orders it.
+    fn collect_whole(&self, version: u64, run: &str, delete_untagged: bool) -> Collection {
+        assert_eq!(self.collect(version, run, CollectStep::Prepare, false, delete_untagged).0, 200);
+        self.wait_for_collection(CollectPhase::ReadOnly);
+        assert_eq!(self.collect(version + 1, run, CollectStep::Collect, false, delete_untagged).0, 200);
+        self.wait_for_collection(CollectPhase::Collected);
+        assert_eq!(self.collect(version + 2, run, CollectStep::Finish, false, delete_untagged).0, 200);
+        self.wait_for_collection(CollectPhase::Done)
+    }
+
+    fn can_begin_a_push(&self) -> u16 {
+        http(&["-X", "POST", &self.plain_url("/v2/base/hello/blobs/uploads/")]).map_or(0, |(code, _)| code)
+    }
+
+    fn images(&self, time: i64, key: &EnrolmentKey, path: &str) -> (u16, String) {
+        let mac = format!("{MAC_HEADER}: {}", key.mac(&asked("GET", path, time)));
+        http(&["-H", &format!("{TIME_HEADER}: {time}"), "-H", &mac, &format!("http://{}{path}", self.status)]).unwrap()
+    }
+}
+
+#[test]
+fn the_program_says_its_version_and_its_metrics_are_shown_and_nothing_else_of_its_debug_server() {
+    for (program, version) in generations().into_iter().zip(["2.8", "3.1.1"]) {
+        let host = Host::plain(program);
+        wait_for("the version", || host.try_status()?.version.filter(|found| found.starts_with(version)));
+        let at = |path: &str| http(&[&format!("http://{}{path}", host.status)]).unwrap();
+        assert_eq!(http(&[&host.plain_url("/v2/")]).unwrap().0, 200);
+        let (code, text) = at("/metrics");
+        assert_eq!(code, 200);
+        for name in ["private_registry_starts_total 1", "private_registry_serving 1", "go_goroutines", "registry_http_requests_total"] {
+            assert!(text.contains(&format!("\n{name}")), "{version}: {name}");
+        }
+        for path in ["/debug/vars", "/debug/health", "/debug/pprof/"] {
+            assert_eq!(at(path).0, 404, "{path}");
+        }
+        assert!(host.debug.ip().is_loopback());
+    }
+}
+
+#[test]
+fn a_collection_makes_the_registry_read_only_frees_what_nobody_uses_and_opens_it_again() {
+    for program in generations() {
+        let host = Host::plain(program);
+        let kept = host.push_image("base/hello", "1", &"k".repeat(1000), media::SCHEMA_2);
+        let gone = host.push_image("base/hello", "2", &"g".repeat(300_000), media::SCHEMA_2);
+        host.delete("base/hello", &gone);
+
+        assert_eq!(host.collect(1, "dry", CollectStep::Collect, true, false).0, 200);
+        assert_eq!(host.can_begin_a_push(), 202, "a dry run stops nobody");
+        let dry = host.wait_for_collection(CollectPhase::Done);
+        assert_eq!((dry.blobs, dry.error.as_deref(), dry.read_only_seconds), (2, None, 0));
+        assert!((300_000..302_000).contains(&dry.freed_bytes.unwrap()), "{dry:?}");
+
+        assert_eq!(host.collect(2, "run", CollectStep::Collect, false, false).0, 409, "not before it is read-only");
+        assert_eq!(host.collect(3, "run", CollectStep::Prepare, false, false).0, 200);
+        host.wait_for_collection(CollectPhase::ReadOnly);
+        assert_eq!(host.can_begin_a_push(), 405);
+        assert!(host.has("base/hello", "1"), "pulls go on");
+        assert_eq!(host.collect(4, "other", CollectStep::Prepare, false, false).0, 409, "never two at once");
+        assert_eq!(host.collect(5, "run", CollectStep::Collect, false, false).0, 200);
+        let collected = host.wait_for_collection(CollectPhase::Collected);
+        assert_eq!((collected.blobs, collected.error.as_deref()), (2, None));
+        assert!((300_000..305_000).contains(&collected.freed_bytes.unwrap()), "{collected:?}");
+        assert_eq!(host.can_begin_a_push(), 405, "not before it is told");
+        assert_eq!(host.collect(6, "run", CollectStep::Finish, false, false).0, 200);
+        let done = host.wait_for_collection(CollectPhase::Done);
+        assert!(done.read_only_seconds >= done.seconds && done.error.is_none(), "{done:?}");
+        assert_eq!((host.can_begin_a_push(), host.status().phase), (202, RegistryPhase::Serving));
+        assert!(host.has("base/hello", &kept));
+        // What was deleted can be pushed again: nothing is remembered of it.
+        host.push_image("base/hello", "2", &"g".repeat(300_000), media::SCHEMA_2);
+        assert!(host.has("base/hello", "2"));
+    }
+}
+
+#[test]
+fn manifests_without_a_tag_go_only_where_those_of_an_index_stay() {
+    for (program, generation) in generations().into_iter().zip([2, 3]) {
+        let host = Host::plain(program);
+        wait_for("the version", || host.try_status()?.version);
+        let child = host.push_image("base/multi", "", "for amd64", media::SCHEMA_2);
+        let lost = host.push_image("base/multi", "", "for nobody", media::SCHEMA_2);
+        let platform = serde_json::json!({ "architecture": "amd64", "os": "linux" });
+        let size = fs::metadata(host.dir.path().join("manifest")).unwrap().len();
+        let list = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media::LIST,
+            "manifests": [{ "mediaType": media::SCHEMA_2, "size": size, "digest": child, "platform": platform }],
+        });
+        assert_eq!(host.push_manifest("base/multi", "1", &list).0, 201);
+        if generation == 2 {
+            let (code, said) = host.collect(1, "run", CollectStep::Prepare, false, true);
+            assert!(code == 409 && said.contains("set garbage_collection.delete_untagged to false"), "{code} {said}");
+            continue;
+        }
+        let done = host.collect_whole(1, "run", true);
+        assert_eq!((done.manifests, done.error), (1, None));
+        assert!(host.has("base/multi", "1") && host.has("base/multi", &child) && !host.has("base/multi", &lost));
+    }
+}
+
+#[test]
+fn a_collection_that_is_cut_short_leaves_the_registry_writable() {
+    let [program, _] = generations();
+    let mut host = Host::new();
+    // One that collects for ever.
+    let slow = "if [ \"$1\" = garbage-collect ]; then echo 'base/hello: marking blob sha256:0'; exec sleep 600; fi\n";
+    host.program = script(&host, &format!("{slow}exec {} \"$@\"\n", program.display()));
+    (host.insecure, host.patience) = (true, 2);
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    let collecting = |host: &Host, version: u64, run: &str| {
+        assert_eq!(host.collect(version, run, CollectStep::Prepare, false, false).0, 200);
+        host.wait_for_collection(CollectPhase::ReadOnly);
+        assert_eq!(host.collect(version + 1, run, CollectStep::Collect, false, false).0, 200);
+        assert_eq!(host.status().collection.unwrap().phase, CollectPhase::Collecting);
+    };
+    let sleeps = |host: &Host| children(host.role_pid()).len();
+
+    // The controller says no more.
+    collecting(&host, 1, "forsaken");
+    assert_eq!((host.can_begin_a_push(), sleeps(&host)), (405, 2));
+    let done = host.wait_for_collection(CollectPhase::Done);
+    assert!(done.error.unwrap().contains("the controller was not heard of for 2 s"));
+    assert_eq!((host.can_begin_a_push(), sleeps(&host)), (202, 1));
+    // It is called off.
+    collecting(&host, 3, "off");
+    assert_eq!(host.collect(5, "off", CollectStep::Finish, false, false).0, 200);
+    assert!(host.wait_for_collection(CollectPhase::Done).error.unwrap().contains("called off"));
+    // The task is killed in its middle, and started anew.
+    collecting(&host, 6, "killed");
+    kill("KILL", host.role_pid());
+    host.task.take().unwrap().wait().unwrap();
+    host.start();
+    let status = host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!((status.collection, host.can_begin_a_push()), (None, 202));
+    // It is stopped in its middle.
+    collecting(&host, 9, "stopped");
+    assert!(host.stop());
+    // The program fails.
+    host.program = script(
+        &host,
+        &format!("case $1 in garbage-collect) echo 'failed to mark: oops' >&2; exit 1;; esac\nexec {} \"$@\"\n", program.display()),
+    );
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!(host.collect(12, "fails", CollectStep::Prepare, false, false).0, 200);
+    host.wait_for_collection(CollectPhase::ReadOnly);
+    assert_eq!(host.collect(13, "fails", CollectStep::Collect, false, false).0, 200);
+    assert!(host.wait_for_collection(CollectPhase::Collected).error.unwrap().contains("exit status: 1): failed to mark: oops"));
+    assert_eq!(host.collect(14, "fails", CollectStep::Finish, false, false).0, 200);
+    host.wait_for_collection(CollectPhase::Done);
+    assert_eq!(host.can_begin_a_push(), 202);
+    assert_eq!(host.collect(15, "last", CollectStep::Prepare, false, false).0, 200);
+    assert_eq!(host.give(16, OrderKind::Retire { delete_data: true }).0, 200);
+    host.wait_for_phase(RegistryPhase::Retired);
+}
+
+#[test]
+fn images_are_listed_in_parts_with_their_kinds_and_only_to_who_holds_the_key() {
+    for program in generations() {
+        let host = Host::plain(program);
+        let docker = host.push_image("team/app", "1.0", &"x".repeat(5000), media::SCHEMA_2);
+        host.push_image("team/app", "oci", &"x".repeat(5000), media::OCI);
+        host.push_image("another", "a", "y", media::SCHEMA_2);
+        let platform = serde_json::json!({ "architecture": "amd64", "os": "linux" });
+        let size = fs::metadata(host.dir.path().join("manifest")).unwrap().len();
+        let child = host.push_image("team/multi", "", &"z".repeat(700), media::SCHEMA_2);
+        let list = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media::LIST,
+            "manifests": [{ "mediaType": media::SCHEMA_2, "size": size, "digest": child, "platform": platform }],
+        });
+        assert_eq!(host.push_manifest("team/multi", "1", &list).0, 201);
+        // More than one part.
+        let many: Vec<String> = (0..210).map(|n| format!("t{n:03}")).collect();
+        let layer = host.push_blob("many", "m", "application/vnd.docker.image.rootfs.diff.tar.gzip");
+        let config = host.push_blob("many", "{}", "application/vnd.docker.container.image.v1+json");
+        let manifest = serde_json::json!({ "schemaVersion": 2, "mediaType": media::SCHEMA_2, "config": config, "layers": [layer] });
+        many.iter().for_each(|tag| assert_eq!(host.push_manifest("many", tag, &manifest).0, 201));
+
+        let (mut images, mut path, mut parts) = (Vec::new(), "/images?last=".to_string(), 0);
+        loop {
+            let (code, text) = host.images(now(), &host.enrolment, &path);
+            assert_eq!(code, 200, "{text}");
+            let page: ImagesPage = serde_json::from_str(&text).unwrap();
+            (images.extend(page.images), parts += 1).0;
+            let Some(next) = page.next else { break };
+            path = format!("/images?last={next}");
+        }
+        let names: Vec<String> = images.iter().map(|image| format!("{}:{}", image.repository, image.tag)).collect();
+        let expected = ["another:a".to_string()].into_iter().chain(many.iter().map(|tag| format!("many:{tag}")));
+        let expected: Vec<String> = expected.chain(["team/app:1.0", "team/app:oci", "team/multi:1"].map(String::from)).collect();
+        assert_eq!((names, parts), (expected, 2));
+        let of = |name: &str| images.iter().find(|image| format!("{}:{}", image.repository, image.tag) == name).unwrap();
+        assert_eq!((of("team/app:1.0").digest.as_str(), of("team/app:1.0").size), (docker.as_str(), 5002));
+        assert_eq!(of("team/app:oci").media_type, media::OCI);
+        let multi = of("team/multi:1");
+        assert_eq!((multi.media_type.as_str(), multi.amd64.as_deref(), multi.size), (media::LIST, Some(media::SCHEMA_2), 702));
+
+        let stranger = EnrolmentKey::generate().unwrap();
+        assert_eq!(http(&[&format!("http://{}/images", host.status)]).unwrap().0, 403);
+        assert_eq!(host.images(now(), &stranger, "/images").0, 403);
+        assert_eq!(host.images(now() - 301, &host.enrolment, "/images").0, 403);
+        let elsewhere = format!("{MAC_HEADER}: {}", host.enrolment.mac(&asked("GET", "/images?last=a", now())));
+        let time = format!("{TIME_HEADER}: {}", now());
+        assert_eq!(http(&["-H", &time, "-H", &elsewhere, &format!("http://{}/images", host.status)]).unwrap().0, 403);
+    }
+}
+
+#[test]
+fn every_store_and_every_authentication_passes_the_parser_of_both_generations() {
+    let operator = Operator::new();
+    operator.certify("rsa:2048", 20);
+    let key = fs::read_to_string(operator.path("new.key")).unwrap();
+    let account = serde_json::json!({
+        "type": "service_account", "project_id": "p", "private_key_id": "1", "private_key": key, "client_email": "a@example.com",
+        "client_id": "1", "token_uri": "http://127.0.0.1:1/token",
+    });
+    fs::write(operator.path("account.json"), account.to_string()).unwrap();
+    fs::write(operator.path("secret"), "c2VjcmV0\n").unwrap();
+    fs::write(operator.path("users"), "u:$2y$05$gFiMuHcpfUBvFsDKkDaeBu4VHvZvlTfNLDjq9U1hPmyqL2IsFfHZq\n").unwrap();
+    let file = |name: &str| serde_json::json!({ "file": operator.path(name) });
+    let s3 = serde_json::json!({
+        "kind": "s3", "bucket": "b", "root": "r", "region": "us-east-1", "endpoint": "http://127.0.0.1:1", "redirect": false,
+        "access_key": file("secret"), "secret_key": file("secret"),
+    });
+    let gcs = serde_json::json!({ "kind": "gcs", "bucket": "b", "root": "r", "credentials": file("account.json"), "redirect": true });
+    let azure = serde_json::json!({
+        "kind": "azure", "account": "a", "container": "c", "root": "r", "realm": "core.example.com", "account_key": file("secret"), "redirect": true,
+    });
+    let certificates = fs::read_to_string(operator.path("ca.pem")).unwrap();
+    let token =
+        serde_json::json!({ "kind": "token", "realm": "https://auth/token", "service": "s", "issuer": "i", "certificates": certificates });
+    let proxy = serde_json::json!({ "url": "http://127.0.0.1:1", "username": "u", "password": file("secret") });
+    // What becomes of it where the other side does not answer. Debian's 2.8 is built without the stores of two clouds.
+    let (serves, not_built, unreachable) = ("listening on", "StorageDriver not registered", "connection refused");
+    let cases = [
+        (serde_json::json!({ "storage": s3 }), [serves, serves]),
+        (serde_json::json!({ "storage": gcs }), [not_built, serves]),
+        (serde_json::json!({ "storage": azure }), [not_built, serves]),
+        (serde_json::json!({ "auth": { "kind": "htpasswd", "file": file("users") } }), [serves, serves]),
+        (serde_json::json!({ "auth": { "kind": "htpasswd", "file": null } }), [serves, serves]),
+        (serde_json::json!({ "auth": token }), [serves, serves]),
+        (serde_json::json!({ "proxy": proxy }), [unreachable, unreachable]),
+        (serde_json::json!({ "read_only": true, "access_log": true, "upload_purge_hours": 1, "log_level": "debug" }), [serves, serves]),
+    ];
+    for (more, expected) in cases {
+        for (program, expected) in generations().into_iter().zip(expected) {
+            let mut host = Host::new();
+            // A container has none of this; here it would be the agent's.
+            (host.program, host.more, host.insecure) = (program, more.clone(), true);
+            host.start();
+            wait_for(&format!("{expected} with {more}"), || host.log().contains(expected).then_some(()));
+            let told = serde_json::to_string(&host.status()).unwrap() + &host.log();
+            assert!(!told.contains("c2VjcmV0"), "a secret is told");
+        }
+    }
+}
+
+#[test]
+fn a_store_that_cannot_be_reached_is_named_with_what_to_do() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "secret\n").unwrap();
+    let held = serde_json::json!({ "file": file.path() });
+    let s3 = serde_json::json!({
+        "kind": "s3", "bucket": "b", "root": "", "region": "us-east-1", "endpoint": "http://127.0.0.1:1", "redirect": false,
+        "access_key": held, "secret_key": held,
+    });
+    let [_, program] = generations();
+    let host = Host::of(program, serde_json::json!({ "storage": s3 }));
+    let end = Instant::now() + Duration::from_secs(90);
+    let errors = loop {
+        let errors = host.status().errors;
+        if !errors.is_empty() {
+            break errors;
+        }
+        assert!(Instant::now() < end, "nothing was told");
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    assert!(errors[0].contains("connection refused") && errors[0].contains("storage.endpoint"), "{errors:?}");
+    assert_eq!(host.status().phase, RegistryPhase::Serving);
+}
+
+#[test]
+fn requests_are_logged_only_if_asked_for_and_the_log_level_is_the_registrys() {
+    for program in generations() {
+        let requests = |more| {
+            let host = Host::of(program.clone(), more);
+            host.wait_for_phase(RegistryPhase::Serving);
+            for _ in 0..3 {
+                assert_eq!(http(&[&host.plain_url("/v2/")]).unwrap().0, 200);
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            (
+                host.log().contains("GET /v2/ HTTP/1.1"),
+                host.log().contains("using inmemory blob descriptor cache"),
+                host.log().contains("Starting upload purge"),
+            )
+        };
+        assert_eq!(requests(serde_json::json!({ "access_log": true, "upload_purge_hours": 24 })), (true, true, true));
+        assert_eq!(
+            requests(serde_json::json!({ "access_log": false, "log_level": "error", "upload_purge_hours": 0 })),
+            (false, false, false)
+        );
+    }
 }

@@ -94,8 +94,8 @@ impl Anchor {
         now: i64,
     ) -> Result<SignedOrder, ControllerError> {
         let csr = state.request(status)?.to_string();
-        if let Some(order) = state.leaf_of(status, names, &self.id()).and_then(|leaf| leaf.order_for(status, now)) {
-            return Ok(order.clone());
+        if let Some(order) = state.leaf_order(status, names, Some(&self.id()), now).await? {
+            return Ok(order);
         }
         let mut hosts: Vec<Host> = Vec::new();
         for name in names {

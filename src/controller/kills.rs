@@ -72,6 +72,9 @@ impl Controller {
             leaf_names: Vec::new(),
             order_version: 0,
             starts: 0,
+            version: None,
+            collection: None,
+            copying: None,
             users: None,
             errors: Vec::new(),
         }
@@ -116,7 +119,10 @@ impl Controller {
     fn assert_all_verify(&self, point: &str) {
         let status = self.status();
         // After the switch and before the next look there is none of the new CA yet; the registry serves the earlier one's.
-        let Some(order) = self.state.leaf(&status, &names()).and_then(|leaf| leaf.order_for(&status, NOW)) else { return };
+        let Some(order) = self.state.leaf(&status, &names()).filter(|leaf| NOW < leaf.renew_at).map(super::state::LeafRecord::carried_by)
+        else {
+            return;
+        };
         let OrderKind::Certificate { chain } = self.opened(order).kind else { panic!("{point}: not a certificate") };
         let chain: Vec<CertificateDer<'static>> =
             Certificate::parse_bundle(&chain).unwrap().iter().map(|c| CertificateDer::from(c.der().to_vec())).collect();

@@ -5,7 +5,10 @@
 
 mod anchor;
 mod cluster;
+mod collect;
+mod copies;
 mod discovery;
+mod images;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod kills;
 mod marathon_lb;
@@ -28,6 +31,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::certificates::CertificateError;
+use crate::copying;
 use crate::dcos::login::{self, CredentialError};
 use crate::dcos::mesos::Mesos;
 use crate::dcos::{ApiError, chain};
@@ -35,17 +39,21 @@ use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
 use crate::exposure;
 use crate::names::{Host, HostPort};
-use crate::options::{self, Faults, Options};
+use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
-use crate::protocol::{OrderKind, SignedOrder, Stores, TrustBundle, env};
+use crate::protocol::{Collection, OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
 use crate::security;
 use crate::takeover::Takeover;
 use anchor::Anchor;
 use cluster::Cluster;
+use collect::Collections;
+use copies::Copies;
 pub use discovery::Discovery;
+pub use images::{ImageReport, ImagesReport};
 use others::Others;
-pub use report::{AgentReport, OrderReport, OtherReport, Report};
+pub(crate) use report::aligned;
+pub use report::{AgentReport, CollectionReport, CopyReport, OrderReport, OtherReport, Report, RunReport};
 use state::{OwnCa, Stage, State, StateError};
 pub use uninstall::run_job as uninstall;
 pub use users::{UsersReport, apply as apply_users};
@@ -100,8 +108,8 @@ pub struct Setting {
     pub app_id: String,
     /// Own task id.
     pub task_id: String,
-    /// Image of the registry.
-    pub registry_image: String,
+    /// Image of the registry of generation 2, and of generation 3.
+    pub registry_images: [String; 2],
     /// Whether Cosmos has asked for the removal.
     pub uninstall: bool,
     /// The service account's credential, or where it is; see [`login::CREDENTIAL_VARIABLE`].
@@ -128,6 +136,16 @@ impl Setting {
         self.vars.iter().filter(|(name, _)| options::is_variable(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
+    /// The image that the options ask for.
+    fn registry_image(&self, options: &Options) -> String {
+        let [two, three] = &self.registry_images;
+        let own = match options.registry.generation {
+            Generation::Two => two,
+            Generation::Three => three,
+        };
+        if options.registry.image.is_empty() { own.clone() } else { options.registry.image.clone() }
+    }
+
     /// Reads the environment of the job that removes what a controller has left.
     fn for_job() -> Result<Self, ControllerError> {
         let (vars, credential) = environment();
@@ -137,7 +155,7 @@ impl Setting {
             port: 0,
             app_id: var(env::APP_ID)?,
             task_id: var("MESOS_TASK_ID")?,
-            registry_image: String::new(),
+            registry_images: Default::default(),
             uninstall: true,
             credential,
             vars,
@@ -156,7 +174,7 @@ impl Setting {
             port: var("PORT0")?.parse().map_err(|_| ControllerError::Environment("PORT0"))?,
             app_id: var("MARATHON_APP_ID")?,
             task_id: var("MESOS_TASK_ID")?,
-            registry_image: var("PRIVATE_REGISTRY_IMAGE")?,
+            registry_images: [var("PRIVATE_REGISTRY_IMAGE")?, var("PRIVATE_REGISTRY_IMAGE_3")?],
             uninstall: vars.contains_key("SDK_UNINSTALL"),
             credential,
             vars,
@@ -207,6 +225,9 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         marathon_lb: marathon_lb::Watch::default(),
         users: users::Kept::default(),
         retirement: None,
+        collections: Collections::default(),
+        copies: Copies::default(),
+        refused_schedules: BTreeMap::new(),
     };
     controller.converge_for_ever().await
 }
@@ -295,6 +316,10 @@ struct Controller {
     users: users::Kept,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
+    collections: Collections,
+    copies: Copies,
+    /// Schedules that Metronome does not understand, by the ids of their jobs, and what it said.
+    refused_schedules: BTreeMap<String, (serde_json::Value, String)>,
 }
 
 impl Controller {
@@ -431,7 +456,7 @@ impl Controller {
             registry_host,
             home: self.setting.host.clone(),
             binary_sha256: self.binary_sha256.clone(),
-            registry_image: self.setting.registry_image.clone(),
+            registry_image: self.setting.registry_image(&self.options),
             order_key,
             package_uri: self.setting.vars.get(env::URI).cloned().unwrap_or_default(),
             options: self.setting.options(),
@@ -452,9 +477,17 @@ impl Controller {
         let order = RotationOrder { names: bare, run: rotate_run };
         self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
         self.follow_runs(&observed, &wanted).await;
+        if !self.copies.is_busy() && !copying::holds_back(&observed.registries) {
+            self.collect(&observed, now).await?;
+        }
+        let collects = self.collections.is_busy()
+            || observed.registries.iter().any(|task| task.status.collection.as_ref().is_some_and(Collection::is_active));
+        self.copy(&observed, now, collects).await?;
+        self.offer_images(&observed);
         let report = self.report(&wanted, &observed, &plan, &anchor)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
-        let done = report.converged && report.orders.iter().all(|order| order.fresh);
+        let idle = report.collections.iter().all(|collection| collection.ended) && report.copies.iter().all(|copy| copy.ended);
+        let done = idle && report.converged && report.orders.iter().all(|order| order.fresh);
         self.shared.describe(Discovery::new(&self.options, &plan::registry_host(&observed, &self.options), &report));
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
@@ -522,6 +555,10 @@ impl Controller {
     ) -> Result<(), ControllerError> {
         let ids = &wanted.documents;
         for action in &plan.actions {
+            if matches!(action, Action::PutSchedule { job, schedule, .. } if self.refused_schedules.get(job).is_some_and(|(known, _)| known == schedule))
+            {
+                continue;
+            }
             tracing::info!("{action}");
             let done = match action {
                 Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
@@ -538,6 +575,8 @@ impl Controller {
                 }
                 Action::DeleteRegistry => self.cluster.marathon.delete_app(&ids.registry_id).await,
                 Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
+                Action::PutSchedule { job, schedule, exists } => self.cluster.metronome.put_schedule(job, schedule, *exists).await,
+                Action::DropSchedule { job } => self.cluster.metronome.delete_schedule(job, documents::SCHEDULE).await,
                 Action::StartRun { id } => self.cluster.metronome.start_run(id).await,
                 Action::SendTrust { host } => {
                     observe::send_to_node(&self.cluster, observed, host, &wanted.trust).await;
@@ -581,10 +620,17 @@ impl Controller {
                     Ok(())
                 }
             };
-            match done {
+            match (action, done) {
+                // Only Metronome knows every time zone. A wrong one must not keep the registry from being run.
+                (Action::PutSchedule { job, schedule, .. }, Err(error @ ApiError::Refused { status: 422, .. })) => {
+                    tracing::error!(%error, "the schedule is refused");
+                    self.refused_schedules.insert(job.clone(), (schedule.clone(), error.to_string()));
+                    continue;
+                }
+                (Action::PutSchedule { job, .. }, Ok(())) => drop(self.refused_schedules.remove(job)),
                 // Somebody else's deployment came in between: the next pass sees it.
-                Err(error) if error.is_conflict() => tracing::info!(%error, "waiting for a deployment"),
-                other => other?,
+                (_, Err(error)) if error.is_conflict() => tracing::info!(%error, "waiting for a deployment"),
+                (_, other) => other?,
             }
             self.shared.acted(action.to_string());
         }
@@ -650,6 +696,20 @@ impl Controller {
         }
         report.problems.extend(self.marathon_lb.problem(&self.options, observed));
         report.advice.extend(exposure::advice(&self.options, observed));
+        report.collections = self.collections.reports();
+        report.copies = self.copies.reports();
+        let refused = self.refused_schedules.iter().filter(|(job, _)| wanted.documents.schedules.contains_key(*job));
+        report.problems.extend(refused.map(|(job, (_, said))| {
+            format!("Metronome refuses the schedule of {job}; correct the schedule or its time zone in the options: {said}")
+        }));
+        report.registry_version = observed.registries.iter().find_map(|task| task.status.version.clone());
+        let three = report.registry_version.as_ref().filter(|version| !version.starts_with("2.") && !observed.marathon.pulls_schema_2());
+        report.problems.extend(three.map(|version| {
+            format!(
+                "the registry is of version {version}, which does not answer in schema 1, and the image puller of this DC/OS's Mesos reads \
+                 nothing else; let registry.image name one of generation 2, or leave it empty"
+            )
+        }));
         Ok(report.with_others(&self.options, wanted, observed, &self.others))
     }
 }

@@ -10,7 +10,7 @@ use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RegistryTask, RowState, Wanted};
-use crate::protocol::{NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
+use crate::protocol::{CopyKind, NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
 use crate::security;
 
 /// The answer of `GET /v1/status`.
@@ -66,6 +66,15 @@ pub struct Report {
     /// What a run of the job `….rotate` does, where the CA is not this service's own to replace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<String>,
+    /// Garbage collections that are asked for, and the last one that has ended.
+    #[serde(default)]
+    pub collections: Vec<CollectionReport>,
+    /// Backups and restores that are asked for, and the last one that has ended.
+    #[serde(default)]
+    pub copies: Vec<CopyReport>,
+    /// Version of the registry that runs, as it says itself.
+    #[serde(default)]
+    pub registry_version: Option<String>,
 }
 
 /// One agent.
@@ -102,6 +111,55 @@ pub struct OtherReport {
     pub proven: usize,
     /// What stands in the way, and where.
     pub detail: String,
+}
+
+/// A run that asks for a garbage collection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionReport {
+    /// Metronome's id of the run.
+    pub run: String,
+    /// Whether nothing is deleted.
+    pub dry_run: bool,
+    /// How it stands, or what has come of it.
+    pub said: String,
+    /// Whether it has come to its end.
+    pub ended: bool,
+    /// Whether it has failed.
+    pub failed: bool,
+}
+
+/// A run that asks for a backup or restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// Metronome's id of the run.
+    pub run: String,
+    /// From where to where.
+    pub kind: CopyKind,
+    /// How it stands, or what has come of it.
+    pub said: String,
+    /// Whether it has come to its end.
+    pub ended: bool,
+    /// Whether it has failed.
+    pub failed: bool,
+}
+
+/// What any run that is waited for by itself has in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct RunReport {
+    pub run: String,
+    pub said: String,
+    pub ended: bool,
+    pub failed: bool,
+}
+
+impl Report {
+    /// Garbage collections, backups and restores.
+    pub fn works(&self) -> impl Iterator<Item = RunReport> + '_ {
+        let collections = self.collections.iter().map(|c| (&c.run, &c.said, c.ended, c.failed));
+        let copies = self.copies.iter().map(|c| (&c.run, &c.said, c.ended, c.failed));
+        collections.chain(copies).map(|(run, said, ended, failed)| RunReport { run: run.clone(), said: said.clone(), ended, failed })
+    }
 }
 
 /// A run that asked for convergence.
@@ -180,6 +238,9 @@ impl Report {
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
             rotation: security::what_a_rotation_does(options, &plan::registry_host(observed, options)),
+            collections: Vec::new(),
+            copies: Vec::new(),
+            registry_version: None,
         })
     }
 
@@ -253,7 +314,7 @@ impl Report {
 }
 
 /// A table whose columns are aligned, but for the last one.
-fn aligned<const N: usize>(title: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(crate) fn aligned<const N: usize>(title: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(title.map(String::from)).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N - 1).map(width).collect();

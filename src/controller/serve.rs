@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::discovery::Discovery;
+use super::images::{self, Asked, Source};
 use super::page;
 use super::report::Report;
 use crate::security::PUBLIC_CA;
@@ -38,12 +39,14 @@ struct Now {
     actions: Vec<String>,
     beat: Instant,
     removed: Option<bool>,
+    /// Where images are listed; none while no registry answers.
+    images: Option<Source>,
 }
 
 impl Shared {
     pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
         let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
-        let now = Now { report, discovery: None, actions: Vec::new(), beat: Instant::now(), removed: None };
+        let now = Now { report, discovery: None, actions: Vec::new(), beat: Instant::now(), removed: None, images: None };
         Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new() }
     }
 
@@ -84,6 +87,10 @@ impl Shared {
         self.now().removed = Some(done);
     }
 
+    pub(super) fn offer_images(&self, source: Option<Source>) {
+        self.now().images = source;
+    }
+
     pub(super) async fn woken(&self) {
         self.wake.notified().await;
     }
@@ -100,6 +107,7 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
         .route("/v1/status", get(status))
         .route("/v1/ca", get(ca))
         .route("/v1/discovery", get(discovery))
+        .route("/v1/images", get(list_images))
         .route("/v1/plans/deploy", get(deploy))
         .route("/artifact/{sha256}/private-registry", get(artifact))
         .with_state(shared);
@@ -119,6 +127,17 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
     axum::Json(&shared.now().report).into_response()
+}
+
+async fn list_images(State(shared): State<Arc<Shared>>, Query(asked): Query<Asked>) -> Response {
+    let source = shared.now().images.clone();
+    let Some(source) = source else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "no registry answers\n").into_response();
+    };
+    match images::list(&source, &asked).await {
+        Ok(report) => axum::Json(report).into_response(),
+        Err(reason) => (StatusCode::BAD_GATEWAY, format!("{reason}\n")).into_response(),
+    }
 }
 
 async fn ca(State(shared): State<Arc<Shared>>) -> Response {

@@ -184,9 +184,22 @@ pub struct OwnCa<'a> {
 }
 
 impl LeafRecord {
-    /// The order that carries it, if it is not due for renewal and the task has taken no later one.
-    pub fn order_for(&self, status: &RegistryStatus, now: i64) -> Option<&SignedOrder> {
-        (now < self.renew_at && status.order_version <= self.version).then_some(&self.order)
+    /// The chain that its order carries.
+    fn chain(&self) -> Option<String> {
+        use base64::Engine as _;
+        let payload = base64::engine::general_purpose::STANDARD.decode(&self.order.payload).ok()?;
+        match serde_json::from_slice::<Order>(&payload).ok()?.kind {
+            OrderKind::Certificate { chain } => Some(chain),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl LeafRecord {
+    /// The order that carries it.
+    pub(super) fn carried_by(&self) -> &SignedOrder {
+        &self.order
     }
 }
 
@@ -587,6 +600,37 @@ impl State {
         Ok(order)
     }
 
+    /// The order that carries the certificate in force of a registry's task, if that is for these names and from the CA of this
+    /// fingerprint (`None`: the service's own), and not due for renewal. A task that has taken another order since gets it as a new one.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn leaf_order(
+        &mut self,
+        status: &RegistryStatus,
+        names: &[HostPort],
+        ca: Option<&str>,
+        now: i64,
+    ) -> Result<Option<SignedOrder>, StateError> {
+        let found = match ca {
+            Some(ca) => self.leaf_of(status, names, ca),
+            None => self.leaf(status, names),
+        };
+        let Some(leaf) = found.filter(|leaf| now < leaf.renew_at) else { return Ok(None) };
+        if status.order_version <= leaf.version {
+            return Ok(Some(leaf.order.clone()));
+        }
+        let fingerprint = leaf.fingerprint.clone();
+        let Some(chain) = leaf.chain() else { return Ok(None) };
+        let order = self.order(OrderKind::Certificate { chain }).await?;
+        let version = self.record.version;
+        for leaf in self.record.leaves.values_mut().filter(|leaf| leaf.fingerprint == fingerprint) {
+            (leaf.order, leaf.version) = (order.clone(), version);
+        }
+        self.save().await?;
+        Ok(Some(order))
+    }
+
     /// The order that carries a certificate for the registry's request. The certificate in force is given again, unless it
     /// was for another key, other names or another CA, or is due for renewal.
     ///
@@ -603,9 +647,10 @@ impl State {
         let authority = self.authority.as_ref().ok_or(StateError::KeyLost)?;
         let signed = authority.sign_leaf(csr, names, now, leaf_days)?;
         let leaf = Certificate::parse_bundle(&signed)?.swap_remove(0);
-        if let Some(order) = self.leaf(status, names).and_then(|leaf| leaf.order_for(status, now)) {
-            return Ok(order.clone());
+        if let Some(order) = self.leaf_order(status, names, None, now).await? {
+            return Ok(order);
         }
+        let authority = self.authority.as_ref().ok_or(StateError::KeyLost)?;
         let chain = match self.link(now)? {
             Some(link) => leaf.pem() + &link,
             None => signed,
@@ -700,6 +745,9 @@ mod tests {
             leaf_names: vec![],
             order_version: 0,
             starts: 0,
+            version: None,
+            collection: None,
+            copying: None,
             errors: vec![],
             users: None,
         }
@@ -772,6 +820,21 @@ mod tests {
         let first = state.certify(&status, &names, NOW, 90).await.unwrap();
         assert_eq!(state.certify(&status, &names, NOW + 86_400, 90).await.unwrap(), first);
         assert_ne!(state.certify(&status, &names, NOW + 61 * 86_400, 90).await.unwrap(), first);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_has_taken_another_order_since_gets_the_same_certificate_by_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = open(&HostRoot::at(dir.path()), "192.168.0.1:443").await;
+        let mut status = status(&state, &RegistryKey::generate().unwrap());
+        let names = names("192.168.0.1:443");
+        let key = OrderKey::from_base64(&state.order_key()).unwrap();
+        let first = key.open(&state.certify(&status, &names, NOW, 90).await.unwrap()).unwrap();
+        state.order(OrderKind::Restore).await.unwrap();
+        status.order_version = state.version();
+        let again = key.open(&state.certify(&status, &names, NOW, 90).await.unwrap()).unwrap();
+        assert_eq!(again.kind, first.kind);
+        assert!(again.version > status.order_version);
     }
 
     #[tokio::test]

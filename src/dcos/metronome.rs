@@ -19,6 +19,8 @@ pub struct Job {
     pub active_runs: Vec<String>,
     /// Runs that have ended, well or not.
     pub finished_runs: u64,
+    /// Its schedules.
+    pub schedules: Vec<Value>,
 }
 
 impl Metronome {
@@ -27,12 +29,13 @@ impl Metronome {
     /// # Errors
     /// When Metronome does not answer.
     pub async fn job(&self, id: &str) -> Result<Option<Job>, ApiError> {
-        let path = format!("/v1/jobs/{id}?embed=activeRuns&embed=history");
+        let path = format!("/v1/jobs/{id}?embed=activeRuns&embed=history&embed=schedules");
         let Some(spec) = absent_is_none(self.0.get::<Value>(&path).await)? else { return Ok(None) };
         let embedded = Embedded::deserialize(&spec).map_err(|error| ApiError::Unexpected { url: path, reason: error.to_string() })?;
         Ok(Some(Job {
             spec,
             active_runs: embedded.active_runs.into_iter().map(|run| run.id).collect(),
+            schedules: embedded.schedules,
             finished_runs: embedded.history.map_or(0, |h| h.success_count + h.failure_count),
         }))
     }
@@ -54,6 +57,24 @@ impl Metronome {
     pub async fn put_job(&self, id: &str, job: &Value, exists: bool) -> Result<(), ApiError> {
         let (method, path) = if exists { ("PUT", format!("/v1/jobs/{id}")) } else { ("POST", "/v1/jobs".to_string()) };
         self.0.call::<Value>(method, &path, Some(job)).await.map(drop)
+    }
+
+    /// Gives a job a schedule, or replaces it when `exists`. A job can have one only.
+    ///
+    /// # Errors
+    /// When Metronome does not answer, or does not understand the cron line or the time zone.
+    pub async fn put_schedule(&self, id: &str, schedule: &Value, exists: bool) -> Result<(), ApiError> {
+        let name = schedule["id"].as_str().unwrap_or_default();
+        let (method, path) = if exists { ("PUT", format!("/{name}")) } else { ("POST", String::new()) };
+        self.0.call::<Value>(method, &format!("/v1/jobs/{id}/schedules{path}"), Some(schedule)).await.map(drop)
+    }
+
+    /// Takes a schedule away.
+    ///
+    /// # Errors
+    /// When Metronome does not answer or refuses.
+    pub async fn delete_schedule(&self, id: &str, name: &str) -> Result<(), ApiError> {
+        absent_is_none(self.0.call::<Value>("DELETE", &format!("/v1/jobs/{id}/schedules/{name}"), None).await).map(drop)
     }
 
     /// Starts a run.
@@ -79,6 +100,8 @@ struct Embedded {
     #[serde(default)]
     active_runs: Vec<Run>,
     history: Option<History>,
+    #[serde(default)]
+    schedules: Vec<Value>,
 }
 
 #[derive(Deserialize)]

@@ -59,6 +59,9 @@ const PODS: Version = Version(1, 4, 0);
 /// mode; apps take file secrets from DC/OS 1.10 on).
 const ENTERPRISE_PODS: Version = Version(1, 5, 0);
 
+/// First version beside a Mesos (1.8) whose image puller reads schema 2 (MESOS-9675, MESOS-6934); the ones before read schema 1 only.
+const PULLER_OF_SCHEMA_2: Version = Version(1, 8, 0);
+
 /// First Metronome that hands secrets to jobs (its jobspec.schema.json; absent from 0.3.6, 0.4.0 and 0.4.1).
 const JOB_SECRETS: Version = Version(0, 4, 2);
 
@@ -99,6 +102,12 @@ impl Marathon {
         self.version >= ENTERPRISE_PODS
     }
 
+    /// Whether Mesos' image puller in this DC/OS reads manifests of schema 2. Where it does not, the registry must be able to answer in
+    /// schema 1, which generation 2 of the stock registry does and generation 3 does not.
+    pub fn pulls_schema_2(&self) -> bool {
+        self.version >= PULLER_OF_SCHEMA_2
+    }
+
     /// Whether scaling a pod keeps to UNIQUE. Where it does not, two instances may land on one agent, unless the definition changes
     /// as well: then all instances are replaced, and placed anew against each other.
     pub fn keeps_unique_when_scaled(&self) -> bool {
@@ -130,6 +139,12 @@ mod tests {
         let sound = ["1.4.11", "1.5.5", "1.6.322", "1.7.174", "1.8.180", "1.11.24"];
         assert!(broken.iter().all(|version| !marathon(version).keeps_unique_when_scaled()));
         assert!(sound.iter().all(|version| marathon(version).keeps_unique_when_scaled()));
+    }
+
+    #[test]
+    fn mesos_own_puller_reads_schema_2_from_dcos_1_13_on() {
+        assert!(!marathon("1.4.2").pulls_schema_2() && !marathon("1.7.202").pulls_schema_2());
+        assert!(marathon("1.8.180").pulls_schema_2() && marathon("1.11.24").pulls_schema_2());
     }
 
     #[test]

@@ -51,7 +51,11 @@ pub(crate) fn open(config: &NodeConfig, signed: SignedOrder) -> Result<Accepted,
     let task = match &order.kind {
         OrderKind::Trust(bundle) => Task::Trust(Bundle::parse(bundle).map_err(|error| Refusal::Unreadable(error.to_string()))?),
         OrderKind::Restore => Task::Restore,
-        OrderKind::Certificate { .. } | OrderKind::Users { .. } | OrderKind::Retire { .. } => {
+        OrderKind::Certificate { .. }
+        | OrderKind::Users { .. }
+        | OrderKind::Collect { .. }
+        | OrderKind::Copy { .. }
+        | OrderKind::Retire { .. } => {
             return Err(Refusal::Unreadable("it is meant for a registry task, not for a node".into()));
         }
     };

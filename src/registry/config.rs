@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use handlebars::{Handlebars, handlebars_helper};
 use serde_json::{Value, json};
@@ -14,6 +15,9 @@ use crate::settings;
 
 /// Port of the registry's metrics inside its container.
 const DEBUG_PORT: u16 = 5002;
+
+/// Marathon starts a controller that has died anew within a minute or two.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Levels that distribution 2.8 knows.
 const LOG_LEVELS: [&str; 4] = ["error", "warn", "info", "debug"];
@@ -37,12 +41,16 @@ pub struct RegistryConfig {
     pub state: PathBuf,
     /// The registry's root directory; the images lie in `docker` below it.
     pub data: PathBuf,
+    /// Directory of backups, if there is one.
+    pub backup: Option<PathBuf>,
     /// Where the registry listens (TLS).
     pub listen: SocketAddr,
     /// Where this role listens (HTTP).
     pub status_listen: SocketAddr,
     /// Where the registry shows metrics and its innards (HTTP): on loopback, for this role alone.
     pub debug_listen: SocketAddr,
+    /// So long the controller may say nothing while this registry is read-only for a garbage collection.
+    pub patience: Duration,
     /// The registry's program; it is run as `<program> serve <config.yml>`.
     pub program: PathBuf,
 }
@@ -73,6 +81,7 @@ impl RegistryConfig {
             service: required(env::SERVICE)?,
             order_key,
             enrolment_key: enrolment_key.map_err(|e| wrong(env::ENROLMENT_KEY)(e.to_string()))?,
+            backup: settings.backup.then(|| PathBuf::from(settings::BACKUP)),
             settings,
             host: required("HOST")?,
             // The docker containerizer sets the container's name where the executor does not hand on the task id.
@@ -82,8 +91,14 @@ impl RegistryConfig {
             debug_listen: (Ipv4Addr::LOCALHOST, DEBUG_PORT).into(),
             listen: (Ipv4Addr::UNSPECIFIED, REGISTRY_PORT).into(),
             status_listen: (Ipv4Addr::UNSPECIFIED, REGISTRY_STATUS_PORT).into(),
+            patience: PATIENCE,
             program: PathBuf::from("registry"),
         })
+    }
+
+    /// Whether the images lie in a directory, and not in a store behind an API.
+    pub(super) fn is_directory(&self) -> bool {
+        matches!(self.settings.storage, StorageAt::Directory | StorageAt::Sandbox { .. })
     }
 
     /// The key that is served with.
@@ -200,6 +215,8 @@ impl RegistryConfig {
                 }
                 if let Some(held) = account_key {
                     parameters["accountkey"] = json!(line(held)?.expose());
+                    // 3.x has to be told; 2.8 knows nothing else.
+                    parameters["credentials"] = json!({ "type": "shared_key" });
                 }
                 ("azure", parameters, *redirect)
             }

@@ -1,16 +1,24 @@
 //! The registry role: it runs beside the stock registry, in its container, and starts it.
 //!
 //! It makes the TLS key where it is used, asks for a certificate by its status, takes it by a signed order, and keeps the registry
-//! running with it; or it serves with what the operator has `provided`. `role` decides, `state` keeps files, `supervisor` runs the process, `server` talks.
+//! running with it; or it serves with what the operator has `provided`. `role` decides, `state` keeps files, `supervisor` runs the process,
+//! `server` talks, `collect` collects garbage, `health` looks at the store, `images` lists what is in it, `copy` copies it to a
+//! `backup` and back.
 
 mod access;
+mod backup;
+mod collect;
 mod config;
+mod copy;
+mod health;
+mod images;
 mod provided;
 mod reaper;
 mod role;
 mod server;
 mod state;
 mod supervisor;
+mod tool;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,6 +51,9 @@ pub enum RegistryError {
     /// The operating system gives no signal handlers.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
+    /// The HTTP client.
+    #[error("the HTTP client cannot be made: {0}")]
+    Client(#[from] reqwest::Error),
     /// The certificate request.
     #[error("the certificate request cannot be made: {0}")]
     Request(crate::certificates::RegistryKeyError),
@@ -70,7 +81,7 @@ pub async fn run(config: RegistryConfig) -> Result<(), RegistryError> {
     let listener = TcpListener::bind(address).await.map_err(|source| RegistryError::Listen { address, source })?;
     let (status, status_of_desk) = watch::channel(role::first_status(&config));
     let (orders_of_desk, orders) = mpsc::channel(1);
-    let desk = server::Desk { status: status_of_desk, orders: orders_of_desk };
+    let desk = server::Desk::new(&config, status_of_desk, orders_of_desk)?;
     let server = tokio::spawn(server::serve(listener, desk));
     let result = role::run(config, role::Outside { status, orders, signals }).await;
     server.abort();

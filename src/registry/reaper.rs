@@ -19,7 +19,7 @@ impl Reaper {
         Ok(Self { ended, look: false })
     }
 
-    /// To be called when the registry has ended: while it was not yet waited for, it hid the orphans behind it.
+    /// To be called when a child of our own has ended: while it was not yet waited for, it hid the orphans behind it.
     pub(super) fn look_again(&mut self) {
         self.look = true;
     }
@@ -33,11 +33,11 @@ impl Reaper {
         self.look = false;
     }
 
-    /// Takes every ended child but `own`, which its owner waits for.
-    pub(super) fn reap(&self, own: Option<u32>) {
+    /// Takes every ended child but `own`, which their owners wait for.
+    pub(super) fn reap(&self, own: &[u32]) {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         while let Some(pid) = waitid(Id::All, peek).ok().and_then(|status| status.pid()) {
-            if u32::try_from(pid.as_raw()).ok() == own {
+            if u32::try_from(pid.as_raw()).is_ok_and(|pid| own.contains(&pid)) {
                 return;
             }
             let reaped = waitpid(pid, Some(WaitPidFlag::WNOHANG));

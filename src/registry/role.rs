@@ -8,14 +8,18 @@ use tokio::time::sleep;
 
 use super::RegistryError;
 use super::access::{Account, Doorkeeper};
+use super::collect::{self, Asked, Collecting, Next};
 use super::config::RegistryConfig;
+use super::copy::{Copier, Then};
+use super::health;
 use super::provided::{LOOK_EVERY, Watch};
 use super::reaper::Reaper;
 use super::server::{Delivery, Refusal};
 use super::state::{Chain, LastOrder, State, StateError};
 use super::supervisor::{Event, Launch, Supervisor};
+use super::tool::{self, Said, Tool};
 use crate::certificates::{OrderError, RegistryKey};
-use crate::protocol::{CertificateRequest, Order, OrderKind, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::protocol::{CertificateRequest, CollectStep, CopyKind, Order, OrderKind, RegistryPhase, RegistryStatus, SignedOrder};
 
 /// How often unusable state is looked at again: the remedy is often a command on the host.
 const STATE_RETRY: Duration = Duration::from_secs(5);
@@ -60,6 +64,9 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
         leaf_names: Vec::new(),
         order_version: 0,
         starts: 0,
+        version: None,
+        collection: None,
+        copying: None,
         errors: Vec::new(),
         users: None,
     }
@@ -69,6 +76,7 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
 pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<(), RegistryError> {
     let account = Account::of(&config.settings.auth)?;
     let Some(found) = wait_for_state(&config, &account, &mut outside).await else { return Ok(()) };
+    let mut health = health::watch(&config);
     let mut role = Role::new(config, found)?;
     role.resume().await;
     loop {
@@ -89,9 +97,15 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
                 role.look_at_provided();
                 role.look_at_users();
             }
-            () = role.reaper.wait() => role.reaper.reap(role.supervisor.child_id()),
+            () = Copier::event(&mut role.copier) => role.copy_goes_on(),
+            event = Collecting::event(&mut role.collecting) => role.collection_goes_on(event).await,
+            said = say(&mut role.asked_version) => role.read_version(said),
+            Ok(()) = health.changed() => role.health = health.borrow_and_update().clone(),
+            () = role.reaper.wait() => role.reaper.reap(&role.own_children()),
         }
     }
+    // What it collects or copies it can do another time.
+    (role.collecting, role.copier) = (None, None);
     role.supervisor.stop();
     while !role.supervisor.is_stopped() {
         role.publish(&outside.status);
@@ -99,6 +113,14 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Waits for what a tool says, where there is one.
+async fn say(tool: &mut Option<Tool>) -> Said {
+    match tool {
+        Some(tool) => tool.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What the host had.
@@ -113,6 +135,7 @@ struct Found {
 
 fn look_at_state(config: &RegistryConfig, account: &Account) -> Result<Found, StateError> {
     let state = State::open(config)?;
+    state.recover_images()?;
     let key = if config.settings.insecure {
         state.remove_key()?;
         state.remove_provided()?;
@@ -167,6 +190,15 @@ struct Role {
     answers: bool,
     stored_chain: Option<String>,
     last_kind: Option<OrderKind>,
+    /// The last garbage collection.
+    collecting: Option<Collecting>,
+    /// The last backup or restore.
+    copier: Option<Copier>,
+    /// Asks the program for its version.
+    asked_version: Option<Tool>,
+    version: Option<String>,
+    /// What is wrong with the store.
+    health: Vec<String>,
     state_error: Option<String>,
     process_error: Option<String>,
 }
@@ -199,6 +231,12 @@ impl Role {
             answers: false,
             stored_chain: found.stored_chain,
             last_kind: last.map(|(_, order)| order.kind),
+            collecting: None,
+            copier: None,
+            // Whether it can be started at all shows when it is to serve.
+            asked_version: Tool::start(&config.program, ["--version"]).ok(),
+            version: None,
+            health: Vec::new(),
             state_error: None,
             process_error: None,
             config,
@@ -267,6 +305,10 @@ impl Role {
             OrderKind::Certificate { chain } => self.take_certificate(signed, this, &chain),
             OrderKind::Users { sealed } => self.take_users(signed, this, &sealed),
             OrderKind::Retire { delete_data } => self.take_retirement(signed, this, delete_data).await,
+            OrderKind::Collect { run, step, dry_run, delete_untagged } => {
+                self.take_collection(signed, this, &Asked { run: &run, step, dry_run, delete_untagged }).await
+            }
+            OrderKind::Copy { run, kind, stop } => self.take_copy(signed, this, &run, kind, stop),
             OrderKind::Trust(_) | OrderKind::Restore => Err(Refusal::Bad("this order is for nodes; I am a registry".into())),
         }
     }
@@ -315,7 +357,9 @@ impl Role {
 
     fn restart(&mut self) {
         self.answers = false;
-        let rendered = self.config.render(false).map_err(|error| error.to_string());
+        let read_only =
+            self.collecting.as_ref().is_some_and(Collecting::is_read_only) || self.copier.as_ref().is_some_and(Copier::is_read_only);
+        let rendered = self.config.render(read_only).map_err(|error| error.to_string());
         let stored = rendered.and_then(|rendered| self.state.store_config(&rendered).map_err(|error| error.to_string()));
         match stored {
             Ok(()) => {
@@ -324,6 +368,96 @@ impl Role {
             }
             Err(error) => self.state_error = Some(error),
         }
+    }
+
+    async fn take_collection(&mut self, signed: &SignedOrder, this: LastOrder, asked: &Asked<'_>) -> Result<(), Refusal> {
+        if self.retiring.is_some() {
+            return Err(Refusal::Conflict("this registry is retired".into()));
+        }
+        if this != self.last {
+            self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
+            self.last = this;
+        }
+        if self.copier.as_ref().is_some_and(Copier::is_active) && asked.step != CollectStep::Finish {
+            return Err(Refusal::Conflict("a backup or restore is under way here; garbage is collected afterwards".into()));
+        }
+        let next = Collecting::step(&mut self.collecting, asked, &self.config, self.version.as_deref(), self.answers).await;
+        self.go_on(next.map_err(Refusal::Conflict)?);
+        Ok(())
+    }
+
+    fn take_copy(&mut self, signed: &SignedOrder, this: LastOrder, run: &str, kind: CopyKind, stop: bool) -> Result<(), Refusal> {
+        if self.retiring.is_some() {
+            return Err(Refusal::Conflict("this registry is retired".into()));
+        }
+        if self.collecting.as_ref().is_some_and(|collecting| collecting.status.is_active()) {
+            return Err(Refusal::Conflict("garbage is collected here; its images are copied afterwards".into()));
+        }
+        if this != self.last {
+            self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
+            self.last = this;
+        }
+        let then = Copier::order(&mut self.copier, run, kind, stop, &self.config, self.answers).map_err(Refusal::Conflict)?;
+        self.follow_copy(then);
+        Ok(())
+    }
+
+    fn copy_goes_on(&mut self) {
+        if let Some(copier) = &mut self.copier {
+            let then = copier.goes_on();
+            self.follow_copy(then);
+        }
+    }
+
+    fn follow_copy(&mut self, then: Then) {
+        match then {
+            Then::Nothing => {}
+            Then::Restart => self.restart(),
+            Then::Stop => {
+                self.answers = false;
+                self.supervisor.stop();
+                self.switch_images();
+            }
+        }
+    }
+
+    /// Changes to the restored images, once the registry has ended.
+    fn switch_images(&mut self) {
+        if let Some(copier) = self.copier.as_mut().filter(|copier| self.supervisor.is_stopped_now() && copier.is_switching()) {
+            copier.switch();
+            self.restart();
+        }
+    }
+
+    async fn collection_goes_on(&mut self, event: collect::Event) {
+        let Some(collecting) = &mut self.collecting else { return };
+        let next = collecting.happened(event).await;
+        self.go_on(next);
+        self.reaper.look_again();
+    }
+
+    fn go_on(&mut self, next: Next) {
+        if next == Next::Restart {
+            self.restart();
+        }
+    }
+
+    fn read_version(&mut self, said: Said) {
+        match said {
+            Said::Out(line) => self.version = tool::version(&line),
+            Said::Err(_) => {}
+            Said::Ended(_) => {
+                self.asked_version = None;
+                self.reaper.look_again();
+            }
+        }
+    }
+
+    /// Children whose end is waited for elsewhere.
+    fn own_children(&self) -> Vec<u32> {
+        let collector = self.collecting.as_ref().and_then(Collecting::child_id);
+        let asked = self.asked_version.as_ref().and_then(Tool::id);
+        [self.supervisor.child_id(), collector, asked].into_iter().flatten().collect()
     }
 
     async fn take_retirement(&mut self, signed: &SignedOrder, this: LastOrder, delete_data: bool) -> Result<(), Refusal> {
@@ -339,6 +473,7 @@ impl Role {
     async fn retire(&mut self, delete_data: bool) {
         self.answers = false;
         self.retiring = Some(delete_data);
+        (self.collecting, self.copier) = (None, None);
         self.supervisor.stop();
         self.finish_retirement();
     }
@@ -364,6 +499,12 @@ impl Role {
             Event::Answers => {
                 self.answers = true;
                 self.process_error = None;
+                if let Some(collecting) = &mut self.collecting {
+                    collecting.answers();
+                }
+                if let Some(copier) = &mut self.copier {
+                    copier.answers();
+                }
             }
             Event::Failed(reason) => {
                 tracing::error!("{reason}");
@@ -372,6 +513,7 @@ impl Role {
             }
             Event::Stopped => {
                 self.answers = false;
+                self.switch_images();
                 self.finish_retirement();
             }
         }
@@ -389,6 +531,9 @@ impl Role {
             leaf_names: served.map(|chain| chain.leaf_names.clone()).unwrap_or_default(),
             order_version: self.last.version,
             starts: self.supervisor.starts(),
+            version: self.version.clone(),
+            collection: self.collecting.as_ref().map(|collecting| collecting.status.clone()),
+            copying: self.copier.as_ref().map(|copier| copier.status.clone()),
             errors: self.errors().cloned().collect(),
             users: self.doorkeeper.as_ref().and_then(Doorkeeper::services).map(|users| self.config.enrolment_key.digest(&users)),
             ..first_status(&self.config)
@@ -403,7 +548,7 @@ impl Role {
     fn errors(&self) -> impl Iterator<Item = &String> {
         let provided = self.watch.as_ref().and_then(|watch| watch.error.as_ref());
         let users = self.doorkeeper.iter().flat_map(|keeper| &keeper.problems);
-        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(users)
+        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(&self.health).chain(users)
     }
 
     fn phase(&self) -> RegistryPhase {
@@ -418,7 +563,7 @@ impl Role {
     }
 }
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! The role's HTTP: `GET /status`, `GET /health`, `PUT /order`.
+//! The role's HTTP: `GET /status`, `GET /health`, `GET /metrics`, `GET /images`, `PUT /order`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,12 +14,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::protocol::{MAX_MESSAGE_BYTES, RegistryPhase, RegistryStatus, SignedOrder};
+use super::config::RegistryConfig;
+use super::images::Lister;
+use super::role::now;
+use crate::certificates::EnrolmentKey;
+use crate::dcos::{Api, read_to_end};
+use crate::protocol::{CLOCK_DIFFERENCE, MAC_HEADER, MAX_MESSAGE_BYTES, RegistryPhase, RegistryStatus, SignedOrder, TIME_HEADER, asked};
 
 /// Time in which a request must have arrived.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Time in which a whole exchange must be over, a slow reader's too.
 const EXCHANGE_TIME: Duration = Duration::from_secs(30);
+/// Time in which the registry must have given its metrics.
+const METRICS_TIME: Duration = Duration::from_secs(5);
+/// The registry's metrics are about 50 kB.
+const MAX_METRICS: usize = 4 * 1024 * 1024;
 /// Connections at a time; more wait.
 const CONNECTIONS: usize = 32;
 
@@ -59,6 +68,23 @@ pub(super) type Delivery = (SignedOrder, oneshot::Sender<Result<(), Refusal>>);
 pub(super) struct Desk {
     pub(super) status: watch::Receiver<RegistryStatus>,
     pub(super) orders: mpsc::Sender<Delivery>,
+    client: reqwest::Client,
+    /// The registry's own metrics.
+    metrics_url: String,
+    lister: Lister,
+    enrolment_key: EnrolmentKey,
+}
+
+impl Desk {
+    pub(super) fn new(
+        config: &RegistryConfig,
+        status: watch::Receiver<RegistryStatus>,
+        orders: mpsc::Sender<Delivery>,
+    ) -> Result<Self, reqwest::Error> {
+        let metrics_url = format!("http://{}/metrics", config.debug_listen);
+        let (lister, enrolment_key) = (Lister::new(config)?, config.enrolment_key.clone());
+        Ok(Self { status, orders, client: Api::client()?, metrics_url, lister, enrolment_key })
+    }
 }
 
 /// Serves until it is dropped.
@@ -101,9 +127,13 @@ async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>>
             reply(StatusCode::OK, "application/json", status)
         }
         (&Method::GET, "/health") => health(&desk.status.borrow()),
+        (&Method::GET, "/metrics") => metrics(&desk).await,
+        (&Method::GET, "/images") => images(&request, &desk).await,
         (&Method::PUT, "/order") => order(request, desk).await,
-        (_, "/status" | "/health" | "/order") => text(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method".into()),
-        _ => text(StatusCode::NOT_FOUND, "there are /status, /health and /order".into()),
+        (_, "/status" | "/health" | "/metrics" | "/images" | "/order") => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method".into())
+        }
+        _ => text(StatusCode::NOT_FOUND, "there are /status, /health, /metrics, /images and /order".into()),
     }
 }
 
@@ -112,6 +142,60 @@ fn health(status: &RegistryStatus) -> Response<Full<Bytes>> {
         RegistryPhase::Failed => text(StatusCode::SERVICE_UNAVAILABLE, status.errors.join("\n")),
         _ => text(StatusCode::OK, "ok".into()),
     }
+}
+
+/// The registry's own metrics, and some of this role. The registry's debug server has more to show, but not to everybody.
+async fn metrics(desk: &Desk) -> Response<Full<Bytes>> {
+    let own = {
+        let status = desk.status.borrow();
+        let serving = u8::from(status.phase == RegistryPhase::Serving);
+        let (starts, version, problems) = (status.starts, status.order_version, status.errors.len());
+        format!(
+            "# HELP private_registry_starts_total Starts of the registry's process in this task.\n\
+             # TYPE private_registry_starts_total counter\nprivate_registry_starts_total {starts}\n\
+             # HELP private_registry_serving Whether the registry answers.\n\
+             # TYPE private_registry_serving gauge\nprivate_registry_serving {serving}\n\
+             # HELP private_registry_problems Problems that the status names.\n\
+             # TYPE private_registry_problems gauge\nprivate_registry_problems {problems}\n\
+             # HELP private_registry_order_version Version of the last order taken.\n\
+             # TYPE private_registry_order_version gauge\nprivate_registry_order_version {version}\n"
+        )
+    };
+    let registrys = async {
+        let answer = desk.client.get(&desk.metrics_url).timeout(METRICS_TIME).send().await.ok()?;
+        if answer.status().is_success() { read_to_end(answer, MAX_METRICS).await.ok() } else { None }
+    };
+    // While it does not run, ours say so.
+    let registrys = registrys.await.unwrap_or_default();
+    reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", own + &registrys)
+}
+
+/// For the controller alone: names of images may be a secret where the registry asks for a login.
+async fn images(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Bytes>> {
+    if let Err(reason) = is_from_the_controller(request, &desk.enrolment_key) {
+        return text(StatusCode::FORBIDDEN, reason.into());
+    }
+    let last = request.uri().query().and_then(|query| query.strip_prefix("last=")).filter(|last| !last.is_empty());
+    match desk.lister.page(last).await {
+        Ok(page) => reply(StatusCode::OK, "application/json", serde_json::json!(page).to_string()),
+        Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
+    }
+}
+
+fn is_from_the_controller(request: &Request<Incoming>, key: &EnrolmentKey) -> Result<(), &'static str> {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let time: Option<i64> = header(TIME_HEADER).and_then(|time| time.parse().ok());
+    let (Some(time), Some(mac)) = (time, header(MAC_HEADER)) else {
+        return Err("the controller asks for this, with an authentication code");
+    };
+    let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+    if !key.verify(&asked("GET", path, time), mac) {
+        return Err("the authentication code is wrong");
+    }
+    if now().saturating_sub(time).abs() > CLOCK_DIFFERENCE {
+        return Err("the request is of another time; are the clocks of the agents right?");
+    }
+    Ok(())
 }
 
 async fn order(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>> {

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::backup;
 use super::config::{RegistryConfig, Rendered};
 use crate::certificates::{Certificate, CertificateError, RegistryKey, RegistryKeyError};
 use crate::digest::sha256_hex;
@@ -28,6 +29,8 @@ pub(super) enum StateError {
     Key { path: PathBuf, source: RegistryKeyError },
     #[error("a new key could not be made: {0}")]
     NewKey(RegistryKeyError),
+    #[error("what a restore of the images has left: {0}")]
+    Images(String),
 }
 
 /// Why a chain cannot be served.
@@ -194,6 +197,14 @@ impl State {
         write(&self.config.order_file(), &text, 0o644)
     }
 
+    /// Puts the images in order where a restore was killed, before a registry looks at them.
+    pub(super) fn recover_images(&self) -> Result<(), StateError> {
+        if !self.config.is_directory() {
+            return Ok(());
+        }
+        backup::recover(&self.config.data).map_err(|error| StateError::Images(error.to_string()))
+    }
+
     /// Removes all that this role wrote, and the images too if `delete_data`. The order goes last: until then it is known what is to be done.
     pub(super) fn remove_all(&self, delete_data: bool) -> Result<(), StateError> {
         let config = &self.config;
@@ -201,6 +212,7 @@ impl State {
             remove(path)?;
         }
         if delete_data {
+            self.recover_images()?;
             let images = config.data.join("docker");
             absent_is_fine(fs::remove_dir_all(&images)).map_err(failed("delete", &images))?;
         }
@@ -302,6 +314,8 @@ mod tests {
             task: String::new(),
             state: dir.join("state"),
             data: dir.join("data"),
+            backup: None,
+            patience: std::time::Duration::from_secs(900),
             listen: ([127, 0, 0, 1], 0).into(),
             status_listen: ([127, 0, 0, 1], 0).into(),
             debug_listen: ([127, 0, 0, 1], 0).into(),

@@ -8,8 +8,10 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::tool::command;
 
 /// The registry gives up draining by itself after its own time; this much later it is killed.
 const KILL_MARGIN: Duration = Duration::from_secs(3);
@@ -69,6 +71,11 @@ impl Supervisor {
 
     pub(super) fn is_stopped(&self) -> bool {
         matches!(self.process, Process::None)
+    }
+
+    /// Whether no registry runs at this moment, though it may be started at the next one.
+    pub(super) fn is_stopped_now(&self) -> bool {
+        matches!(self.process, Process::None | Process::Waiting { .. })
     }
 
     /// Process id of the registry, while there is one.
@@ -146,16 +153,7 @@ impl Supervisor {
 
     fn start(&mut self) -> Event {
         let launch = &self.launch;
-        let spawned = Command::new(&launch.program)
-            .arg("serve")
-            .arg(&launch.config_file)
-            // distribution takes every REGISTRY_… variable as configuration, and our keys are none of its business.
-            .env_clear()
-            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
-            // Newer images export traces to localhost unless told not to.
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .kill_on_drop(true)
-            .spawn();
+        let spawned = command(&launch.program).arg("serve").arg(&launch.config_file).spawn();
         match spawned {
             Ok(child) => {
                 self.starts += 1;
