@@ -739,6 +739,18 @@ mod tests {
     }
 
     #[test]
+    fn generation_3_is_refused_where_mesos_reads_schema_1_only() {
+        let faults = |generation: &str, version: &str| {
+            let options = Options::from_json(&json!({ "registry": { "generation": generation } })).unwrap();
+            let marathon = versions::Marathon { version: version.parse().unwrap() };
+            let refused = refuse(&options, &Observed { marathon, ..Observed::default() });
+            refused.err().map_or(Vec::new(), |faults| faults.0.into_iter().map(|fault| fault.field).collect())
+        };
+        assert_eq!(faults("3", "1.7.202"), ["registry.generation"]);
+        assert!(faults("2", "1.4.2").is_empty() && faults("3", "1.8.180").is_empty());
+    }
+
+    #[test]
     fn an_empty_cluster_gets_pod_registry_and_job() {
         let observed = Observed { agents: vec![agent("10.0.0.1"), agent("10.0.0.2")], ..Observed::default() };
         let plan = converge(&wanted(), &observed);

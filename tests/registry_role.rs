@@ -1198,7 +1198,8 @@ fn images_are_listed_in_parts_with_their_kinds_and_only_to_who_holds_the_key() {
             let (code, text) = host.images(now(), &host.enrolment, &path);
             assert_eq!(code, 200, "{text}");
             let page: ImagesPage = serde_json::from_str(&text).unwrap();
-            (images.extend(page.images), parts += 1).0;
+            images.extend(page.images);
+            parts += 1;
             let Some(next) = page.next else { break };
             path = format!("/images?last={next}");
         }
