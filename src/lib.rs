@@ -25,4 +25,5 @@ pub mod registry;
 pub mod secret;
 pub mod security;
 pub mod settings;
+pub mod storage;
 pub mod takeover;
