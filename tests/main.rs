@@ -22,6 +22,7 @@ mod refusals;
 mod registry_role;
 mod rotation;
 mod security_modes;
+mod storage;
 mod support;
 mod takeover;
 mod versions;

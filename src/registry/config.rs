@@ -195,6 +195,8 @@ impl RegistryConfig {
                 }
                 if let Some(held) = account_key {
                     parameters["accountkey"] = json!(line(held)?.expose());
+                    // 3.x has to be told what it is; 2.8 knows nothing else.
+                    parameters["credentials"] = json!({ "type": "shared_key" });
                 }
                 ("azure", parameters, *redirect)
             }
