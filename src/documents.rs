@@ -343,6 +343,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "registry_image": facts.registry_image,
         "registry_settings": json!(settings::settings(options)).to_string(),
         "registry_volumes": settings::volumes(options),
+        "registry_parameters": settings::parameters(options),
         "provided": provided.iter().map(|(name, published)| (name.clone(), published.variable.clone())).collect::<Map<_, _>>(),
         "registry_constraints": settings::constraints(options, &facts.registry_host),
         "registry_replicas": options.registry.replicas,
