@@ -17,7 +17,7 @@ use crate::held::Held;
 use crate::names::Host;
 use crate::options::Options;
 use crate::protocol::{CopyKind, env};
-use crate::settings;
+use crate::{settings, storage};
 
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
@@ -367,6 +367,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         vips.insert("VIP_1".into(), Value::from(format!("/{name}:{port}")));
     }
     let mut labels = json!({ HOME_LABEL: facts.home, SERVICE_LABEL: service });
+    labels[storage::LABEL] = Value::from(storage::store(options, &facts.registry_host));
     if options.registry.replicas == 1 {
         labels["MARATHON_SINGLE_INSTANCE_APP"] = Value::from("true");
     }
@@ -400,6 +401,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "registry_image": facts.registry_image,
         "registry_settings": json!(settings::settings(options)).to_string(),
         "registry_volumes": settings::volumes(options),
+        "registry_parameters": settings::parameters(options),
         "provided": provided.iter().map(|(name, published)| (name.clone(), published.variable.clone())).collect::<Map<_, _>>(),
         "registry_constraints": settings::constraints(options, &facts.registry_host),
         "registry_replicas": options.registry.replicas,

@@ -26,6 +26,7 @@ mod refusals;
 mod registry_role;
 mod rotation;
 mod security_modes;
+mod storage;
 mod support;
 mod takeover;
 mod token_server;
