@@ -508,6 +508,9 @@ pub struct ProxyOf {
     pub url: String,
     pub username: String,
     pub password: Option<HeldAt>,
+    /// PEM of the CAs that its certificate is from, beside those that the image brings.
+    #[serde(default)]
+    pub certificates: String,
 }
 
 /// Where the operator's certificate and key are, as the registry's container sees them.

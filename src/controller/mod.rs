@@ -39,6 +39,7 @@ use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
 use crate::protocol::{Collection, OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
 use crate::security;
+use crate::settings;
 use crate::takeover::Takeover;
 use anchor::Anchor;
 use cluster::Cluster;
@@ -413,6 +414,9 @@ impl Controller {
             // Once begun it goes on, also while the registry is restarted.
             clean_agents: self.options.takeover.clean_agents && runs_registry && (self.settled || state.cleans_agents()),
         };
+        let upstream = settings::upstream(&self.options.proxy);
+        let upstream = bundle.others.iter().filter(|other| upstream.as_ref() == Some(&other.name));
+        let upstream_certificates = upstream.flat_map(|other| &other.certificates).map(|pem| format!("{}\n", pem.trim_end())).collect();
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         state.note_covered(observed.nodes.keys()).await?;
@@ -442,6 +446,7 @@ impl Controller {
             home: self.setting.host.clone(),
             binary_sha256: self.binary_sha256.clone(),
             registry_image: self.setting.registry_image(&self.options),
+            upstream_certificates,
             order_key,
             package_uri: self.setting.vars.get(env::URI).cloned().unwrap_or_default(),
             options: self.setting.options(),

@@ -727,6 +727,7 @@ mod tests {
             starts: 0,
             version: None,
             collection: None,
+            copying: None,
             errors: vec![],
             users: None,
         }

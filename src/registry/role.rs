@@ -211,6 +211,7 @@ impl Role {
             program: config.program.clone(),
             config_file: config.config_file(),
             listen: config.listen,
+            further_cas: config.further_cas(),
             drain: Duration::from_secs(config.settings.drain_seconds),
         };
         // Another service's order in this directory is refused as it would be by HTTP.

@@ -156,6 +156,9 @@ impl State {
     /// Writes the configuration and the files that it names.
     pub(super) fn store_config(&self, rendered: &Rendered) -> Result<(), StateError> {
         for (path, text) in &rendered.files {
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory).map_err(failed("make", directory))?;
+            }
             write(path, text.expose(), 0o600)?;
         }
         write(&self.config.config_file(), rendered.config.expose(), 0o600)
