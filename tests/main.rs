@@ -8,6 +8,7 @@ mod auth;
 mod changes;
 mod collection;
 mod conformance;
+mod copying;
 mod docker_in_docker;
 mod enterprise;
 mod enterprise_doors;
