@@ -16,7 +16,7 @@ use crate::held::Held;
 use crate::names::Host;
 use crate::options::Options;
 use crate::protocol::{CopyKind, env};
-use crate::settings;
+use crate::{settings, storage};
 
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
@@ -365,6 +365,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         vips["VIP_1"] = Value::from(format!("/{name}:{port}"));
     }
     let mut labels = json!({ HOME_LABEL: facts.home, SERVICE_LABEL: service });
+    labels[storage::LABEL] = Value::from(storage::store(options, &facts.registry_host));
     if options.registry.replicas == 1 {
         labels["MARATHON_SINGLE_INSTANCE_APP"] = Value::from("true");
     }

@@ -27,5 +27,6 @@ pub mod registry;
 pub mod secret;
 pub mod security;
 pub mod settings;
+pub mod storage;
 pub mod takeover;
 pub mod users;

@@ -218,6 +218,7 @@ pub struct Storage {
     pub secret_key: String,
     pub credentials: String,
     pub redirect: bool,
+    pub abandon: String,
 }
 
 /// Where the images lie.
@@ -236,7 +237,8 @@ pub enum StorageKind {
 impl StorageKind {
     /// Whether several registries can use it at the same time.
     pub fn is_shared(self) -> bool {
-        !matches!(self, Self::HostPath | Self::PersistentVolume)
+        // Of an external volume Marathon lets an app with one instance only have the use.
+        self.is_object_store()
     }
 
     /// Whether it is a service of its own, and no directory.

@@ -20,6 +20,7 @@ use crate::documents::{self, Documents};
 use crate::names::Host;
 use crate::options::{Fault, Faults, Generation, Options};
 use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::storage;
 use crate::takeover::{self, Takeover};
 
 /// What one instance of the node pod asks for: executor (RAML minimum) plus container, as in the pod's template.
@@ -301,6 +302,7 @@ pub enum RowState {
 /// Every clash, with field and remedy.
 pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
     let mut faults = takeover::faults(options, observed);
+    faults.extend(storage::faults(options, observed));
     let mut fault = |field: &str, value: String, reason: String, remedy: &str| {
         faults.push(Fault { field: field.into(), value, reason, remedy: remedy.into() })
     };

@@ -93,7 +93,7 @@ impl Faults<'_> {
                 "registry.replicas",
                 &registry.replicas.to_string(),
                 "this kind of storage belongs to one agent",
-                "Set it to 1, or choose s3, gcs, azure or external_volume as storage.kind.",
+                "Set it to 1, or choose s3, gcs or azure as storage.kind.",
             );
         }
         if let Some(host) = registry.host.as_ref().filter(|_| registry.replicas > 1) {
@@ -519,6 +519,8 @@ mod tests {
         let s3 = json!({ "kind": "s3", "bucket": "b" });
         assert_eq!(fields(json!({ "registry": { "replicas": 2 } })), ["registry.replicas"]);
         assert_eq!(fields(json!({ "registry": { "replicas": 2 }, "storage": s3 })), Vec::<String>::new());
+        let volume = json!({ "kind": "external_volume", "volume_name": "v" });
+        assert_eq!(fields(json!({ "registry": { "replicas": 2 }, "storage": volume })), ["registry.replicas"]);
         assert_eq!(fields(json!({ "registry": { "replicas": 2, "host": "10.0.0.1" }, "storage": s3 })), ["registry.host"]);
         let host: Host = "10.0.0.1".parse().unwrap();
         assert_eq!(constraints(&options(json!({ "registry": { "replicas": 2 }, "storage": s3 })), &host), json!([["hostname", "UNIQUE"]]));
