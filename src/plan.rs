@@ -875,6 +875,7 @@ mod tests {
             in_place: true,
             exposed_key: None,
             cleaned: vec![],
+            preload: None,
         };
         (host.parse().unwrap(), status)
     }

@@ -317,7 +317,7 @@ pub(crate) fn word(kind: AuthKind) -> &'static str {
 }
 
 /// Whether docker takes this for an image: `[host[:port]/]name[/name…][:tag][@sha256:digest]`.
-fn is_image(text: &str) -> bool {
+pub(crate) fn is_image(text: &str) -> bool {
     let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
     let is_digest = |digest: &str| {
         digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))

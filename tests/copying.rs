@@ -14,20 +14,21 @@ const SHARE: &str = "/mnt/share/registry";
 #[test]
 fn a_backup_gives_the_images_back_to_the_same_registry_and_to_one_on_another_agent() {
     let cluster = Cluster::start(2, 0);
-    let options = |host: &str| {
+    let options = |host: &str, abandon: &str| {
         json!({
             "registry": { "host": host },
+            "storage": { "abandon": abandon },
             "exposure": { "marathon_lb": false },
             "backup": { "path": SHARE, "schedule": "30 2 * * *" },
         })
     };
-    cluster.install_and_wait(&options(HOST));
+    cluster.install_and_wait(&options(HOST, ""));
     let schedule = cluster.get("/metronome/v1/jobs/private-registry.backup/schedules")[0].clone();
     assert_eq!((&schedule["cron"], &schedule["enabled"]), (&json!("30 2 * * *"), &json!(true)));
     a_backup_takes_what_is_new_and_names_what_is_damaged(&cluster);
     a_restore_brings_back_what_was_and_refuses_a_damaged_backup(&cluster);
     a_killed_registry_fails_the_run_and_keeps_the_backup(&cluster);
-    the_registry_moves_to_another_agent_by_way_of_the_backup(&cluster, &options(OTHER));
+    the_registry_moves_to_another_agent_by_way_of_the_backup(&cluster, &options);
     cluster.uninstall();
     assert!(cluster.sh(OTHER, &format!("ls {SHARE}/index")).status.success(), "an uninstall leaves backups");
     cluster.assert_servers_answered_as_the_real_ones();
@@ -107,13 +108,16 @@ fn a_killed_registry_fails_the_run_and_keeps_the_backup(cluster: &Cluster) {
     assert!(good && said.contains("the backup has 4 images in 12 blobs"), "{said}");
 }
 
-fn the_registry_moves_to_another_agent_by_way_of_the_backup(cluster: &Cluster, options: &Value) {
+fn the_registry_moves_to_another_agent_by_way_of_the_backup(cluster: &Cluster, options: &dyn Fn(&str, &str) -> Value) {
     // The share, as the other agent sees it.
     let root = |agent: &str| cluster.lab.path().join("agents").join(agent).join("root").join(&SHARE[1..]);
     fs::create_dir_all(root(OTHER).parent().unwrap()).unwrap();
     let copied = std::process::Command::new("cp").arg("-a").arg(root(HOST)).arg(root(OTHER)).status().unwrap();
     assert!(copied.success());
-    cluster.update(options);
+    cluster.update(&options(OTHER, ""));
+    let said = || cluster.status().map(|status| status.to_string()).unwrap_or_default();
+    cluster.wait("the word that the images would be lost", 60, || said().contains("set storage.abandon to"));
+    cluster.update(&options(OTHER, "host_path 192.168.1.80:/data/docker-registry"));
     let moved = || cluster.get("/marathon/v2/apps/registry")["app"]["tasks"][0]["host"] == OTHER;
     cluster.wait("the registry to be on the other agent", 90, moved);
     cluster.wait_converged();

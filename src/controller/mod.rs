@@ -11,6 +11,7 @@ mod images;
 mod observe;
 mod others;
 mod page;
+mod preloads;
 mod report;
 mod serve;
 mod shown;
@@ -47,6 +48,7 @@ use collect::Collections;
 use copies::Copies;
 pub use images::{ImageReport, ImagesReport};
 use others::Others;
+use preloads::Preloads;
 pub(crate) use report::aligned;
 pub use report::{AgentReport, CollectionReport, CopyReport, OrderReport, OtherReport, Report, RunReport};
 use state::{OwnCa, Stage, State, StateError};
@@ -221,6 +223,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         retirement: None,
         collections: Collections::default(),
         copies: Copies::default(),
+        preloads: Preloads::default(),
         refused_schedules: BTreeMap::new(),
     };
     controller.converge_for_ever().await
@@ -311,6 +314,7 @@ struct Controller {
     retirement: Option<(SignedOrder, u64)>,
     collections: Collections,
     copies: Copies,
+    preloads: Preloads,
     /// Schedules that Metronome does not understand, by the ids of their jobs, and what it said.
     refused_schedules: BTreeMap<String, (serde_json::Value, String)>,
 }
@@ -473,6 +477,7 @@ impl Controller {
         let collects = self.collections.is_busy()
             || observed.registries.iter().any(|task| task.status.collection.as_ref().is_some_and(Collection::is_active));
         self.copy(&observed, now, collects).await?;
+        self.preload(&observed).await?;
         self.offer_images(&observed);
         let report = self.report(&wanted, &observed, &plan, &anchor)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
@@ -685,6 +690,7 @@ impl Controller {
         }
         report.collections = self.collections.reports();
         report.copies = self.copies.reports();
+        self.report_preload(observed, &mut report);
         let refused = self.refused_schedules.iter().filter(|(job, _)| wanted.documents.schedules.contains_key(*job));
         report.problems.extend(refused.map(|(job, (_, said))| {
             format!("Metronome refuses the schedule of {job}; correct the schedule or its time zone in the options: {said}")

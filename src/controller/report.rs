@@ -10,7 +10,7 @@ use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RegistryTask, RowState, Wanted};
-use crate::protocol::{CopyKind, NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
+use crate::protocol::{CopyKind, NodeStatus, PreloadedImage, Proof, ProofOutcome, RegistryPhase, SysctlState};
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ pub struct Report {
     /// Backups and restores that are asked for, and the last one that has ended.
     #[serde(default)]
     pub copies: Vec<CopyReport>,
+    /// Images of other registries that are copied in.
+    #[serde(default)]
+    pub preload: Vec<PreloadedImage>,
     /// Version of the registry that runs, as it says itself.
     #[serde(default)]
     pub registry_version: Option<String>,
@@ -231,6 +234,7 @@ impl Report {
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
             collections: Vec::new(),
             copies: Vec::new(),
+            preload: Vec::new(),
             registry_version: None,
         })
     }
@@ -478,6 +482,7 @@ mod tests {
             sysctl: "set".into(),
             exposed_key: None,
             cleaned: vec![],
+            preload: None,
         };
         let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).collect(), ..Report::default() };
         assert_eq!(
@@ -522,6 +527,7 @@ mod tests {
             sysctl: "set".into(),
             exposed_key: None,
             cleaned: vec![],
+            preload: None,
         };
         let report = Report { agents: vec![agent("10.0.0.1", "proven by docker"), agent("10.0.0.100", "")], ..Report::default() };
         assert_eq!(

@@ -310,7 +310,9 @@ impl Role {
                 self.take_collection(signed, this, &Asked { run: &run, step, dry_run, delete_untagged }).await
             }
             OrderKind::Copy { run, kind, stop } => self.take_copy(signed, this, &run, kind, stop),
-            OrderKind::Trust(_) | OrderKind::Restore => Err(Refusal::Bad("this order is for nodes; I am a registry".into())),
+            OrderKind::Trust(_) | OrderKind::Restore | OrderKind::Preload(_) => {
+                Err(Refusal::Bad("this order is for nodes; I am a registry".into()))
+            }
         }
     }
 
