@@ -5,6 +5,7 @@
 use std::fs;
 
 use crate::support::Cluster;
+use crate::upstream::{UPSTREAM, Upstream};
 use serde_json::{Value, json};
 
 const HOST: &str = "192.168.1.80";
@@ -127,4 +128,50 @@ fn the_registry_moves_to_another_agent_by_way_of_the_backup(cluster: &Cluster, o
     let (good, said) = run(cluster, &["restore-images", "--yes"]);
     assert!(good && said.starts_with("restored and verified 4 images in 12 blobs ("), "{said}");
     assert_eq!((content(cluster, "team/app:2").as_str(), content(cluster, "team/after:1").as_str()), ("two", "after"));
+}
+
+fn preloaded<'a>(status: &'a Value, image: &str) -> Option<&'a Value> {
+    status["preload"].as_array()?.iter().find(|entry| entry["image"] == image)
+}
+
+#[test]
+fn images_of_a_registry_outside_are_copied_in_after_the_install_and_leave_nothing_behind() {
+    let cluster = Cluster::start(2, 0);
+    let upstream = Upstream::start(&cluster, false);
+    // Somebody uses one of them here already.
+    upstream.push(&cluster, "base/used:1");
+    let (hello, used, absent) =
+        (format!("{UPSTREAM}/base/hello:1"), format!("{UPSTREAM}/base/used:1"), format!("{UPSTREAM}/base/absent:1"));
+    cluster.install_and_wait(&json!({
+        "registry": { "host": HOST },
+        "exposure": { "marathon_lb": false },
+        "other_registries": { "list": UPSTREAM, "ca": upstream.ca() },
+        "preload": { "images": format!("{hello}, {absent}") },
+    }));
+    let state = |image: &str| cluster.status().and_then(|status| preloaded(&status, image).map(|entry| entry["state"].clone()));
+    cluster.wait("the image", 60, || state(&hello) == Some(json!("done")));
+    cluster.wait("the word about the other", 30, || state(&absent) == Some(json!("failed")));
+    let status = cluster.status().unwrap();
+    assert_eq!(status["converged"], true, "a failure keeps nothing else from being done");
+    let problems = status["problems"].to_string();
+    assert!(problems.contains(&format!("preload.images: {absent}: ")) && problems.contains("name and the tag"), "{problems}");
+    let entry = preloaded(&status, &hello).unwrap();
+    assert!(entry["copied"]["target"].as_str().unwrap().starts_with("sha256:") && entry["bytes"].as_u64().unwrap() > 0, "{entry}");
+    let images = cluster.sh_ok(HOST, "docker images --format '{{.Repository}}:{{.Tag}}'");
+    assert!(!images.contains("base/hello"), "{images}");
+    cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
+
+    // Another list; what failed is there now, and what is there already is not copied again.
+    cluster.sh_ok(HOST, &format!("docker pull -q {used}"));
+    upstream.push(&cluster, "base/absent:1");
+    cluster.update(&json!({ "preload": { "images": format!("{hello}, {absent}, {used}") } }));
+    cluster.wait("all images", 90, || [&hello, &absent, &used].iter().all(|image| state(image) == Some(json!("done"))));
+    let status = cluster.status().unwrap();
+    assert_eq!(preloaded(&status, &hello).unwrap()["detail"], "it was there already");
+    assert_eq!(preloaded(&status, &used).unwrap()["detail"], "copied");
+    let images = cluster.sh_ok(HOST, "docker images --format '{{.Repository}}:{{.Tag}}'");
+    assert_eq!(images.lines().filter(|image| image.contains("/base/")).collect::<Vec<_>>(), [used.as_str()], "the operator's stays");
+    cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/used:1");
+    cluster.uninstall();
+    cluster.assert_servers_answered_as_the_real_ones();
 }

@@ -5,6 +5,7 @@
 
 mod acceptance;
 mod auth;
+mod cache;
 mod changes;
 mod collection;
 mod conformance;
@@ -28,4 +29,5 @@ mod security_modes;
 mod support;
 mod takeover;
 mod token_server;
+mod upstream;
 mod versions;

@@ -181,6 +181,9 @@ impl Report {
         let (registry, serving) = registry(wanted, observed);
         let registry = if options.registry.read_only && serving { format!("{registry}, for pulls only") } else { registry };
         let as_wanted = if wanted.registry { serving } else { observed.registry.is_none() };
+        let upstream = &options.proxy.remote_url;
+        let registry =
+            if serving && !upstream.is_empty() { format!("{registry}, a cache of {upstream} that takes no pushes") } else { registry };
         let converged = trusted == agents.len() && !agents.is_empty() && as_wanted && plan.actions.is_empty() && plan.waiting.is_empty();
         let total = agents.len();
         let summary = match wanted.ca.rotation.as_ref() {
