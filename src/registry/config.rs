@@ -130,21 +130,19 @@ impl RegistryConfig {
     }
 
     /// The configuration and all that it may name.
-    pub(super) fn written_files(&self) -> [PathBuf; 6] {
-        let of_stores = ["gcs.json", "token.pem"].map(|name| self.state.join(name));
-        let [gcs, token] = of_stores;
-        [self.config_file(), self.users_file(), self.service_users_file(), gcs, token, self.upstream_ca_file()]
+    pub(super) fn written_files(&self) -> [PathBuf; 5] {
+        [self.config_file(), self.users_file(), self.service_users_file(), self.state.join("gcs.json"), self.state.join("token.pem")]
     }
 
-    /// CA certificates of the registry that this one is a cache of, in a directory of their own.
-    fn upstream_ca_file(&self) -> PathBuf {
-        self.state.join("upstream-ca/ca.pem")
+    /// Directory of CA certificates that the registry is to know beside those of its image, and of nothing else.
+    pub(super) fn upstream_ca_directory(&self) -> PathBuf {
+        self.state.join("upstream-ca")
     }
 
-    /// Where the registry's process finds CA certificates beside those of its image.
+    /// The same, if the options give any.
     pub(super) fn further_cas(&self) -> Option<PathBuf> {
         let proxy = self.settings.proxy.as_ref().filter(|proxy| !proxy.certificates.is_empty());
-        proxy.and_then(|_| self.upstream_ca_file().parent().map(PathBuf::from))
+        proxy.map(|_| self.upstream_ca_directory())
     }
 
     /// Users whom the service keeps, as the last order has said.
@@ -251,7 +249,7 @@ impl RegistryConfig {
     fn proxy(&self, files: &mut Vec<(PathBuf, Secret<String>)>) -> Result<Value, RegistryError> {
         let Some(proxy) = &self.settings.proxy else { return Ok(Value::Null) };
         if !proxy.certificates.is_empty() {
-            files.push((self.upstream_ca_file(), Secret::new(proxy.certificates.clone())));
+            files.push((self.upstream_ca_directory().join("ca.pem"), Secret::new(proxy.certificates.clone())));
         }
         let mut values = json!({ "remoteurl": proxy.url });
         if let Some(held) = &proxy.password {

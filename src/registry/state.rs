@@ -214,6 +214,8 @@ impl State {
         for path in config.own_files().iter().chain(&config.provided_files()).chain(&config.written_files()) {
             remove(path)?;
         }
+        let cas = config.upstream_ca_directory();
+        absent_is_fine(fs::remove_dir_all(&cas)).map_err(failed("remove", &cas))?;
         if delete_data {
             self.recover_images()?;
             let images = config.data.join("docker");
