@@ -54,6 +54,8 @@ pub struct Facts {
     pub binary_sha256: String,
     /// Image of the registry.
     pub registry_image: String,
+    /// CA certificates (PEM) of the registry that this one is a cache of, if the options name any.
+    pub upstream_certificates: String,
     /// Public key that orders are signed with, base64.
     pub order_key: String,
     /// The order that new nodes start with, as JSON.
@@ -399,7 +401,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "registry_cpus": options.registry.cpus,
         "registry_mem": options.registry.mem,
         "registry_image": facts.registry_image,
-        "registry_settings": json!(settings::settings(options)).to_string(),
+        "registry_settings": json!(settings::settings(options, &facts.upstream_certificates)).to_string(),
         "registry_volumes": settings::volumes(options),
         "registry_parameters": settings::parameters(options),
         "provided": provided.iter().map(|(name, published)| (name.clone(), published.variable.clone())).collect::<Map<_, _>>(),
@@ -459,6 +461,7 @@ pub(crate) mod tests {
             home: "192.168.1.80".parse().unwrap(),
             binary_sha256: "ab".repeat(32),
             registry_image: "registry:2.8.3".into(),
+            upstream_certificates: String::new(),
             order_key: "a2V5".into(),
             first_order,
             enrolment_key,

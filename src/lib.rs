@@ -25,6 +25,7 @@ pub mod node;
 pub mod operator;
 pub mod options;
 pub mod plan;
+pub mod preload;
 pub mod protocol;
 pub mod registry;
 pub mod secret;

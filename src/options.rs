@@ -554,6 +554,7 @@ impl Options {
             uninstall: &raw.uninstall,
             has_account: !secret.is_empty(),
         }));
+        faults.0.extend(crate::preload::faults(&list(&raw.preload.images)));
         let path = &raw.registry.storage_path;
         if path.split('/').any(|part| part == ".." || part == ".") {
             faults.add("registry.storage_path", path, "it contains '.' or '..'", "Give the plain absolute path of the directory.");

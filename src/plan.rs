@@ -704,6 +704,7 @@ mod tests {
             home: "10.0.0.1".parse().unwrap(),
             binary_sha256: "00".into(),
             registry_image: "registry:2.8.3".into(),
+            upstream_certificates: String::new(),
             order_key: String::new(),
             first_order: Published { variable: "{}".into(), secret: None },
             enrolment_key: Published { variable: "".into(), secret: None },
@@ -881,6 +882,7 @@ mod tests {
             in_place: true,
             exposed_key: None,
             cleaned: vec![],
+            preload: None,
         };
         (host.parse().unwrap(), status)
     }

@@ -317,7 +317,7 @@ pub(crate) fn word(kind: AuthKind) -> &'static str {
 }
 
 /// Whether docker takes this for an image: `[host[:port]/]name[/name…][:tag][@sha256:digest]`.
-fn is_image(text: &str) -> bool {
+pub(crate) fn is_image(text: &str) -> bool {
     let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
     let is_digest = |digest: &str| {
         digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
@@ -375,8 +375,16 @@ pub fn held(options: &Options) -> Vec<Held> {
     all
 }
 
-/// What the registry is told.
-pub fn settings(options: &Options) -> RegistrySettings {
+/// Where the registry is that this one is a cache of.
+pub fn upstream(proxy: &Proxy) -> Option<HostPort> {
+    let url = &proxy.remote_url;
+    let (rest, port) = url.strip_prefix("https://").map(|rest| (rest, 443)).or_else(|| Some((url.strip_prefix("http://")?, 80)))?;
+    let host = rest.split('/').next().unwrap_or_default();
+    host.parse().ok().or_else(|| format!("{host}:{port}").parse().ok())
+}
+
+/// What the registry is told. `upstream_certificates`: see [`ProxyOf::certificates`].
+pub fn settings(options: &Options, upstream_certificates: &str) -> RegistrySettings {
     let Options { registry, security, storage, auth, proxy, .. } = options;
     let all = held(options);
     let at = |name: &str| all.iter().find(|held| held.name == name).map(Held::at);
@@ -427,6 +435,7 @@ pub fn settings(options: &Options) -> RegistrySettings {
             url: proxy.remote_url.clone(),
             username: proxy.username.clone(),
             password: at("proxy-password"),
+            certificates: upstream_certificates.into(),
         }),
         backup: !options.backup.path.is_empty(),
     }
@@ -606,7 +615,7 @@ mod tests {
             mounted,
             [json!({ "containerPath": "/run/private-registry/provided-certificate", "hostPath": "/etc/tls", "mode": "RO" })]
         );
-        let provided = settings(&options).provided.unwrap();
+        let provided = settings(&options, "").provided.unwrap();
         assert_eq!(provided.certificate, crate::protocol::HeldAt::File("/run/private-registry/provided-certificate/a.pem".into()));
         assert_eq!(provided.key, crate::protocol::HeldAt::Variable("PRIVATE_REGISTRY_HELD_PROVIDED_KEY".into()));
         let published: Vec<_> = held(&options).iter().filter_map(Held::published).collect();

@@ -40,7 +40,9 @@ pub fn faults(options: &Options, observed: &Observed) -> Vec<Fault> {
     if !options.registry.enabled {
         return if former == PERSISTENT && !is_abandoned {
             let reason = "Marathon deletes a persistent volume, and all images in it, together with the app";
-            let remedy = format!("Copy the images first (docs/storage.md), then set storage.abandon to {former}; or set it to true again.");
+            let remedy = format!(
+                "Copy the images first (docs/backup-and-migrate.md), then set storage.abandon to {former}; or set it to true again."
+            );
             fault("registry.enabled", "false".into(), reason.into(), remedy)
         } else {
             Vec::new()
@@ -53,7 +55,7 @@ pub fn faults(options: &Options, observed: &Observed) -> Vec<Fault> {
     if former == PERSISTENT || present == PERSISTENT {
         let word = if former == PERSISTENT { format!(" and storage.abandon to {former}") } else { String::new() };
         let remedy = format!(
-            "Copy the images first (docs/storage.md). Then set registry.enabled to false{word}, wait until the app is gone, and set it to true again. Or set it back."
+            "Copy the images first (docs/backup-and-migrate.md). Then set registry.enabled to false{word}, wait until the app is gone, and set it to true again. Or set it back."
         );
         let reason = format!("the images lie in {former}, and Marathon neither gives an app a persistent volume later nor takes it away");
         return fault("storage.kind", present, reason, remedy);
@@ -62,7 +64,7 @@ pub fn faults(options: &Options, observed: &Observed) -> Vec<Fault> {
         return Vec::new();
     }
     let reason = format!("the images lie in {former}; none of them could be pulled from there any more");
-    let remedy = format!("Copy the images first (docs/storage.md), then set storage.abandon to \"{former}\"; or set it back.");
+    let remedy = format!("Copy the images first (docs/backup-and-migrate.md), then set storage.abandon to \"{former}\"; or set it back.");
     fault(changed_field(former, &present), present, reason, remedy)
 }
 

@@ -5,9 +5,11 @@
 
 mod acceptance;
 mod auth;
+mod cache;
 mod changes;
 mod collection;
 mod conformance;
+mod copying;
 mod docker_in_docker;
 mod enterprise;
 mod enterprise_doors;
@@ -30,4 +32,5 @@ mod storage;
 mod support;
 mod takeover;
 mod token_server;
+mod upstream;
 mod versions;
