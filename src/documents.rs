@@ -413,6 +413,8 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "vip_labels": if vips.is_empty() { Value::Null } else { Value::Object(vips) },
         "registry_labels": labels,
         "kill_grace_seconds": options.registry.drain_seconds + 10,
+        // While it drains it takes no connection: Marathon must not kill it meanwhile. One look every 5 s.
+        "most_failures": options.registry.drain_seconds.div_ceil(5) + 3,
     });
     match values {
         Value::Object(values) => values,
