@@ -11,6 +11,8 @@ use crate::token_server::Issuer;
 
 /// Where it is.
 pub(crate) const UPSTREAM: &str = "192.168.1.200:5443";
+/// Where its authorisation server is: an agent, which sees the disk that the program of the tests lies on.
+const AUTHORITY: &str = "192.168.1.81";
 const TOKEN_PORT: u16 = 5080;
 
 pub(crate) struct Upstream {
@@ -29,9 +31,9 @@ impl Upstream {
             let issuer = Issuer::new("hub", "hub-registry");
             fs::write(upstream.dir.join("issuer.pem"), issuer.certificate()).unwrap();
             config += &format!(
-                "auth:\n  token:\n    realm: http://192.168.1.200:{TOKEN_PORT}/token\n    service: hub-registry\n    issuer: hub\n    rootcertbundle: /tmp/upstream/issuer.pem\n"
+                "auth:\n  token:\n    realm: http://{AUTHORITY}:{TOKEN_PORT}/token\n    service: hub-registry\n    issuer: hub\n    rootcertbundle: /tmp/upstream/issuer.pem\n"
             );
-            cluster.sh_ok("outside", &issuer.command(&cluster.lab.path().join("hub-token-server.json"), TOKEN_PORT));
+            cluster.sh_ok(AUTHORITY, &issuer.command(&cluster.lab.path().join("hub-token-server.json"), TOKEN_PORT));
         }
         fs::write(upstream.dir.join("config.yml"), config).unwrap();
         upstream.resume(cluster);
