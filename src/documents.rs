@@ -9,6 +9,7 @@ use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContex
 use serde_json::{Map, Value, json};
 
 use crate::copying;
+use crate::dcos::marathon::MARATHON_LB_GROUP;
 use crate::dcos::{login, secrets, versions};
 use crate::digest::sha256_hex;
 use crate::distribution::{self, Published};
@@ -360,9 +361,12 @@ pub fn scaled(pod: &Value, instances: u64, marathon: versions::Marathon) -> Valu
 
 fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
     let service = &options.service.name;
-    let mut vips = json!({ "VIP_0": options.vip.to_string() });
+    let mut vips = Map::new();
+    if let Some(vip) = &options.vip {
+        vips.insert("VIP_0".into(), Value::from(vip.to_string()));
+    }
     if let Some((name, port)) = &options.named_vip {
-        vips["VIP_1"] = Value::from(format!("/{name}:{port}"));
+        vips.insert("VIP_1".into(), Value::from(format!("/{name}:{port}")));
     }
     let mut labels = json!({ HOME_LABEL: facts.home, SERVICE_LABEL: service });
     labels[storage::LABEL] = Value::from(storage::store(options, &facts.registry_host));
@@ -370,8 +374,13 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         labels["MARATHON_SINGLE_INSTANCE_APP"] = Value::from("true");
     }
     if options.exposure.marathon_lb {
-        labels["HAPROXY_GROUP"] = Value::from("external");
+        labels["HAPROXY_GROUP"] = Value::from(MARATHON_LB_GROUP);
         labels["HAPROXY_0_MODE"] = Value::from("tcp");
+        if !options.allowed_sources.is_empty() {
+            // Marathon-LB wants them separated by blanks: with a comma HAProxy refuses its whole configuration.
+            let sources: Vec<String> = options.allowed_sources.iter().map(ToString::to_string).collect();
+            labels["HAPROXY_0_BACKEND_NETWORK_ALLOWED_ACL"] = Value::from(sources.join(" "));
+        }
         // The status port must not be reachable from outside.
         labels["HAPROXY_1_ENABLED"] = Value::from("false");
         labels["HAPROXY_1_GROUP"] = Value::from("none");
@@ -394,13 +403,14 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "registry_image": facts.registry_image,
         "registry_settings": json!(settings::settings(options, &facts.upstream_certificates)).to_string(),
         "registry_volumes": settings::volumes(options),
+        "registry_parameters": settings::parameters(options),
         "provided": provided.iter().map(|(name, published)| (name.clone(), published.variable.clone())).collect::<Map<_, _>>(),
         "registry_constraints": settings::constraints(options, &facts.registry_host),
         "registry_replicas": options.registry.replicas,
         "least_healthy": if options.registry.replicas > 1 { 0.5 } else { 0.0 },
         "host_port": options.exposure.host_port,
         "service_port": if options.exposure.marathon_lb { options.exposure.service_port } else { 0 },
-        "vip_labels": vips,
+        "vip_labels": if vips.is_empty() { Value::Null } else { Value::Object(vips) },
         "registry_labels": labels,
         "kill_grace_seconds": options.registry.drain_seconds + 10,
     });
@@ -434,13 +444,13 @@ impl handlebars::HelperDef for StartHelper {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
 
-    fn documents(given: Value) -> Documents {
+    pub(crate) fn documents(given: Value) -> Documents {
         documents_with(given, in_definition("{\"payload\":\"cGF5\",\"signature\":\"c2ln\"}"), in_definition("ZW5yb2w="))
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::dcos::secrets;
 use crate::distribution::Published;
+use crate::names::Host;
 use crate::options::Fault;
 use crate::protocol::HeldAt;
 
@@ -66,6 +67,19 @@ impl Held {
         match &self.place {
             Place::File(path) => Some(json!({ "containerPath": self.mount(), "hostPath": path.parent(), "mode": "RO" })),
             Place::Secret(_) => None,
+        }
+    }
+
+    /// Whether it is a secret: a task has what it was when the task started.
+    pub fn is_secret(&self) -> bool {
+        matches!(self.place, Place::Secret(_))
+    }
+
+    /// Where it is, for people. `host`: the registry's agent.
+    pub fn words(&self, host: &Host) -> String {
+        match &self.place {
+            Place::File(path) => format!("the file {} on {host}", path.display()),
+            Place::Secret(path) => format!("the secret {path}"),
         }
     }
 

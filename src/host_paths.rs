@@ -86,9 +86,12 @@ impl HostRoot {
         self.0.join("etc/sysctl.d")
     }
 
-    /// `net.netfilter.nf_conntrack_tcp_be_liberal`; it exists once the module nf_conntrack is loaded.
-    pub fn conntrack_be_liberal(&self) -> PathBuf {
-        self.0.join("proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+    /// The sysctl `…_conntrack_tcp_be_liberal` by its key of today and by that of old kernels, some of which have both for the same
+    /// value. They exist once the module nf_conntrack is loaded, and are of the network namespace of whoever opens them: the node's
+    /// task has the host's.
+    pub fn conntrack_be_liberal(&self) -> [(&'static str, PathBuf); 2] {
+        ["net.netfilter.nf_conntrack_tcp_be_liberal", "net.ipv4.netfilter.ip_conntrack_tcp_be_liberal"]
+            .map(|key| (key, self.0.join("proc/sys").join(key.replace('.', "/"))))
     }
 
     /// State that all our services on this host share.

@@ -73,6 +73,7 @@ pub async fn run() -> Result<(), InitError> {
                 print!("\n{}", report.table());
                 report.problems.iter().for_each(|problem| println!("{problem}"));
                 println!("\n{}", report.summary);
+                report.rotation.iter().filter(|_| rotates(&report, &task)).for_each(|what| println!("{what}"));
                 return if is_done(&report, &task) { Ok(()) } else { Err(InitError::Deadline) };
             }
             None if late => return Err(InitError::Deadline),
@@ -91,6 +92,12 @@ fn is_done(report: &Report, task: &str) -> bool {
     report.converged && report.orders.iter().any(|order| task.contains(&order.run) && order.fresh)
 }
 
+/// Whether this is a run of the job that replaces the CA: Metronome puts the job's id before the run's, with underscores for dots.
+fn rotates(report: &Report, task: &str) -> bool {
+    let jobs = report.orders.iter().filter_map(|order| task.split_once(&order.run)).map(|(job, _)| job.trim_end_matches(['_', '.']));
+    jobs.into_iter().any(|job| job.ends_with("_rotate") || job.ends_with(".rotate"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,7 +113,8 @@ mod tests {
         report.orders.push(OrderReport { run: "20261124203338rmNQV".into(), fresh: false });
         assert!(!is_done(&report, task));
         report.orders[1].fresh = true;
-        assert!(is_done(&report, task));
+        assert!(is_done(&report, task) && rotates(&report, task));
+        assert!(!rotates(&report, "a_rotate_init_20261124203338rmNQV.5441d435-e846-11f1-951a-0242fe1ec08b"));
         report.converged = false;
         assert!(!is_done(&report, task));
     }

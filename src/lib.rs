@@ -14,9 +14,12 @@ pub mod dcos;
 pub mod digest;
 pub mod distribution;
 pub mod documents;
+pub mod exposure;
 pub mod held;
 pub mod host_paths;
 pub mod init;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod interrupted;
 pub mod names;
 pub mod node;
 pub mod operator;

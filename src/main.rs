@@ -128,6 +128,8 @@ enum Role {
         #[arg(long = "for", value_enum)]
         place: Snippet,
     },
+    /// Print what tools need to know of the registry, as JSON: names, CA, login, limits
+    Discovery,
     /// Add, remove or list the users who may log in to the registry (auth.kind htpasswd)
     User {
         #[command(subcommand)]
@@ -264,7 +266,9 @@ fn main() -> ExitCode {
         }),
         Role::Rotate { json } => ask(&name, async move |service: Service| {
             let report = service.order(Order::Rotate, follow).await?;
-            Ok(show(&report, json))
+            let shown = show(&report, json);
+            report.rotation.iter().filter(|_| !json).for_each(|what| say(format_args!("\n{what}\n")));
+            Ok(shown)
         }),
         Role::Gc { dry_run, json } => ask(&name, async move |service: Service| work(&service, Order::Collect { dry_run }, json).await),
         Role::Backup { verify, json } => ask(&name, async move |service: Service| {
@@ -319,6 +323,10 @@ fn main() -> ExitCode {
                 eprintln!("{COMMAND}: there is no CA{yet}: {}", report.summary);
             }
             Ok(if lacks_ca { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }),
+        Role::Discovery => ask(&name, async move |service: Service| {
+            print_json(&service.discovery().await?);
+            Ok(ExitCode::SUCCESS)
         }),
         Role::Masters => ask(&name, async move |service: Service| {
             let report = service.report().await?;
@@ -463,7 +471,7 @@ fn show(report: &Report, json: bool) -> ExitCode {
             say(format_args!("\n{}", report.table()));
         }
         let problems: Vec<String> = report.trouble.iter().chain(&report.problems).cloned().collect();
-        for (title, lines) in [("Problems", &problems), ("Next", &report.next)] {
+        for (title, lines) in [("Problems", &problems), ("Advice", &report.advice), ("Next", &report.next)] {
             if !lines.is_empty() {
                 say(format_args!("\n{title}:\n"));
                 lines.iter().for_each(|line| say(format_args!("  {line}\n")));

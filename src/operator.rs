@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::collection::size;
-use crate::controller::{ImageReport, ImagesReport, Report, RunReport, aligned};
+use crate::controller::{Discovery, ImageReport, ImagesReport, Report, RunReport, aligned};
 use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
 use crate::host_paths::SYSTEM_ROOTS;
@@ -233,6 +233,15 @@ impl Service {
     pub async fn report(&self) -> Result<Report, OperatorError> {
         tracing::info!("GET /service/{}/v1/status", self.name);
         self.controller.get("/v1/status").await.map_err(|source| self.unreachable(source))
+    }
+
+    /// What tools need to know of the registry.
+    ///
+    /// # Errors
+    /// When the controller does not answer, or knows nothing yet.
+    pub async fn discovery(&self) -> Result<Discovery, OperatorError> {
+        tracing::info!("GET /service/{}/v1/discovery", self.name);
+        self.controller.get("/v1/discovery").await.map_err(|source| self.unreachable(source))
     }
 
     /// Runs the job of a garbage collection, backup or restore, tells `progress` how it goes on, and returns what has come of it.

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::certificates::{Certificate, KeyType};
 use crate::dcos::secrets;
+use crate::exposure::{self, Network};
 use crate::names::{Host, HostPort};
 use crate::protocol::TrustedName;
 use crate::security;
@@ -20,10 +21,7 @@ use crate::settings;
 pub const CONFIG_SCHEMA: &str = include_str!("../universe/config.json");
 
 /// Domain of named VIPs of the root Marathon (dcos-net, `dcos_l4lb.hrl`).
-const NAMED_VIP_DOMAIN: &str = "marathon.l4lb.thisdcos.directory";
-
-/// Ports that Marathon-LB itself uses on its agent (package `marathon-lb`, bind-http-https and statistics).
-const MARATHON_LB_PORTS: [u16; 4] = [80, 443, 9090, 9091];
+pub(crate) const NAMED_VIP_DOMAIN: &str = "marathon.l4lb.thisdcos.directory";
 
 /// One thing wrong with the options.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +52,8 @@ pub struct Faults(pub Vec<Fault>);
 pub struct Options {
     /// Section `service`.
     pub service: Service,
-    /// VIP address and port inside the cluster.
-    pub vip: HostPort,
+    /// VIP address and port inside the cluster, if any.
+    pub vip: Option<HostPort>,
     /// Named VIP as `name:port`, if any.
     pub named_vip: Option<(String, u16)>,
     /// Address or name of Marathon-LB for the outside, if any.
@@ -68,6 +66,8 @@ pub struct Options {
     pub others: Vec<OtherRegistry>,
     /// Section `exposure`.
     pub exposure: Exposure,
+    /// Who may come in through Marathon-LB; none: everybody.
+    pub allowed_sources: Vec<Network>,
     /// Section `registry`.
     pub registry: Registry,
     /// Section `storage`.
@@ -161,7 +161,8 @@ pub enum CaSource {
 pub struct Exposure {
     pub marathon_lb: bool,
     pub service_port: u16,
-    pub allowed_sources: String,
+    /// As it was written; [`Options::allowed_sources`] has it parsed.
+    allowed_sources: String,
     pub install_marathon_lb: bool,
     pub host_port: u16,
 }
@@ -261,7 +262,7 @@ pub struct Auth {
 }
 
 /// Who may pull and push.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuthKind {
     /// Everybody who reaches the registry.
@@ -356,6 +357,7 @@ pub struct Endpoints {
     pub metronome: String,
     pub secrets: String,
     pub ca: String,
+    pub cosmos: String,
     /// None: the one in the service account's credential.
     pub login: Option<String>,
 }
@@ -485,7 +487,10 @@ impl Options {
 
     fn checked(raw: Raw) -> Result<Self, Faults> {
         let mut faults = Faults(Vec::new());
-        let vip = faults.parse("names.vip", &raw.names.vip, "Give an unused IPv4 address and a port, as in 192.168.0.1:443.");
+        let vip = match raw.names.vip.as_str() {
+            "" => None,
+            vip => faults.parse("names.vip", vip, "Give an unused IPv4 address and a port, as in 192.168.0.1:443."),
+        };
         let named_vip = raw.names.named_vip.rsplit_once(':').and_then(|(name, port)| {
             let checked: Option<HostPort> =
                 faults.parse("names.named_vip", &format!("{name}.{NAMED_VIP_DOMAIN}:{port}"), "Give name:port, as in registry:5000.");
@@ -508,12 +513,15 @@ impl Options {
             .filter_map(|name| faults.parse("names.extra", name, "Give host:port, separated by commas."))
             .collect();
         let others = faults.others(&raw.other_registries);
-        if raw.exposure.marathon_lb && MARATHON_LB_PORTS.contains(&raw.exposure.service_port) {
+        let allowed_sources =
+            exposure::checked(&raw.exposure, &raw.exposure.allowed_sources, !raw.service.service_account_secret.is_empty(), &mut faults);
+        let inside = !(raw.names.vip.is_empty() && raw.names.named_vip.is_empty()) || raw.exposure.host_port > 0;
+        if raw.registry.enabled && !inside {
             faults.add(
-                "exposure.service_port",
-                raw.exposure.service_port,
-                "Marathon-LB uses this port itself",
-                "Choose another one, best from 10000 to 10100.",
+                "names.vip",
+                "\"\"",
+                "names.named_vip is empty and exposure.host_port is 0, too, so no agent could reach the registry",
+                "Give at least one of the three: names.vip, as in 192.168.0.1:443; names.named_vip, as in registry:5000; or exposure.host_port.",
             );
         }
         let (account, secret) = (&raw.service.service_account, &raw.service.service_account_secret);
@@ -551,8 +559,8 @@ impl Options {
         if path.split('/').any(|part| part == ".." || part == ".") {
             faults.add("registry.storage_path", path, "it contains '.' or '..'", "Give the plain absolute path of the directory.");
         }
-        match (vip, faults.0.is_empty()) {
-            (Some(vip), true) => Ok(Self {
+        match faults.0.is_empty() {
+            true => Ok(Self {
                 service: raw.service,
                 vip,
                 named_vip,
@@ -561,6 +569,7 @@ impl Options {
                 security: raw.security,
                 others,
                 exposure: raw.exposure,
+                allowed_sources,
                 registry: raw.registry,
                 storage: raw.storage,
                 auth: raw.auth,
@@ -573,7 +582,7 @@ impl Options {
                 uninstall: raw.uninstall,
                 dcos: raw.dcos,
             }),
-            _ => Err(faults),
+            false => Err(faults),
         }
     }
 
@@ -598,6 +607,11 @@ impl Options {
             metronome: choose(&dcos.metronome_url, "http://metronome.mesos:9000", "/service/metronome"),
             secrets: if dcos.secrets_url.is_empty() { format!("{router}/secrets/v1") } else { dcos.secrets_url.clone() },
             ca: format!("{router}/ca/api/v2"),
+            cosmos: match router.strip_prefix("https:") {
+                // Open DC/OS: nobody knows who has signed its certificate, and there is nothing to hide.
+                Some(rest) if !self.has_account() && dcos.ca_file.is_empty() => format!("http:{rest}"),
+                _ => router.to_string(),
+            },
             login: (!dcos.login_url.is_empty()).then(|| dcos.login_url.clone()),
         }
     }
@@ -609,7 +623,7 @@ impl Options {
         if !self.registry.enabled {
             return Vec::new();
         }
-        let mut names = vec![inside(self.vip.clone())];
+        let mut names: Vec<TrustedName> = self.vip.iter().cloned().map(inside).collect();
         if let Some((name, port)) = &self.named_vip {
             names.push(inside(HostPort::new(Host::Dns(format!("{name}.{NAMED_VIP_DOMAIN}")), *port)));
         }
@@ -635,7 +649,7 @@ fn list(text: &str) -> Vec<String> {
 }
 
 impl Faults {
-    fn add(&mut self, field: &str, value: impl fmt::Display, reason: &str, remedy: &str) {
+    pub(crate) fn add(&mut self, field: &str, value: impl fmt::Display, reason: &str, remedy: &str) {
         self.0.push(Fault { field: field.into(), value: value.to_string(), reason: reason.into(), remedy: remedy.into() });
     }
 
@@ -682,7 +696,7 @@ impl Faults {
         others
     }
 
-    fn parse<T: std::str::FromStr>(&mut self, field: &str, text: &str, remedy: &str) -> Option<T>
+    pub(crate) fn parse<T: std::str::FromStr>(&mut self, field: &str, text: &str, remedy: &str) -> Option<T>
     where
         T::Err: fmt::Display,
     {
@@ -818,7 +832,7 @@ mod tests {
     #[test]
     fn the_defaults_are_usable() {
         let options = Options::from_json(&json!({})).unwrap();
-        assert_eq!(options.vip.to_string(), "192.168.0.1:443");
+        assert_eq!(options.vip.unwrap().to_string(), "192.168.0.1:443");
         assert_eq!(options.service.host, None);
     }
 
@@ -896,7 +910,7 @@ mod tests {
         let options = Options::for_removal(&vars, "/infra/images").unwrap();
         assert_eq!(options.service.name, "infra/images", "the default would be another service");
         assert_eq!(
-            (options.vip.to_string(), options.registry.host, options.registry.name.as_str()),
+            (options.vip.unwrap().to_string(), options.registry.host, options.registry.name.as_str()),
             ("192.168.0.1:443".into(), None, "images")
         );
     }
@@ -936,6 +950,7 @@ mod tests {
     fn a_service_account_leads_through_admin_router_unless_an_url_is_given() {
         let open = Options::from_json(&json!({})).unwrap().endpoints();
         assert_eq!((open.mesos.as_str(), open.marathon.as_str()), ("http://leader.mesos:5050", "http://marathon.mesos:8080"));
+        assert_eq!(open.cosmos, "http://master.mesos");
         let given = json!({
             "service": { "service_account_secret": "private-registry/account" },
             "dcos": { "mesos_url": "https://leader.mesos:5050" },

@@ -17,6 +17,7 @@ use crate::dcos::metronome::Job;
 use crate::dcos::versions;
 use crate::digest::sha256_hex;
 use crate::documents::{self, Documents};
+use crate::exposure;
 use crate::names::Host;
 use crate::options::{Fault, Faults, Generation, Options};
 use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
@@ -333,19 +334,12 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         }
     }
     for other in observed.claims.iter().filter(|claim| runs_registry && claim.id != own) {
-        if options.exposure.marathon_lb && other.service_ports.contains(&options.exposure.service_port) {
-            let reason = format!("the app {} has this service port", other.id);
-            fault(
-                "exposure.service_port",
-                options.exposure.service_port.to_string(),
-                reason,
-                "Choose a port that no app has, best from 10000 to 10100.",
-            );
+        for clash in exposure::clashes_with(other, options, observed) {
+            fault(&clash.field, clash.value, clash.reason, &clash.remedy);
         }
-        if other.vips.contains(&options.vip.to_string()) {
-            let reason = format!("the app {} has this VIP", other.id);
-            fault("names.vip", options.vip.to_string(), reason, "Choose another address or port.");
-        }
+    }
+    if let Some(found) = exposure::not_offered(options, observed).filter(|_| runs_registry) {
+        fault(&found.field, found.value, found.reason, &found.remedy);
     }
     for (field, host) in [("service.host", &options.service.host), ("registry.host", &options.registry.host)] {
         let Some(host) = host.as_ref().filter(|_| runs_registry || field == "service.host") else { continue };
@@ -688,6 +682,7 @@ fn proof_words(status: &NodeStatus) -> String {
 mod tests {
     use super::*;
     use crate::dcos::marathon::Instance;
+    use crate::dcos::mesos::Ports;
     use crate::distribution::Published;
     use crate::documents::Facts;
     use crate::protocol::{SysctlState, SysctlStatus};
@@ -695,7 +690,7 @@ mod tests {
 
     fn agent(host: &str) -> Agent {
         let free = Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 };
-        Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, free }
+        Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, free, ports: Ports::default() }
     }
 
     fn full(host: &str) -> Agent {
@@ -744,6 +739,18 @@ mod tests {
             Action::PutPod { instances, .. } => Some(*instances),
             _ => None,
         })
+    }
+
+    #[test]
+    fn generation_3_is_refused_where_mesos_reads_schema_1_only() {
+        let faults = |generation: &str, version: &str| {
+            let options = Options::from_json(&json!({ "registry": { "generation": generation } })).unwrap();
+            let marathon = versions::Marathon { version: version.parse().unwrap() };
+            let refused = refuse(&options, &Observed { marathon, ..Observed::default() });
+            refused.err().map_or(Vec::new(), |faults| faults.0.into_iter().map(|fault| fault.field).collect())
+        };
+        assert_eq!(faults("3", "1.7.202"), ["registry.generation"]);
+        assert!(faults("2", "1.4.2").is_empty() && faults("3", "1.8.180").is_empty());
     }
 
     #[test]
@@ -1130,7 +1137,8 @@ mod tests {
     #[test]
     fn clashes_are_refused_with_field_and_remedy() {
         let options = Options::from_json(&json!({"registry": {"host": "10.0.0.9"}})).unwrap();
-        let other = AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()], mounts: vec![] };
+        let other =
+            AppClaims { id: "/web".into(), service_ports: vec![5000], vips: vec!["192.168.0.1:443".into()], ..AppClaims::default() };
         let own = AppClaims { id: "/registry".into(), ..other.clone() };
         let observed = Observed { agents: vec![agent("10.0.0.1")], claims: vec![other, own], ..Observed::default() };
         let fields: Vec<String> = refuse(&options, &observed).unwrap_err().0.into_iter().map(|f| f.field).collect();

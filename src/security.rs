@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use crate::certificates::{Certificate, KeyType};
 use crate::held::{self, Held};
 use crate::names::Host;
-use crate::options::{Fault, Security, SecurityMode};
+use crate::options::{Fault, Options, Security, SecurityMode};
 use crate::protocol::{Provided, RegistryStatus, TrustedName};
 
 /// A certificate that nobody renews by himself is a problem this many days before its end.
@@ -92,6 +92,34 @@ pub fn provided(security: &Security) -> Option<Provided> {
     }
 }
 
+/// What a run of the job that replaces the CA does where that is not the service's own, in one sentence; none where it is.
+pub fn what_a_rotation_does(options: &Options, registry_host: &Host) -> Option<String> {
+    if !options.registry.enabled {
+        let what =
+            "Nothing was replaced: no registry is to run (registry.enabled); a CA of another registry is replaced in other_registries.";
+        return Some(what.into());
+    }
+    let registry = &options.registry.name;
+    match options.security.mode {
+        SecurityMode::SelfSigned => None,
+        SecurityMode::DcosCa => {
+            let what = "The CA is that of the cluster and stays; the registry got another certificate of it.";
+            Some(what.into())
+        }
+        SecurityMode::Insecure => Some("Nothing was replaced: without TLS (security.mode) there is no certificate.".into()),
+        SecurityMode::Provided => {
+            let both = held(&options.security);
+            let places = both.iter().map(|held| held.words(registry_host)).collect::<Vec<_>>().join(" and ");
+            let then = match both.iter().any(Held::is_secret) {
+                // A secret is in the task's environment, which is that of its start.
+                true => format!("then restart the app /{registry}"),
+                false => "which the registry then serves with by itself".into(),
+            };
+            Some(format!("Nothing was replaced: the certificate is yours; renew {places}, {then}."))
+        }
+    }
+}
+
 /// Names that the certificate which is served is not for, in words.
 pub fn names_lacking(names: &[TrustedName], status: &RegistryStatus) -> Vec<String> {
     if status.leaf_fingerprint.is_none() {
@@ -133,7 +161,6 @@ mod tests {
 
     use super::*;
     use crate::certificates::{Authority, RegistryKey};
-    use crate::options::Options;
     use crate::protocol::RegistryPhase;
 
     fn fields(given: Value) -> Vec<String> {
@@ -186,6 +213,28 @@ mod tests {
         let two = format!("{}\n{}", ca.certificate().pem(), authority().certificate().pem());
         let given = json!({ "mode": "provided", "certificate": "/t/c", "key": "/t/k", "ca": two });
         assert_eq!(private_ca(&options(given).security).len(), 2);
+    }
+
+    #[test]
+    fn a_rotation_of_what_is_not_ours_says_where_it_is_replaced() {
+        let says = |given: Value| {
+            let account = json!({ "service_account_secret": "account" });
+            let mut given = given;
+            given["service"] = account;
+            what_a_rotation_does(&Options::from_json(&given).unwrap(), &"192.168.1.80".parse().unwrap())
+        };
+        assert_eq!(says(json!({})), None);
+        let provided = |certificate: &str, key: &str| json!({ "mode": "provided", "certificate": certificate, "key": key });
+        assert_eq!(
+            says(json!({ "security": provided("/etc/tls/a.pem", "/etc/tls/a.key") })).unwrap(),
+            "Nothing was replaced: the certificate is yours; renew the file /etc/tls/a.pem on 192.168.1.80 and the file /etc/tls/a.key on \
+             192.168.1.80, which the registry then serves with by itself."
+        );
+        let secret = says(json!({ "security": provided("registry/tls", "/etc/tls/a.key") })).unwrap();
+        assert!(secret.contains("the secret registry/tls and the file") && secret.ends_with("restart the app /registry."), "{secret}");
+        assert!(says(json!({ "security": { "mode": "dcos_ca" } })).unwrap().contains("another certificate"));
+        assert!(says(json!({ "security": { "mode": "insecure" } })).unwrap().contains("security.mode"));
+        assert!(says(json!({ "registry": { "enabled": false } })).unwrap().contains("other_registries"));
     }
 
     #[test]

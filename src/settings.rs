@@ -456,12 +456,18 @@ pub fn volumes(options: &Options) -> Vec<Value> {
         }
         _ => None,
     };
-    // Where the registry may be on any agent, its key lives and dies with its container: none is left behind on an agent that it leaves.
+    // Where the registry may be on any agent, its key is in memory alone: see `parameters`.
     let state = is_pinned(options)
         .then(|| json!({ "containerPath": STATE, "hostPath": HostRoot::default().registry_state(&options.service.name), "mode": "RW" }));
     let backup = &options.backup.path;
     let backup = (!backup.is_empty()).then(|| json!({ "containerPath": BACKUP, "hostPath": backup, "mode": "RW" }));
     images.into_iter().chain(backup).chain(state).chain(held(options).iter().filter_map(Held::volume)).collect()
+}
+
+/// What docker is told besides. Where the registry may be on any agent, its key is in memory alone and gone with its container, also
+/// where an agent dies and leaves the container's disk behind.
+pub fn parameters(options: &Options) -> Vec<Value> {
+    if is_pinned(options) { Vec::new() } else { vec![json!({ "key": "tmpfs", "value": format!("{STATE}:mode=0700,size=16m") })] }
 }
 
 /// Where the registry may run. `host`: the agent that it belongs to, if it belongs to one.
@@ -526,6 +532,8 @@ mod tests {
         assert_eq!(constraints(&options(json!({ "registry": { "replicas": 2 }, "storage": s3 })), &host), json!([["hostname", "UNIQUE"]]));
         assert_eq!(constraints(&options(json!({})), &host), json!([["hostname", "LIKE", "^10\\.0\\.0\\.1$"]]));
         assert_eq!(volumes(&options(json!({ "storage": s3 }))), Vec::<Value>::new(), "no key stays behind on an agent");
+        assert_eq!(parameters(&options(json!({ "storage": s3 })))[0]["key"], "tmpfs");
+        assert_eq!(parameters(&options(json!({}))), Vec::<Value>::new());
     }
 
     #[test]

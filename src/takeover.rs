@@ -227,7 +227,9 @@ impl Claim {
     /// The option that would have to say so, what it says, and what it should, unless that is the same.
     fn lacking(self, options: &Options) -> Option<(&'static str, String, String)> {
         let (field, given, old) = match self {
-            Self::Vip(vip) if matches!(vip.parse(), Ok(HostPort { host: Host::Ip(_), .. })) => ("names.vip", options.vip.to_string(), vip),
+            Self::Vip(vip) if matches!(vip.parse(), Ok(HostPort { host: Host::Ip(_), .. })) => {
+                ("names.vip", options.vip.as_ref().map(ToString::to_string).unwrap_or_default(), vip)
+            }
             Self::Vip(vip) => {
                 let given = options.named_vip.as_ref().map(|(name, port)| format!("{name}:{port}")).unwrap_or_default();
                 ("names.named_vip", given, vip)
@@ -311,6 +313,7 @@ mod tests {
             public,
             active: true,
             free: Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 },
+            ports: crate::dcos::mesos::Ports::default(),
         };
         Observed {
             agents: vec![agent("192.168.1.80", false), agent("192.168.1.81", false), agent("192.168.1.50", true)],
@@ -458,7 +461,7 @@ mod tests {
             let mut given = given;
             given["takeover"]["clean_agents"] = json!(true);
             let mounts: Vec<String> = mounts.iter().map(ToString::to_string).collect();
-            let claim = |id: &str| AppClaims { id: id.into(), service_ports: vec![], vips: vec![], mounts: mounts.clone() };
+            let claim = |id: &str| AppClaims { id: id.into(), mounts: mounts.clone(), ..AppClaims::default() };
             let observed = Observed { claims: vec![claim("/registry"), claim("/web")], ..Observed::default() };
             faults(&Options::from_json(&given).unwrap(), &observed).iter().map(ToString::to_string).collect::<Vec<_>>()
         };

@@ -1,4 +1,4 @@
-//! Who may pull and push: users that the service keeps, an authorisation server, nobody at all; and how apps log in.
+//! Who may pull and push: users that the service keeps, an authorisation server; and how apps log in.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use crate::support::{ADMIN, Cluster, made};
 use crate::token_server::Issuer;
 use lab::ExecOutput;
+use lab::server::{NEWEST, Security};
 use serde_json::{Value, json};
 
 const HOST: &str = "192.168.1.80";
@@ -18,7 +19,7 @@ const IMAGE: &str = "192.168.0.1/team/app:1";
 const TOKEN_PORT: u16 = 5080;
 
 #[test]
-fn users_log_in_from_everywhere_apps_pull_with_a_login_and_a_token_server_or_nobody_lets_in_as_well() {
+fn users_log_in_from_everywhere_apps_pull_with_a_login_and_a_token_server_lets_in_as_well() {
     let cluster = Cluster::start(2, 1);
     cluster.install_and_wait(&json!({
         "registry": { "host": HOST },
@@ -28,8 +29,7 @@ fn users_log_in_from_everywhere_apps_pull_with_a_login_and_a_token_server_or_nob
     users_come_and_go(&cluster);
     docker_logs_in_through_vip_and_load_balancer(&cluster);
     an_app_pulls_with_a_login_from_an_archive(&cluster);
-    a_token_server_lets_in(&cluster);
-    a_read_only_registry_takes_no_pushes(&cluster);
+    a_token_server_lets_in_and_a_read_only_registry_takes_no_pushes(&cluster);
     cluster.uninstall();
     let left = cluster.sh(HOST, "ls /var/lib/private-registry").stdout;
     assert!(left.is_empty(), "{left}");
@@ -101,7 +101,7 @@ fn users_come_and_go(cluster: &Cluster) {
 
 fn docker_logs_in_through_vip_and_load_balancer(cluster: &Cluster) {
     let said = login(cluster, OTHER, "192.168.0.1", "wrong");
-    assert!(!said.status.success() && said.stderr.contains("unauthorized"), "{}", said.stderr);
+    assert!(!said.status.success() && said.stderr.contains("401 Unauthorized"), "{}", said.stderr);
     assert!(!docker(cluster, OTHER, "pull -q 192.168.0.1/base/hello:1").status.success());
     for (machine, registry) in [(OTHER, "192.168.0.1"), (PUBLIC, "192.168.0.1"), ("outside", "192.168.1.50:5000")] {
         if machine == "outside" {
@@ -151,38 +151,101 @@ fn an_app_pulls_with_a_login_from_an_archive(cluster: &Cluster) {
     cluster.wait("the app to go", 30, || cluster.is_calm());
 }
 
-fn a_token_server_lets_in(cluster: &Cluster) {
+fn a_token_server_lets_in_and_a_read_only_registry_takes_no_pushes(cluster: &Cluster) {
     let issuer = Issuer::new("the-issuer", "the-service");
-    let command = issuer.command(&cluster.lab.path().join("token-server.json"), TOKEN_PORT);
-    cluster.sh_ok(OTHER, &command);
-    cluster.update(&json!({ "auth": {
-        "kind": "token", "token_realm": format!("http://{OTHER}:{TOKEN_PORT}/token"), "token_service": "the-service",
-        "token_issuer": "the-issuer", "token_certificates": issuer.certificate(),
-    } }));
+    fs::write(file(cluster, OTHER, "tmp/token-server.json"), issuer.for_server(TOKEN_PORT)).unwrap();
+    fs::copy(std::env::current_exe().unwrap(), file(cluster, OTHER, "tmp/token-server")).unwrap();
+    cluster.sh_ok(OTHER, &Issuer::start_server("/tmp/token-server", "/tmp/token-server.json"));
+    cluster.update(&json!({
+        "registry": { "read_only": true },
+        "auth": {
+            "kind": "token", "token_realm": format!("http://{OTHER}:{TOKEN_PORT}/token"), "token_service": "the-service",
+            "token_issuer": "the-issuer", "token_certificates": issuer.certificate(),
+        },
+    }));
+    let is_so = |status: &Value| status["converged"] == true && status["users"]["kind"] == "token" && status["read_only"] == true;
     cluster.wait("the registry to ask the token server", 90, || {
-        cluster.status().is_some_and(|status| status["converged"] == true && status["users"]["kind"] == "token")
-            && login(cluster, PUBLIC, "192.168.0.1", "wonderland").status.success()
+        cluster.status().is_some_and(|status| is_so(&status)) && login(cluster, PUBLIC, "192.168.0.1", "wonderland").status.success()
     });
-    docker_ok(cluster, PUBLIC, "tag canary:1 192.168.0.1/by/token:1");
-    docker_ok(cluster, PUBLIC, "push -q 192.168.0.1/by/token:1");
-    docker_ok(cluster, PUBLIC, "pull -q 192.168.0.1/by/token:1");
-    assert!(!cluster.sh(HOST, "docker pull -q 192.168.0.1/by/token:1").status.success(), "without a login");
+    assert!(cluster.dcos_ok(&["private-registry", "status"]).contains("serving on 192.168.1.80, for pulls only"));
+    docker_ok(cluster, PUBLIC, &format!("pull -q {IMAGE}"));
+    assert!(!cluster.sh(HOST, &format!("docker pull -q {IMAGE}")).status.success(), "without a login");
     assert!(!login(cluster, HOST, "192.168.0.1", "wrong").status.success());
     refused(cluster, "add alice --password-stdin", "x", "auth.kind is token");
     assert!(cluster.sh(HOST, "ls /var/lib/private-registry/private-registry/registry").stdout.lines().all(|name| name != "htpasswd"));
+    docker_ok(cluster, PUBLIC, "tag canary:1 192.168.0.1/by/token:1");
+    assert!(!docker(cluster, PUBLIC, "push -q 192.168.0.1/by/token:1").status.success());
+    // The token would do for a push; without one the answer is another.
+    let post =
+        "curl -s -o /dev/null -w %{http_code} -X POST --capath /var/lib/dcos/pki/tls/certs https://192.168.0.1/v2/by/token/blobs/uploads/";
+    let bearer = format!("{post} -H 'Authorization: Bearer {}'", issuer.token("alice", &[("by/token", &["pull", "push"])]));
+    assert_eq!((cluster.sh_ok(HOST, &bearer), cluster.sh_ok(HOST, post)), ("405".to_owned(), "401".to_owned()));
 }
 
-fn a_read_only_registry_takes_no_pushes(cluster: &Cluster) {
-    let none = json!({ "kind": "none", "token_realm": "", "token_service": "", "token_issuer": "", "token_certificates": "" });
-    cluster.update(&json!({ "auth": none, "registry": { "read_only": true } }));
-    let says_so = |status: &Value| status["converged"] == true && status["registry"].as_str().unwrap().contains("for pulls only");
-    cluster.wait("the registry to be read-only", 90, || cluster.status().is_some_and(|status| says_so(&status)));
-    assert_eq!(cluster.status().unwrap()["read_only"], true);
-    cluster.sh_ok(HOST, "docker pull -q 192.168.0.1/by/token:1");
-    cluster.sh_ok(HOST, "docker tag canary:1 192.168.0.1/by/nobody:1");
-    let pushed = cluster.sh(HOST, "docker push -q 192.168.0.1/by/nobody:1");
-    assert!(!pushed.status.success(), "{}", pushed.stdout);
-    let code =
-        "curl -s -o /dev/null -w %{http_code} -X POST --capath /var/lib/dcos/pki/tls/certs https://192.168.0.1/v2/by/nobody/blobs/uploads/";
-    assert_eq!(cluster.sh_ok(HOST, code), "405");
+/// In Enterprise the users are a secret, which takes a permission, and apps pull with a secret, too.
+#[test]
+fn in_enterprise_a_permission_lets_change_the_users_and_the_mesos_containerizer_pulls_with_a_secret() {
+    const ACCOUNT: &str = "private-registry";
+    const SECRET: &str = "private-registry/service-account";
+    let cluster = Cluster::start_as(1, 0, NEWEST, Security::Permissive);
+    cluster.make_account(ACCOUNT, SECRET);
+    cluster.dcos_ok(&["package", "install", "private-registry", "--cli", "--yes"]);
+    for entry in serde_json::from_str::<Value>(&cluster.dcos_ok(&["private-registry", "grants", "--json"])).unwrap().as_array().unwrap() {
+        let word = |key: &str| entry[key].as_str().unwrap().to_owned();
+        cluster.grant(&word("account"), &word("resource"), &word("action"));
+    }
+    cluster.install_and_wait(&json!({
+        "service": { "service_account_secret": SECRET },
+        "exposure": { "marathon_lb": false },
+        "auth": { "kind": "htpasswd" },
+    }));
+
+    // Somebody who may look, and then also change.
+    let ci = json!({ "description": "ci", "password": "secret-of-ci" });
+    assert_eq!(cluster.http("PUT", "/acs/api/v1/users/ci", Some(&ci)).0, 201);
+    cluster.grant("ci", "dcos:adminrouter:service:private-registry", "full");
+    let (plugin, ca) = (made("target/package/private-registry"), cluster.ca());
+    let as_ci = |arguments: &str, input: &str| {
+        let token = cluster.token("ci", "secret-of-ci");
+        let environment = format!("DCOS_URL={} DCOS_TLS_CA_PATH={} DCOS_ACS_TOKEN={token}", cluster.admin(), ca.display());
+        cluster.sh("master", &format!("printf '%s\\n' '{input}' | {environment} {} user {arguments}", plugin.display()))
+    };
+    let refused = as_ci("add alice --password-stdin", "wonderland");
+    let asked = "it takes dcos:secrets:default:/private-registry/users full";
+    assert!(refused.status.code() == Some(1) && refused.stderr.contains(asked), "{}", refused.stderr);
+    cluster.grant("ci", "dcos:secrets:default:/private-registry/users", "full");
+    let added = as_ci("add alice --password-stdin", "wonderland");
+    assert!(added.status.success() && added.stdout.contains("alice may log in"), "{}{}", added.stdout, added.stderr);
+    let (code, stored) = cluster.http("GET", "/secrets/v1/secret/default/private-registry/users", None);
+    assert!(code == 200 && stored.contains("alice:$2b$10$"), "{stored}");
+    let app = cluster.get("/marathon/v2/apps/registry").to_string();
+    assert!(!app.contains("alice"), "{app}");
+
+    let said = login(&cluster, HOST, "192.168.0.1", "wonderland");
+    assert!(said.status.success(), "{}", said.stderr);
+    docker_ok(&cluster, HOST, &format!("tag canary:1 {IMAGE}"));
+    docker_ok(&cluster, HOST, &format!("push -q {IMAGE}"));
+    let mut app: Value = serde_json::from_str(&cluster.dcos_ok(&["private-registry", "snippet", "--for", "marathon-app-secret"])).unwrap();
+    app["cmd"] = json!("exec /bin/busybox sleep 1000");
+    let config = cluster.sh_ok(HOST, "cat /tmp/home/.docker/config.json");
+    assert_eq!(cluster.http("PUT", "/secrets/v1/secret/default/docker-config", Some(&json!({ "value": config }))).0, 201);
+    assert_eq!(cluster.marathon("POST", "/apps", &app).0, 201);
+    cluster.wait("the app to run", 30, || cluster.get("/marathon/v2/apps/app")["app"]["tasksRunning"] == 1);
+    let elsewhere = cluster.sh(HOST, "grep -rlF \"$(grep -o '\"auth\": *\"[^\"]*' /tmp/home/.docker/config.json)\" /var/lib/mesos").stdout;
+    assert!(elsewhere.is_empty(), "no task sees it: {elsewhere}");
+    // Without it, nothing is pulled.
+    assert_eq!(cluster.marathon("DELETE", "/apps/app", &Value::Null).0, 200);
+    cluster.wait("the app to go", 30, || cluster.is_calm());
+    app["container"]["docker"].as_object_mut().unwrap().remove("pullConfig");
+    assert_eq!(cluster.marathon("POST", "/apps", &app).0, 201);
+    let failed = || cluster.get("/marathon/v2/apps/app")["app"]["lastTaskFailure"]["message"].as_str().map(str::to_owned);
+    cluster.wait("the pull to fail", 30, || failed().is_some_and(|message| message.contains("asks for a login")));
+    assert_eq!(cluster.marathon("DELETE", "/apps/app?force=true", &Value::Null).0, 200);
+    cluster.wait("the app to go", 30, || cluster.is_calm());
+
+    assert!(as_ci("remove alice", "").status.success());
+    assert!(!login(&cluster, HOST, "192.168.0.1", "wonderland").status.success());
+    cluster.uninstall();
+    assert_eq!(cluster.http("GET", "/secrets/v1/secret/default/private-registry/users", None).0, 404);
+    cluster.assert_nothing_was_lost();
 }

@@ -45,6 +45,19 @@ fn a_machine_without_a_node_trusts_the_registry_by_the_script(cluster: &Cluster)
     cluster.sh_ok("outside", "test -s /etc/docker/certs.d/192.168.0.2/ca.crt");
     cluster.sh_ok("outside", "sh /tmp/trust.sh --remove");
     assert!(!cluster.sh("outside", "ls /etc/docker/certs.d/192.168.0.2").status.success());
+    // The lab's master has the disk of the machine under the lab, so there the script gets a root of its own; VIPs lead from it to the
+    // registry, so what it has written is proven by what the registry serves.
+    let root = cluster.lab.path().join("master-root");
+    let on_master = |argument: &str| cluster.sh("master", &format!("ROOT={} sh {} {argument}", root.display(), file.display()));
+    for _ in 0..2 {
+        let said = on_master("");
+        assert!(said.status.success() && said.stdout.contains("192.168.0.2: trusted, it answers 200"), "{}{}", said.stdout, said.stderr);
+        let fingerprint = cluster.dcos_ok(&["private-registry", "ca", "--json", "--name", GROUP]);
+        let fingerprint = serde_json::from_str::<Value>(&fingerprint).unwrap()["fingerprint"].as_str().unwrap().to_owned();
+        assert!(said.stdout.contains(&format!("CA {fingerprint} ")), "{}", said.stdout);
+    }
+    assert!(on_master("--remove").status.success());
+    assert!(!root.join("etc/docker/certs.d").exists());
 }
 
 fn every_verb_answers_as_json(cluster: &Cluster, name: &str) {
@@ -60,6 +73,11 @@ fn every_verb_answers_as_json(cluster: &Cluster, name: &str) {
         json("ca"),
         json!({ "ca": status["ca"], "fingerprint": status["ca_fingerprint"], "names": status["names"], "public": false })
     );
+    let text = cluster.dcos_ok(&["private-registry", "discovery", "--name", name]);
+    let discovery: Value = serde_json::from_str(&text).unwrap();
+    let vip = status["names"][0].as_str().unwrap().trim_end_matches(":443");
+    assert_eq!((&discovery["version"], &discovery["service"], &discovery["preferred"]), (&json!(1), &json!(name), &json!(vip)));
+    assert_eq!((&discovery["ca"]["pem"], &discovery["ca"]["sha256"]), (&status["ca"], &status["ca_fingerprint"]));
     // Twice at once: the second run may end before anybody has looked.
     for _ in 0..2 {
         assert_eq!(json("converge")["converged"], true);

@@ -190,10 +190,10 @@ fn unusable_options(package: &Value) -> Vec<String> {
             faults.push(format!("{at} has a media type that the form has no field for"));
         }
         if let Some(choices) = option.get("enum") {
-            // More than four would not be shown side by side.
+            // Up to four are shown side by side, more as a list to choose from.
             let choices = choices.as_array().map(Vec::as_slice).unwrap_or_default();
-            if !(1..=4).contains(&choices.len()) || !choices.iter().all(filled) {
-                faults.push(format!("{at} has not one to four choices"));
+            if !(1..=8).contains(&choices.len()) || !choices.iter().all(filled) {
+                faults.push(format!("{at} has not one to eight choices"));
             }
         }
         if let Some(pattern) = option.get("pattern").map(|pattern| pattern.as_str().unwrap_or("("))
@@ -217,7 +217,7 @@ fn every_option_has_a_type_a_description_and_only_keywords_that_the_form_and_cos
             ("/config/properties/service/properties/cpus/required", json!(false)),
             ("/config/properties/service/properties/cpus/pattern", json!("^1$")),
             ("/config/properties/service/properties/cpus/description", Value::Null),
-            ("/config/properties/service/properties/log_level/enum", json!(["error", "warn", "info", "debug", "trace"])),
+            ("/config/properties/service/properties/log_level/enum", json!(["1", "2", "3", "4", "5", "6", "7", "8", "9"])),
             ("/config/properties/service/properties/log_level/enum", json!([1, 2])),
             ("/config/properties/service/properties/log_level/enum", json!([])),
             ("/config/properties/service/properties/service_account_secret/media", json!({ "type": "application/x-secrets+string" })),
@@ -516,7 +516,9 @@ fn outside_of_resources(package: &Value) -> Vec<String> {
             Value::Array(array) => array.iter().for_each(|value| search(at, value, faults)),
             Value::String(text) => {
                 let name = at.to_ascii_lowercase();
-                let fetched = ["image", "uri", "uris"].iter().any(|end| name == *end || name.ends_with(&format!("_{end}")));
+                // What an operator gives is his own affair.
+                let fetched = !name.starts_with("option_")
+                    && ["image", "uri", "uris"].iter().any(|end| name == *end || name.ends_with(&format!("_{end}")));
                 if text.contains("://") || (fetched && text != RESOURCE) {
                     faults.push(format!("{at} is {text}"));
                 }

@@ -16,7 +16,7 @@ fn unusable_options_are_refused_with_field_and_remedy_and_leave_nothing_behind()
     let other = json!({
         "id": "/other", "cpus": 0.1, "mem": 32, "cmd": "sleep 100000",
         "container": { "type": "DOCKER", "docker": { "image": "canary:1", "network": "BRIDGE", "portMappings": [
-            { "containerPort": 80, "servicePort": 5001, "labels": { "VIP_0": "192.168.0.9:443" } },
+            { "containerPort": 80, "servicePort": 5001, "hostPort": 10123, "labels": { "VIP_0": "192.168.0.9:443", "VIP_1": "/other:80" } },
         ] } },
     });
     assert_eq!(cluster.marathon("POST", "/apps", &other).0, 201);
@@ -39,6 +39,11 @@ fn unusable_options_are_refused_with_field_and_remedy_and_leave_nothing_behind()
     for (options, field, remedy) in [
         (json!({ "names": { "vip": "192.168.0.300:443" } }), "names.vip", "Give an unused IPv4 address"),
         (json!({ "names": { "vip": "192.168.0.9:443" } }), "names.vip", "Choose another address or port"),
+        (json!({ "names": { "named_vip": "other:80" } }), "names.named_vip", "Choose another name or port"),
+        (json!({ "names": { "vip": "", "named_vip": "" } }), "names.vip", "Give at least one of the three"),
+        (json!({ "exposure": { "host_port": 22 } }), "exposure.host_port", "Choose one of these"),
+        (json!({ "exposure": { "host_port": 10_123 } }), "exposure.host_port", "pin that app to another agent"),
+        (json!({ "exposure": { "allowed_sources": "10.1.2.3/16" } }), "exposure.allowed_sources", "Give IPv4 addresses or networks"),
         (json!({ "names": { "external_host": "bad_host" } }), "names.external_host", "Give the address or DNS name"),
         (json!({ "names": { "extra": "registry.example.com" } }), "names.extra", "Give host:port"),
         (json!({ "registry": { "host": "192.168.1.222" } }), "registry.host", "Give the agent's host name as Mesos shows it"),

@@ -6,6 +6,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lab::journal::Content;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::key_watch::{KeyWatch, processes_of};
 use crate::support::{ADMIN, Cluster};
 use serde_json::{Value, json};
 
@@ -30,6 +35,15 @@ while [ ! -e /tmp/stop ]; do
 done
 "#;
 
+/// Asks the registry about every 50 ms; one line an answer: time and exit code.
+const PROBE: &str = r#"
+while [ ! -e /tmp/stop ]; do
+  curl -s -o /dev/null --max-time 5 --capath /var/lib/dcos/pki/tls/certs https://192.168.0.1/v2/
+  echo "$(date +%s.%N) $?"
+  sleep 0.05
+done
+"#;
+
 struct Clients<'a> {
     cluster: &'a Cluster,
     agents: Vec<String>,
@@ -44,6 +58,8 @@ impl<'a> Clients<'a> {
                 &format!("rm -f /tmp/stop; setsid sh /tmp/loop.sh {} >/tmp/loop.log 2>&1 </dev/null &", agent.replace('.', "-")),
             );
         }
+        fs::write(Self::file(cluster, agents[0], "probe.sh"), PROBE).unwrap();
+        cluster.sh_ok(agents[0], "setsid sh /tmp/probe.sh >/tmp/probe.log 2>&1 </dev/null &");
         Self { cluster, agents: agents.iter().map(|agent| (*agent).to_owned()).collect() }
     }
 
@@ -57,7 +73,8 @@ impl<'a> Clients<'a> {
         for agent in &self.agents {
             self.cluster.sh_ok(agent, "touch /tmp/stop");
         }
-        std::thread::sleep(Duration::from_secs(2));
+        let runs = |agent: &String| self.cluster.sh(agent, "pgrep -f '/tmp/[l]oop.sh'").status.success();
+        self.cluster.wait("the clients to end", 30, || !self.agents.iter().any(runs));
         for agent in &self.agents {
             let log = fs::read_to_string(Self::file(self.cluster, agent, "loop.log")).unwrap();
             for line in log.lines() {
@@ -71,6 +88,41 @@ impl<'a> Clients<'a> {
         }
         (attempts, failures)
     }
+
+    /// The longest time without an answer of the registry, in seconds.
+    fn longest_outage(cluster: &Cluster, agent: &str) -> f64 {
+        let log = fs::read_to_string(Self::file(cluster, agent, "probe.log")).unwrap();
+        let answered = log.lines().filter_map(|line| line.strip_suffix(" 0")?.parse::<f64>().ok());
+        let times: Vec<f64> = answered.collect();
+        assert!(times.len() > 20, "{log}");
+        times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max)
+    }
+}
+
+/// What a failure of trust looks like; any other is one of a registry that does not answer.
+fn of_trust(failures: &[(f64, String)]) -> Vec<&(f64, String)> {
+    failures.iter().filter(|(_, said)| ["x509", "certificate", "curl 60"].iter().any(|word| said.contains(word))).collect()
+}
+
+/// Where an agent's disk is.
+fn disk(cluster: &Cluster, agent: &str) -> PathBuf {
+    cluster.lab.path().join("agents").join(agent).join("root")
+}
+
+fn controllers_agent(cluster: &Cluster) -> String {
+    cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["host"].as_str().unwrap().to_owned()
+}
+
+/// Kills the program in this role with SIGKILL. Says whether there was one.
+fn kill_role(cluster: &Cluster, role: &str) -> bool {
+    let is_it = |pid: &u32| {
+        let argv = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = argv.split(|byte| *byte == 0).collect();
+        words.first().is_some_and(|program| program.ends_with(b"private-registry")) && words.get(1) == Some(&role.as_bytes())
+    };
+    let found: Vec<u32> = processes_of(cluster.lab.path()).into_iter().filter(is_it).collect();
+    found.iter().for_each(|pid| kill(Pid::from_raw(i32::try_from(*pid).unwrap()), Signal::SIGKILL).unwrap());
+    !found.is_empty()
 }
 
 #[test]
@@ -82,11 +134,62 @@ fn a_ca_is_replaced_without_a_gap_and_an_agent_that_was_away_goes_on_pulling() {
         "trust": { "rotation_deadline_seconds": 20 },
     }));
     cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
-    nobody_notices_a_rotation(&cluster);
+    no_key_leaves_its_place(&cluster, || nobody_notices_a_rotation(&cluster));
     an_agent_that_was_away_pulls_before_it_is_told_and_is_told(&cluster);
     a_lost_key_is_a_rotation_too(&cluster);
     cluster.uninstall();
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// Looks for keys during all of a rotation. First it is shown that they would be seen.
+fn no_key_leaves_its_place(cluster: &Cluster, rotation: impl FnOnce()) {
+    let home = controllers_agent(cluster);
+    let watch = KeyWatch::start(cluster, &[(&home, "controller"), (HOST, "registry")]);
+    let looks = |times: usize| {
+        let from = watch.looks();
+        cluster.wait("the next looks", 30, || watch.looks() >= from + times);
+    };
+    looks(2);
+    assert_eq!(watch.take_outside(), std::collections::BTreeSet::new(), "before the rotation");
+    let ca = fs::read_to_string(disk(cluster, &home).join("var/lib/private-registry/private-registry/controller/ca.pem")).unwrap();
+    let key = &ca[ca.find("-----BEGIN PRIVATE KEY-----").unwrap()..];
+    let base64: String = key.lines().filter(|line| !line.starts_with('-')).collect();
+    fs::write(disk(cluster, OTHER).join("var/lib/mesos/planted"), key).unwrap();
+    fs::write(disk(cluster, OTHER).join("etc/planted"), format!("{{\"key\": \"{base64}\"}}")).unwrap();
+    cluster.sh_ok(OTHER, "cp /var/lib/mesos/planted /run/planted");
+    cluster.sh_ok(OTHER, &format!("PLANTED='{base64}' setsid sleep 600 </dev/null >/dev/null 2>&1 & echo $! >/tmp/planted"));
+    cluster.sh_ok(OTHER, &format!("setsid sh -c 'sleep 600; : {base64}' </dev/null >/dev/null 2>&1 & echo $! >>/tmp/planted"));
+    looks(2);
+    let seen = watch.take_outside();
+    for place in ["/var/lib/mesos/planted", "/etc/planted", "/run/planted", "/environ", "/cmdline"] {
+        assert!(seen.iter().any(|path| path.ends_with(place)), "{place} was not seen: {seen:?}");
+    }
+    assert!(watch.holds_key(key.as_bytes()) && watch.holds_key(base64.as_bytes()));
+    cluster.sh_ok(OTHER, "kill $(cat /tmp/planted); rm /tmp/planted /var/lib/mesos/planted /etc/planted /run/planted");
+    looks(2);
+    watch.take_outside();
+
+    let before = watch.looks();
+    rotation();
+    // What was sent and answered meanwhile, and before.
+    let journal = cluster.lab.journal().unwrap();
+    for exchange in &journal {
+        for body in [&exchange.request_body, &exchange.response_body] {
+            let text = match body {
+                Content::Json(value) => value.to_string(),
+                Content::Text(text) => text.clone(),
+                Content::Empty | Content::Unseen => continue,
+            };
+            assert!(!watch.holds_key(text.as_bytes()), "{} {} carries a key", exchange.method, exchange.path);
+        }
+    }
+    let found = watch.stop();
+    println!("{} looks during the rotation, {} exchanges; keys in {:?}", found.looks - before, journal.len(), found.inside);
+    assert_eq!(found.outside, std::collections::BTreeSet::new());
+    let names = ["ca.pem", "order.key", "tls.key"];
+    assert!(names.iter().all(|name| found.inside.iter().any(|path| path.ends_with(name))), "{:?}", found.inside);
+    assert!(found.inside.iter().any(|path| path.contains("next-ca.pem")), "the next CA's key was not caught in its place");
+    assert!(found.looks - before > 30, "only {} looks", found.looks - before);
 }
 
 fn nobody_notices_a_rotation(cluster: &Cluster) {
@@ -105,13 +208,13 @@ fn nobody_notices_a_rotation(cluster: &Cluster) {
     }
     // The registry reads its certificate when it starts: that moment alone may be seen.
     assert!(attempts > 60, "only {attempts} attempts");
-    let trust: Vec<_> =
-        failures.iter().filter(|(_, said)| said.contains("x509") || said.contains("certificate") || said.contains("curl 60")).collect();
-    assert!(trust.is_empty(), "{trust:?}");
+    assert!(of_trust(&failures).is_empty(), "{:?}", of_trust(&failures));
+    let outage = Clients::longest_outage(cluster, HOST);
+    assert!(outage < 2.0, "the registry did not answer for {outage} s");
     let times: Vec<f64> = failures.iter().map(|(at, _)| *at).collect();
     let spread = times.iter().copied().fold(f64::MIN, f64::max) - times.iter().copied().fold(f64::MAX, f64::min);
     assert!(times.is_empty() || spread < 2.0, "failures over {spread} s: {failures:?}");
-    println!("{attempts} attempts, {} failures within {:.1} s", failures.len(), spread.max(0.0));
+    println!("{attempts} attempts, {} failures within {:.1} s; longest outage {outage:.2} s", failures.len(), spread.max(0.0));
 }
 
 fn an_agent_that_was_away_pulls_before_it_is_told_and_is_told(cluster: &Cluster) {
@@ -136,7 +239,7 @@ fn an_agent_that_was_away_pulls_before_it_is_told_and_is_told(cluster: &Cluster)
 
 fn a_lost_key_is_a_rotation_too(cluster: &Cluster) {
     let (served, kept) = (cluster.sh_ok(OTHER, SERVED), cluster.running());
-    let home = cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["host"].as_str().unwrap().to_owned();
+    let home = controllers_agent(cluster);
     cluster.sh_ok(&home, "rm /var/lib/private-registry/private-registry/controller/ca.pem");
     assert_eq!(cluster.marathon("POST", "/apps/private-registry/restart", &Value::Null).0, 200);
     cluster.wait("another CA to be served", 60, || cluster.sh(OTHER, SERVED).stdout.trim() != served);
@@ -155,6 +258,30 @@ fn hide(cluster: &Cluster, agent: &str) -> String {
     rule
 }
 
+/// The stages of a rotation, as the controller's own record has them.
+struct Stages<'a> {
+    cluster: &'a Cluster,
+    record: PathBuf,
+}
+
+impl<'a> Stages<'a> {
+    fn of(cluster: &'a Cluster) -> Self {
+        let home = disk(cluster, &controllers_agent(cluster));
+        Self { cluster, record: home.join("var/lib/private-registry/private-registry/controller/state.json") }
+    }
+
+    /// Kills the controller as soon as a stage is on its record, and waits for its successor. The empty stage is that of no rotation.
+    fn kill_controller(&self, stage: &str) {
+        let now = || serde_json::from_slice::<Value>(&fs::read(&self.record).unwrap_or_default()).unwrap_or(json!({ "rotation": "?" }));
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while now()["rotation"]["stage"].as_str().unwrap_or_default() != stage || now()["rotation"] == "?" {
+            assert!(std::time::Instant::now() < deadline, "the stage {stage:?} does not come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(kill_role(self.cluster, "controller"), "there was no controller to kill at {stage:?}");
+    }
+}
+
 #[test]
 fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_without_a_gap() {
     let cluster = Cluster::start(2, 0);
@@ -169,24 +296,28 @@ fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_with
     cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.1/base/hello:1 && docker push -q 192.168.0.1/base/hello:1");
     let kept = cluster.running().0;
 
-    // Interrupted: the controller is started anew while an agent has not got the new CA yet.
+    // Interrupted: the controller is killed at every stage, first while an agent has not got the new CA yet, and the registry once.
     let old = fingerprint();
     let rule = hide(&cluster, OTHER);
+    let clients = Clients::start(&cluster, &[HOST, OTHER]);
+    let stage = Stages::of(&cluster);
     cluster.dcos_ok(&["job", "run", "private-registry.rotate"]);
-    cluster.wait("the new CA to be published", 30, || says("is known beside it") && certificates(HOST) == "2");
-    let controller = || cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["id"].clone();
-    let first = controller();
-    assert_eq!(cluster.marathon("POST", "/apps/private-registry/restart", &Value::Null).0, 200);
-    cluster.wait("another controller to go on with it", 60, || controller() != first && says("is known beside it"));
+    stage.kill_controller("published");
+    cluster.wait("another controller to go on with it", 60, || says("is known beside it") && certificates(HOST) == "2");
     assert_eq!(
         (fingerprint(), certificates(HOST).as_str()),
         (old.clone(), "2"),
         "nobody may switch while an agent does not know the new CA"
     );
     cluster.sh_ok(OTHER, &format!("iptables -D {rule}"));
-    cluster.wait("the rotation", 60, || fingerprint() != old);
+    stage.kill_controller("switched");
+    assert!(kill_role(&cluster, "registry"));
+    stage.kill_controller("");
+    cluster.wait("the rotation", 60, || cluster.status().is_some_and(|status| status["ca_fingerprint"] != old));
     cluster.wait_converged();
     assert_eq!((certificates(HOST), certificates(OTHER)), ("1".to_owned(), "1".to_owned()));
+    let (attempts, failures) = clients.stop();
+    assert!(attempts > 20 && of_trust(&failures).is_empty(), "{attempts} attempts: {:?}", of_trust(&failures));
 
     // Turned back: a name is asked for, and not any more before all know the CA that may speak for it.
     let (old, rule) = (fingerprint(), hide(&cluster, OTHER));
@@ -205,9 +336,7 @@ fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_with
     cluster.wait("the name in the certificate", 60, || cluster.sh(OTHER, served).stdout.contains("registry.example.com"));
     cluster.wait_converged();
     let (attempts, failures) = clients.stop();
-    let trust: Vec<_> =
-        failures.iter().filter(|(_, said)| said.contains("x509") || said.contains("certificate") || said.contains("curl 60")).collect();
-    assert!(attempts > 20 && trust.is_empty(), "{attempts} attempts: {trust:?}");
+    assert!(attempts > 20 && of_trust(&failures).is_empty(), "{attempts} attempts: {:?}", of_trust(&failures));
     cluster.sh_ok(OTHER, "echo 192.168.0.1 registry.example.com >>/etc/hosts; curl -sf -o /dev/null --capath /var/lib/dcos/pki/tls/certs https://registry.example.com/v2/");
 
     // Another VIP: it works as soon as it is there.

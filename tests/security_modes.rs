@@ -202,6 +202,8 @@ fn on_enterprise_the_certificate_comes_from_secrets_or_is_signed_by_the_clusters
     assert_eq!(problems(&cluster), Vec::<String>::new());
     let app = cluster.get("/marathon/v2/apps/registry")["app"].to_string();
     assert!(app.contains("registry/certificate") && !app.contains("BEGIN"), "{app}");
+    let said = cluster.dcos_ok(&["private-registry", "rotate"]);
+    assert!(said.contains("renew the secret registry/certificate and the secret registry-key, then restart the app /registry"), "{said}");
     cluster.uninstall();
 
     cluster.install_and_wait(&signed);
@@ -211,6 +213,11 @@ fn on_enterprise_the_certificate_comes_from_secrets_or_is_signed_by_the_clusters
     let leaf = "openssl s_client -connect 192.168.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -issuer -text";
     let leaf = cluster.sh_ok(OTHER, leaf);
     assert!(leaf.contains("DC/OS Root CA") && leaf.contains("P-384") && leaf.contains("IP Address:192.168.0.1"), "{leaf}");
+    let served = "openssl s_client -connect 192.168.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -fingerprint";
+    let before = cluster.sh_ok(OTHER, served);
+    let said = cluster.dcos_ok(&["private-registry", "rotate"]);
+    assert!(said.contains("the registry got another certificate of it"), "{said}");
+    assert_ne!(cluster.sh_ok(OTHER, served), before);
     assert_eq!(problems(&cluster), Vec::<String>::new());
     cluster.uninstall();
     cluster.assert_servers_answered_as_the_real_ones();

@@ -4,7 +4,6 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -57,19 +56,19 @@ impl Issuer {
         format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
     }
 
-    /// Writes what [`the_server_itself`] needs, and gives the command that starts it.
-    pub(crate) fn command(&self, file: &Path, port: u16) -> String {
-        let text = json!({
+    /// What [`the_server_itself`] reads.
+    pub(crate) fn for_server(&self, port: u16) -> String {
+        json!({
             "name": self.name, "service": self.service, "certificate": STANDARD.encode(&self.certificate_der),
             "key": STANDARD.encode(&self.key), "port": port,
-        });
-        std::fs::write(file, text.to_string()).unwrap();
-        let program = std::env::current_exe().unwrap();
-        format!(
-            "{FILE}={} setsid {} --ignored --exact token_server::the_server_itself --nocapture >/tmp/token-server.log 2>&1 </dev/null &",
-            file.display(),
-            program.display()
-        )
+        })
+        .to_string()
+    }
+
+    /// The shell line that starts it with that file, from a copy of the program of the tests.
+    pub(crate) fn start_server(program: &str, file: &str) -> String {
+        let arguments = "--ignored --exact token_server::the_server_itself --nocapture";
+        format!("{FILE}={file} setsid {program} {arguments} >{file}.log 2>&1 </dev/null &")
     }
 
     fn read(file: &str) -> (Self, u16) {

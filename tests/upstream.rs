@@ -11,8 +11,6 @@ use crate::token_server::Issuer;
 
 /// Where it is.
 pub(crate) const UPSTREAM: &str = "192.168.1.200:5443";
-/// Where its authorisation server is: an agent, which sees the disk that the program of the tests lies on.
-const AUTHORITY: &str = "192.168.1.81";
 const TOKEN_PORT: u16 = 5080;
 
 pub(crate) struct Upstream {
@@ -31,9 +29,11 @@ impl Upstream {
             let issuer = Issuer::new("hub", "hub-registry");
             fs::write(upstream.dir.join("issuer.pem"), issuer.certificate()).unwrap();
             config += &format!(
-                "auth:\n  token:\n    realm: http://{AUTHORITY}:{TOKEN_PORT}/token\n    service: hub-registry\n    issuer: hub\n    rootcertbundle: /tmp/upstream/issuer.pem\n"
+                "auth:\n  token:\n    realm: http://192.168.1.200:{TOKEN_PORT}/token\n    service: hub-registry\n    issuer: hub\n    rootcertbundle: /tmp/upstream/issuer.pem\n"
             );
-            cluster.sh_ok(AUTHORITY, &issuer.command(&cluster.lab.path().join("hub-token-server.json"), TOKEN_PORT));
+            fs::write(upstream.dir.join("token-server.json"), issuer.for_server(TOKEN_PORT)).unwrap();
+            fs::copy(std::env::current_exe().unwrap(), upstream.dir.join("token-server")).unwrap();
+            cluster.sh_ok("outside", &Issuer::start_server("/tmp/upstream/token-server", "/tmp/upstream/token-server.json"));
         }
         fs::write(upstream.dir.join("config.yml"), config).unwrap();
         upstream.resume(cluster);

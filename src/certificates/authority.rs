@@ -465,6 +465,58 @@ mod tests {
         assert!(rustls_verify(&old, &signed, "192.168.0.1").is_err(), "without the link");
     }
 
+    /// What a client in Go says of a server on loopback that shows this chain: skopeo, which reads its CA from a directory as docker does.
+    fn go_verify(authority: &Authority, chain: &str, key: &RegistryKey) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("ca.crt"), authority.certificate().pem()).unwrap();
+        let mut certificates = Certificate::parse_bundle(chain).unwrap().into_iter().map(|c| c.der().to_vec().into());
+        let key = pem::decode_one(key.to_pem().expose(), PRIVATE_KEY).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_no_client_auth().with_single_cert(certificates.by_ref().collect(), key.try_into().unwrap()).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let ends = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let asked = Arc::clone(&ends);
+        let server = std::thread::spawn(move || {
+            use std::io::{Read, Write};
+            for stream in listener.incoming() {
+                if asked.load(std::sync::atomic::Ordering::SeqCst) {
+                    return;
+                }
+                let connection = rustls::ServerConnection::new(Arc::new(config.clone())).unwrap();
+                let mut tls = rustls::StreamOwned::new(connection, stream.unwrap());
+                // A client that refuses the certificate asks nothing.
+                if tls.read(&mut [0; 4096]).is_ok() {
+                    let _ = tls.write_all(b"HTTP/1.1 418 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                    tls.conn.send_close_notify();
+                    let _ = tls.flush();
+                }
+            }
+        });
+        let image = format!("docker://{address}/x:1");
+        let output = run(dir.path(), "skopeo", &["inspect", "--cert-dir", ".", &image]);
+        ends.store(true, std::sync::atomic::Ordering::SeqCst);
+        drop(std::net::TcpStream::connect(address));
+        server.join().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    #[test]
+    fn a_client_in_go_refuses_what_the_constraints_exclude_and_accepts_what_they_permit() {
+        for (permitted, is_accepted) in
+            [(&["127.0.0.1:443"], true), (&["192.168.0.1:443"], false), (&["registry.marathon.mesos:443"], false)]
+        {
+            let authority = Authority::create("private-registry", 1, &names(permitted), now(), 3650).unwrap();
+            let key = RegistryKey::generate().unwrap();
+            let chain = authority.issue(&key.csr("s").unwrap(), &["127.0.0.1".parse().unwrap()], now(), 365).unwrap();
+            let said = go_verify(&authority, &chain, &key);
+            let expected = if is_accepted { "418" } else { "not permitted by any constraint" };
+            assert!(said.contains(expected), "{permitted:?}: {said}");
+        }
+    }
+
     #[test]
     fn clients_refuse_what_the_constraints_exclude_even_when_the_ca_has_signed_it() {
         let sets: [&[&str]; 3] = [&NAMES, &["192.168.0.1:443"], &["registry.marathon.mesos:443"]];
@@ -506,6 +558,13 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected:?} is missing in {text}");
         }
+        // In the DER: object id, then the octets at once; a critical one has the boolean 01 01 FF between them. Go before 1.10, which
+        // the dockers of DC/OS 1.9's age are built with, cannot judge constraints of addresses: it passes over an extension that is
+        // not critical, and refuses a certificate with a critical one (moby#35152).
+        let der = authority.certificate().der();
+        let oid = [0x06, 0x03, 0x55, 0x1d, 0x1e];
+        let at = der.windows(oid.len()).position(|window| window == oid).unwrap();
+        assert_eq!(der[at + oid.len()], 0x04, "the extension must not be critical");
         assert!(authority.certificate().subject().starts_with("CN=private-registry CA 1 "));
         assert_ne!(authority.certificate().subject_hash(), self::authority().certificate().subject_hash());
     }

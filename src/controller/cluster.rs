@@ -8,6 +8,7 @@ use super::state::StateError;
 use super::store::Store;
 use super::{CALM, ControllerError, Report, Setting};
 use crate::dcos::ca::Ca;
+use crate::dcos::cosmos::Cosmos;
 use crate::dcos::grants::Door;
 use crate::dcos::login::{self, Credential, CredentialError, Login};
 use crate::dcos::marathon::Marathon;
@@ -26,6 +27,7 @@ pub(crate) struct Cluster {
     pub(crate) metronome: Metronome,
     /// The CA of DC/OS Enterprise.
     pub(crate) ca: Ca,
+    pub(crate) cosmos: Cosmos,
     /// The secret store, where there is a service account.
     pub(crate) secrets: Option<Secrets>,
     /// For tasks' own addresses.
@@ -47,6 +49,7 @@ impl Cluster {
             marathon: Marathon(api(&urls.marathon, Door::Marathon)),
             metronome: Metronome(api(&urls.metronome, Door::Metronome)),
             ca: Ca(api(&urls.ca, Door::Ca)),
+            cosmos: Cosmos(Api::new(client.clone(), &urls.cosmos)),
             secrets: login.is_some().then(|| Secrets(api(&urls.secrets, Door::Secrets))),
             http: Api::client()?,
         })

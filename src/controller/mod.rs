@@ -7,7 +7,11 @@ mod anchor;
 mod cluster;
 mod collect;
 mod copies;
+mod discovery;
 mod images;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod kills;
+mod marathon_lb;
 mod observe;
 mod others;
 mod page;
@@ -34,6 +38,7 @@ use crate::dcos::mesos::Mesos;
 use crate::dcos::{ApiError, chain};
 use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
+use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
@@ -46,6 +51,7 @@ use anchor::Anchor;
 use cluster::Cluster;
 use collect::Collections;
 use copies::Copies;
+pub use discovery::Discovery;
 pub use images::{ImageReport, ImagesReport};
 use others::Others;
 use preloads::Preloads;
@@ -219,6 +225,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         others: Others::default(),
         takeover_since: None,
         passes_at_takeover: BTreeMap::new(),
+        marathon_lb: marathon_lb::Watch::default(),
         users: users::Kept::default(),
         retirement: None,
         collections: Collections::default(),
@@ -309,6 +316,7 @@ struct Controller {
     takeover_since: Option<Instant>,
     /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
     passes_at_takeover: BTreeMap<Host, u64>,
+    marathon_lb: marathon_lb::Watch,
     users: users::Kept,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
@@ -404,6 +412,12 @@ impl Controller {
                 ..plan::Ca::default()
             }
         };
+        // The cluster's CA stays; what a run of the job can have of it is another certificate.
+        if let (Anchor::Cluster(_), Some(run)) = (&anchor, &rotate_run)
+            && state.rotated_for() != Some(run)
+        {
+            state.let_go_of_leaf(run).await?;
+        }
         if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
             self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
         }
@@ -423,6 +437,7 @@ impl Controller {
         let upstream_certificates = upstream.flat_map(|other| &other.certificates).map(|pem| format!("{}\n", pem.trim_end())).collect();
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
+        self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
         state.note_covered(observed.nodes.keys()).await?;
         self.settled = match runs_registry {
             true => {
@@ -483,6 +498,7 @@ impl Controller {
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
         let idle = report.collections.iter().all(|collection| collection.ended) && report.copies.iter().all(|copy| copy.ended);
         let done = idle && report.converged && report.orders.iter().all(|order| order.fresh);
+        self.shared.describe(Discovery::new(&self.options, &plan::registry_host(&observed, &self.options), &report));
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
     }
@@ -664,8 +680,8 @@ impl Controller {
         let mut runs: Vec<(String, bool)> = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
         // A CA that is not ours is not ours to replace.
-        let rotated =
-            |run: &String| !anchor.is_own() || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
+        let signs = anchor.is_own() || matches!(anchor, Anchor::Cluster(_));
+        let rotated = |run: &String| !signs || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
         runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
         let certificates = state.map(State::certificates_in_force).unwrap_or_default();
         let mut report = Report::new(&self.options, wanted, observed, plan, runs, &certificates)?;
@@ -688,6 +704,8 @@ impl Controller {
                 report.problems.extend(security::end_nearing(status, wanted.now));
             }
         }
+        report.problems.extend(self.marathon_lb.problem(&self.options, observed));
+        report.advice.extend(exposure::advice(&self.options, observed));
         report.collections = self.collections.reports();
         report.copies = self.copies.reports();
         self.report_preload(observed, &mut report);

@@ -11,6 +11,7 @@ use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RegistryTask, RowState, Wanted};
 use crate::protocol::{CopyKind, NodeStatus, PreloadedImage, Proof, ProofOutcome, RegistryPhase, SysctlState};
+use crate::security;
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -54,11 +55,17 @@ pub struct Report {
     pub next: Vec<String>,
     /// What stands in the way.
     pub problems: Vec<String>,
+    /// What works, and can be done better.
+    #[serde(default)]
+    pub advice: Vec<String>,
     /// Why the last pass failed, if it did; the rest is then what the pass before saw.
     #[serde(default)]
     pub trouble: Option<String>,
     /// Active runs of the init job.
     pub orders: Vec<OrderReport>,
+    /// What a run of the job `….rotate` does, where the CA is not this service's own to replace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<String>,
     /// Garbage collections that are asked for, and the last one that has ended.
     #[serde(default)]
     pub collections: Vec<CollectionReport>,
@@ -84,7 +91,7 @@ pub struct AgentReport {
     pub state: String,
     /// Why, and what to do.
     pub detail: String,
-    /// The sysctl in a word: `set`, `already set`, `pending`, `failed`, `unmanaged`, or `unknown`.
+    /// The sysctl: `set`, `already set`, `pending`, `failed`, `unmanaged`, or `unknown`; after a colon, why it is not set.
     pub sysctl: String,
     /// Path of the private key of a registry made by hand that lies there for whoever gets to read it.
     #[serde(default)]
@@ -233,8 +240,10 @@ impl Report {
                 .chain(not_stored(wanted, observed))
                 .chain(exposed)
                 .collect(),
+            advice: Vec::new(),
             trouble: None,
             orders: runs.into_iter().map(|(run, fresh)| OrderReport { run, fresh }).collect(),
+            rotation: security::what_a_rotation_does(options, &plan::registry_host(observed, options)),
             collections: Vec::new(),
             copies: Vec::new(),
             preload: Vec::new(),
@@ -439,13 +448,7 @@ impl AgentReport {
             RowState::Pending => "pending",
             RowState::Failed => "failed",
         };
-        let sysctl = observed.nodes.get(&row.host).map_or("unknown", |status| match status.sysctl.state {
-            SysctlState::Set => "set",
-            SysctlState::AlreadySet => "already set",
-            SysctlState::Pending => "pending",
-            SysctlState::Failed => "failed",
-            SysctlState::Unmanaged => "unmanaged",
-        });
+        let sysctl = observed.nodes.get(&row.host).map_or("unknown".to_string(), sysctl_words);
         let role = if row.public { "public" } else { "private" };
         let node = observed.nodes.get(&row.host);
         let exposed_key = node.and_then(|status| status.exposed_key.clone());
@@ -457,7 +460,22 @@ impl AgentReport {
         if !cleaned.is_empty() {
             detail += &format!("; removed what the tutorial had put there: {}", cleaned.join(", "));
         }
-        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail, sysctl: sysctl.into(), exposed_key, cleaned }
+        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail, sysctl, exposed_key, cleaned }
+    }
+}
+
+fn sysctl_words(status: &NodeStatus) -> String {
+    let looked = status.passes > 0 && status.errors.is_empty();
+    match (status.sysctl.state, status.sysctl.value.as_deref()) {
+        (SysctlState::Set, _) => "set".into(),
+        (SysctlState::AlreadySet, None | Some("1")) => "already set".into(),
+        (SysctlState::AlreadySet, Some(value)) => format!("already set: {value}"),
+        (SysctlState::Pending, _) if looked => "pending: nf_conntrack is not loaded".into(),
+        (SysctlState::Pending, _) => "pending".into(),
+        (SysctlState::Failed, Some(value)) => format!("failed: still {value}"),
+        (SysctlState::Failed, None) => "failed".into(),
+        (SysctlState::Unmanaged, Some(value)) => format!("unmanaged: {value}"),
+        (SysctlState::Unmanaged, None) => "unmanaged".into(),
     }
 }
 
@@ -485,7 +503,6 @@ mod tests {
             sysctl: "set".into(),
             exposed_key: None,
             cleaned: vec![],
-            preload: None,
         };
         let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).collect(), ..Report::default() };
         assert_eq!(
@@ -521,6 +538,22 @@ mod tests {
     }
 
     #[test]
+    fn why_the_sysctl_is_not_set_is_told() {
+        let mut status: NodeStatus = serde_json::from_value(serde_json::json!({
+            "service": "s", "executor": "", "host": "", "order_version": 1, "order_digest": "", "phase": "trusted", "files": [],
+            "sysctl": { "state": "pending", "value": null, "found": null }, "proofs": [], "errors": [], "passes": 0,
+        }))
+        .unwrap();
+        assert_eq!(sysctl_words(&status), "pending");
+        status.passes = 1;
+        assert_eq!(sysctl_words(&status), "pending: nf_conntrack is not loaded");
+        (status.sysctl.state, status.sysctl.value) = (SysctlState::Failed, Some("0".into()));
+        assert_eq!(sysctl_words(&status), "failed: still 0");
+        status.sysctl.state = SysctlState::Unmanaged;
+        assert_eq!(sysctl_words(&status), "unmanaged: 0");
+    }
+
+    #[test]
     fn the_table_is_aligned_and_has_one_row_per_agent() {
         let agent = |host: &str, detail: &str| AgentReport {
             host: host.into(),
@@ -530,7 +563,6 @@ mod tests {
             sysctl: "set".into(),
             exposed_key: None,
             cleaned: vec![],
-            preload: None,
         };
         let report = Report { agents: vec![agent("10.0.0.1", "proven by docker"), agent("10.0.0.100", "")], ..Report::default() };
         assert_eq!(

@@ -14,6 +14,7 @@ use axum::routing::get;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
+use super::discovery::Discovery;
 use super::images::{self, Asked, Source};
 use super::page;
 use super::report::Report;
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
 
 struct Now {
     report: Report,
+    discovery: Option<Discovery>,
     actions: Vec<String>,
     beat: Instant,
     removed: Option<bool>,
@@ -44,7 +46,7 @@ struct Now {
 impl Shared {
     pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
         let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
-        let now = Now { report, actions: Vec::new(), beat: Instant::now(), removed: None, images: None };
+        let now = Now { report, discovery: None, actions: Vec::new(), beat: Instant::now(), removed: None, images: None };
         Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new() }
     }
 
@@ -59,6 +61,10 @@ impl Shared {
             tracing::info!("{}", report.summary);
         }
         now.report = report;
+    }
+
+    pub(super) fn describe(&self, discovery: Discovery) {
+        self.now().discovery = Some(discovery);
     }
 
     pub(super) fn trouble(&self, text: String) {
@@ -100,6 +106,7 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
         .route("/health", get(health))
         .route("/v1/status", get(status))
         .route("/v1/ca", get(ca))
+        .route("/v1/discovery", get(discovery))
         .route("/v1/images", get(list_images))
         .route("/v1/plans/deploy", get(deploy))
         .route("/artifact/{sha256}/private-registry", get(artifact))
@@ -148,6 +155,14 @@ async fn ca(State(shared): State<Arc<Shared>>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "there is no CA yet\n").into_response();
     }
     ([(header::CONTENT_TYPE, "application/x-pem-file")], ca).into_response()
+}
+
+/// What tools need; the last that was known, also while something goes wrong.
+async fn discovery(State(shared): State<Arc<Shared>>) -> Response {
+    match &shared.now().discovery {
+        Some(discovery) => axum::Json(discovery).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "nothing is known of the registry yet\n").into_response(),
+    }
 }
 
 /// Cosmos asks this during an uninstall and deletes the app at the first 200 (facts: Cosmos ServiceUninstaller).

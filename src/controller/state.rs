@@ -198,6 +198,14 @@ impl LeafRecord {
     }
 }
 
+#[cfg(test)]
+impl LeafRecord {
+    /// The order that carries it.
+    pub(super) fn carried_by(&self) -> &SignedOrder {
+        &self.order
+    }
+}
+
 /// The controller's keys and record.
 pub struct State {
     store: Store,
@@ -480,6 +488,8 @@ impl State {
             Some(authority) => Some(authority.link(&next, &all, now)?),
             None => None,
         };
+        // After a switch that could not be completed on the store the place of the next CA holds the only copy of the present one's key.
+        self.tidy().await?;
         // The key first: a next CA without its record is dropped by the next start. Nothing has begun before it is kept.
         self.store.write(Entry::NextCa, &certificate_and_key(&next)).await?;
         self.record.generation = generation;
@@ -487,6 +497,16 @@ impl State {
         self.record.rotation = Some(Rotation { stage: Stage::Published, reason, since: now, link });
         self.record.rotated_for = run.map(String::from).or(self.record.rotated_for.take());
         self.next = Some(next);
+        self.save().await
+    }
+
+    /// Takes a run of the job for a leaf of a CA that is not this service's own: the next look asks that CA for another.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn let_go_of_leaf(&mut self, run: &str) -> Result<(), StateError> {
+        self.record.leaves.clear();
+        self.record.rotated_for = Some(run.to_string());
         self.save().await
     }
 
@@ -1006,6 +1026,8 @@ mod tests {
         state.keep_leaf(chain, &names(ONE), "first".into(), NOW).await.unwrap();
         assert!(state.leaf_of(&status, &names(ONE), "first").is_some() && state.leaf(&status, &names(ONE)).is_none());
         assert!(state.leaf_of(&status, &names(ONE), "second").is_none() && state.leaf_of(&status, &names(TWO), "first").is_none());
+        state.let_go_of_leaf("run").await.unwrap();
+        assert!(state.leaf_of(&status, &names(ONE), "first").is_none() && state.rotated_for() == Some("run"));
     }
 
     #[tokio::test]

@@ -166,7 +166,7 @@ mod tests {
             apply_on(&root, "private-registry", &changes[1]),
             apply_on(&root, "private-registry", &changes[2])
         );
-        (a.unwrap(), b.unwrap(), c.unwrap());
+        [a, b, c].into_iter().for_each(Result::unwrap);
         assert!(apply_on(&root, "private-registry", &changes[0]).await.unwrap_err().to_string().contains("--replace"));
         let file = root.controller_state("private-registry").join("users");
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);

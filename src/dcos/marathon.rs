@@ -12,7 +12,7 @@ use crate::protocol::NODE_ENDPOINT;
 pub struct Marathon(pub Api);
 
 /// An app as far as it can clash with ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AppClaims {
     /// Absolute id.
     pub id: String,
@@ -22,6 +22,16 @@ pub struct AppClaims {
     pub vips: Vec<String>,
     /// Paths of its agents that it has mounted.
     pub mounts: Vec<String>,
+    /// Ports that it wants of its agent, and no others.
+    pub fixed_ports: Vec<u16>,
+    /// The one agent that its constraints leave it.
+    pub host: Option<Host>,
+    /// It runs on public agents alone.
+    pub public_only: bool,
+    /// It is a Marathon-LB that serves our group.
+    pub marathon_lb: bool,
+    /// How many tasks of it run.
+    pub tasks_running: u64,
 }
 
 /// A running task of an app.
@@ -245,6 +255,9 @@ fn app_claims(app: &Value) -> AppClaims {
     let all =
         [mappings(&container["portMappings"]), mappings(&container["docker"]["portMappings"]), mappings(&app["portDefinitions"])].concat();
     let port = |value: &Value| value.as_u64().and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0);
+    let requires = app["requirePorts"] == true;
+    let pin = |c: &&Value| c[0] == "hostname" && ["CLUSTER", "IS", "LIKE"].iter().any(|operator| c[1] == *operator);
+    let pinned = app["constraints"].as_array().into_iter().flatten().find(pin);
     AppClaims {
         id: app["id"].as_str().unwrap_or_default().to_string(),
         service_ports: all.iter().filter_map(|m| port(&m["servicePort"]).or_else(|| port(&m["port"]))).collect(),
@@ -256,5 +269,59 @@ fn app_claims(app: &Value) -> AppClaims {
             .filter_map(|(_, value)| value.as_str().map(String::from))
             .collect(),
         mounts: mappings(&container["volumes"]).iter().filter_map(|volume| volume["hostPath"].as_str().map(String::from)).collect(),
+        fixed_ports: all.iter().filter_map(|m| port(&m["hostPort"]).or_else(|| port(&m["port"]).filter(|_| requires))).collect(),
+        host: pinned.and_then(|c| c[2].as_str()?.trim_matches(['^', '$']).replace('\\', "").parse().ok()),
+        public_only: app["acceptedResourceRoles"] == serde_json::json!(["slave_public"]),
+        marathon_lb: is_marathon_lb(app),
+        tasks_running: app["tasksRunning"].as_u64().unwrap_or_default(),
+    }
+}
+
+/// Group of apps that the registry belongs to at Marathon-LB.
+pub const MARATHON_LB_GROUP: &str = "external";
+
+/// Whether an app is the package `marathon-lb`, or runs its image, and serves our group: an internal one serves another.
+fn is_marathon_lb(app: &Value) -> bool {
+    let image = app["container"]["docker"]["image"].as_str().unwrap_or_default();
+    let name = image.rsplit('/').next().and_then(|name| name.split([':', '@']).next());
+    if app["labels"]["DCOS_PACKAGE_NAME"] != "marathon-lb" && name != Some("marathon-lb") {
+        return false;
+    }
+    let args: Vec<&str> = app["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let groups: Vec<&str> = args.windows(2).filter(|pair| pair[0] == "--group").map(|pair| pair[1]).collect();
+    // "*" serves every group.
+    groups.is_empty() || groups.iter().any(|group| [MARATHON_LB_GROUP, "*"].contains(group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn marathon_lb_is_known_by_its_package_or_image_unless_it_serves_another_group() {
+        let with = |labels: Value, image: &str, args: Value| {
+            app_claims(&json!({ "id": "/lb", "labels": labels, "container": { "docker": { "image": image } }, "args": args })).marathon_lb
+        };
+        let package = json!({ "DCOS_PACKAGE_NAME": "marathon-lb" });
+        assert!(with(package.clone(), "mesosphere/marathon-lb:v1.15.0", json!(["sse", "--group", "external"])));
+        assert!(with(json!({}), "registry.example.com:5000/mesosphere/marathon-lb@sha256:00", Value::Null));
+        assert!(!with(package, "mesosphere/marathon-lb:v1.15.0", json!(["sse", "--group", "internal"])));
+        assert!(!with(json!({}), "example/not-marathon-lb:1", Value::Null));
+    }
+
+    #[test]
+    fn what_an_app_claims_is_read_from_the_old_and_the_new_syntax() {
+        let app = json!({
+            "id": "/web", "requirePorts": true, "acceptedResourceRoles": ["slave_public"], "tasksRunning": 2,
+            "constraints": [["hostname", "LIKE", "^10\\.0\\.0\\.9$"]],
+            "portDefinitions": [{ "port": 10050, "labels": { "VIP_0": "/web:80" } }],
+            "container": { "docker": { "portMappings": [{ "containerPort": 80, "hostPort": 5000, "servicePort": 10001 }] } },
+        });
+        let claims = app_claims(&app);
+        assert_eq!((claims.service_ports, claims.fixed_ports), (vec![10001, 10050], vec![5000, 10050]));
+        assert_eq!(claims.host, Some("10.0.0.9".parse().unwrap()));
+        assert!(claims.public_only && !claims.marathon_lb && claims.tasks_running == 2);
+        assert!(app_claims(&json!({ "portDefinitions": [{ "port": 10050 }] })).fixed_ports.is_empty());
     }
 }

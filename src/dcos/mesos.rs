@@ -21,6 +21,40 @@ pub struct Agent {
     pub active: bool,
     /// What nobody uses now; resources on offer count as free, they come back.
     pub free: Resources,
+    /// Ports that it offers to tasks of its role, used or not.
+    pub ports: Ports,
+}
+
+/// Ranges of ports, both ends included.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ports(Vec<(u16, u16)>);
+
+impl Ports {
+    /// Reads what Mesos writes: `[1025-2180, 2182-3887]`. What cannot be read is left out.
+    pub(crate) fn parse(text: &str) -> Self {
+        let range = |text: &str| {
+            let (first, last) = text.split_once('-')?;
+            Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+        };
+        Self(text.trim_matches(['[', ']']).split(',').filter_map(range).collect())
+    }
+
+    /// Whether the port is one of them.
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|(first, last)| (*first..=*last).contains(&port))
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl std::fmt::Display for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ranges: Vec<String> = self.0.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+        f.write_str(&ranges.join(", "))
+    }
 }
 
 /// Scalar resources.
@@ -100,6 +134,10 @@ struct Slave {
     #[serde(default)]
     attributes: serde_json::Map<String, serde_json::Value>,
     #[serde(default)]
+    reserved_resources: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    unreserved_resources: serde_json::Value,
+    #[serde(default)]
     reserved_resources_full: serde_json::Map<String, serde_json::Value>,
     resources: Scalars,
     used_resources: Scalars,
@@ -127,6 +165,8 @@ impl Slave {
         // In strict mode reserved resources are filtered by permission; the attribute is not.
         let public = self.attributes.get("public_ip").and_then(|v| v.as_str()) == Some("true")
             || self.reserved_resources_full.get(PUBLIC_ROLE).is_some_and(is_for_good);
+        let of_role = if public { self.reserved_resources.get(PUBLIC_ROLE) } else { Some(&self.unreserved_resources) };
+        let ports = of_role.and_then(|resources| resources["ports"].as_str()).map(Ports::parse).unwrap_or_default();
         Some(Agent {
             id: self.id,
             host,
@@ -137,6 +177,7 @@ impl Slave {
                 mem: self.resources.mem - self.used_resources.mem,
                 disk: self.resources.disk - self.used_resources.disk,
             },
+            ports,
         })
     }
 }
@@ -160,7 +201,8 @@ mod tests {
         let slaves: Slaves = serde_json::from_value(serde_json::json!({"slaves": [
             {"id": "a", "hostname": "10.0.0.1", "active": true, "attributes": {"public_ip": "true"}, "resources": {"cpus": 2.0, "mem": 100.0, "disk": 50.0},
              "used_resources": {"cpus": 0.5, "mem": 40.0, "disk": 0.0}},
-            {"id": "b", "hostname": "10.0.0.2", "active": true, "reserved_resources_full": {"slave_public": [{"name": "cpus"}]},
+            {"id": "b", "hostname": "10.0.0.2", "active": true, "reserved_resources": {"slave_public": {"ports": "[1-21, 23-5050]"}},
+              "reserved_resources_full": {"slave_public": [{"name": "cpus"}]},
              "drain_info": {"state": "DRAINING"}, "resources": {}, "used_resources": {}},
             {"id": "d", "hostname": "10.0.0.3", "active": true, "reserved_resources_full": {"slave_public": [
                 {"name": "disk", "reservation": {"principal": "dcos_marathon"}},
@@ -175,5 +217,7 @@ mod tests {
             "a persistent volume makes no public agent"
         );
         assert_eq!(agents[0].free, Resources { cpus: 1.5, mem: 60.0, disk: 50.0 });
+        assert!(agents[1].ports.contains(5000) && !agents[1].ports.contains(22) && agents[0].ports.is_empty());
+        assert_eq!(agents[1].ports.to_string(), "1-21, 23-5050");
     }
 }

@@ -1,6 +1,7 @@
 //! Clients of the cluster's own services. Each asks, parses what it needs and nothing more, and cuts off endless answers.
 
 pub mod ca;
+pub mod cosmos;
 pub mod grants;
 pub mod login;
 pub mod marathon;

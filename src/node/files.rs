@@ -306,7 +306,7 @@ impl HostFiles {
     /// Writes a value into an existing file of the kernel, which knows no rename.
     pub(crate) fn set_kernel_value(&self, path: &Path, value: &str) -> Result<(), FileError> {
         let (dir, name) = self.parent(path)?.ok_or(Errno::ENOENT).map_err(failed("set", path))?;
-        let flags = OFlag::O_WRONLY | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = openat(&dir, name.as_os_str(), flags, Mode::empty()).map_err(failed("set", path))?;
         File::from(file).write_all(format!("{value}\n").as_bytes()).map_err(|e| failed("set", path)(errno(&e)))
     }

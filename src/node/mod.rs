@@ -21,6 +21,8 @@ mod system_store;
 mod trust;
 mod tutorial;
 
+#[cfg(all(test, target_arch = "x86_64"))]
+mod kills;
 #[cfg(test)]
 mod tests;
 

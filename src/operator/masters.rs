@@ -4,6 +4,7 @@ use handlebars::Handlebars;
 use serde_json::json;
 
 use crate::controller::Report;
+use crate::digest::sha256_hex;
 use crate::names::HostPort;
 
 /// The script that lets docker on such a machine trust the registry, with checks. None while there is no CA, or none is needed.
@@ -17,7 +18,13 @@ pub fn masters_script(report: &Report) -> Option<String> {
     let mut engine = Handlebars::new();
     engine.register_escape_fn(handlebars::no_escape);
     engine.set_strict_mode(true);
-    let values = json!({ "service": report.service, "names": names, "ca": report.ca });
+    let values = json!({
+        "service": report.service,
+        "names": names,
+        "ca": report.ca,
+        "digest": sha256_hex(report.ca.as_bytes()),
+        "fingerprint": report.ca_fingerprint.clone().unwrap_or_default(),
+    });
     // The template is part of the program; a test renders it.
     engine.render_template(include_str!("../templates/masters.sh.hbs"), &values).ok()
 }
@@ -37,11 +44,17 @@ mod tests {
 
     /// Runs the script on a root of its own, without a network.
     fn run(root: &Path, ca: &str, arguments: &[&str]) -> Output {
+        run_script(root, &masters_script(&report(ca)).unwrap(), arguments)
+    }
+
+    fn run_script(root: &Path, script: &str, arguments: &[&str]) -> Output {
         let file = root.join("script.sh");
-        fs::write(&file, masters_script(&report(ca)).unwrap()).unwrap();
+        fs::write(&file, script).unwrap();
         // A curl that finds nobody.
-        fs::write(root.join("curl"), "#!/bin/sh\nexit 7\n").unwrap();
-        Command::new("chmod").arg("+x").arg(root.join("curl")).status().unwrap();
+        for (program, exit) in [("curl", 7), ("docker", 0)] {
+            fs::write(root.join(program), format!("#!/bin/sh\nexit {exit}\n")).unwrap();
+            Command::new("chmod").arg("+x").arg(root.join(program)).status().unwrap();
+        }
         let path = format!("{}:/usr/bin:/bin", root.display());
         Command::new("sh").arg(&file).args(arguments).env("ROOT", root).env("PATH", path).output().unwrap()
     }
@@ -73,6 +86,26 @@ mod tests {
         run(dir.path(), "second\n", &["--remove"]);
         let left: Vec<_> = fs::read_dir(&certs).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["registry.example.com:5000"]);
+    }
+
+    #[test]
+    fn what_was_copied_badly_or_is_asked_wrongly_changes_nothing_and_a_second_run_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let certs = dir.path().join("etc/docker/certs.d");
+        let script = masters_script(&report("first\nsecond\n")).unwrap();
+        let cut = run_script(dir.path(), &script.replace("second\n", ""), &[]);
+        let said = String::from_utf8_lossy(&cut.stderr).into_owned();
+        assert!(cut.status.code() == Some(1) && said.contains("is damaged"), "{said}");
+        assert_eq!(run_script(dir.path(), &script, &["--undo"]).status.code(), Some(1));
+        assert!(!certs.exists());
+
+        let ca = certs.join("192.0.2.1/ca.crt");
+        assert_eq!(run_script(dir.path(), &script, &[]).status.code(), Some(0));
+        let written = fs::metadata(&ca).unwrap().modified().unwrap();
+        assert_eq!(run_script(dir.path(), &script, &[]).status.code(), Some(0));
+        assert_eq!(fs::metadata(&ca).unwrap().modified().unwrap(), written);
+        assert_eq!(run_script(dir.path(), &script, &["--remove"]).status.code(), Some(0));
+        assert!(!certs.exists());
     }
 
     #[test]

@@ -276,7 +276,12 @@ fn write(path: &Path, content: &str, mode: u32) -> Result<(), StateError> {
         file.write_all(content.as_bytes())?;
         file.sync_all()
     });
-    filled.and_then(|()| fs::rename(&temporary, path)).and_then(|()| sync_directory_of(path)).map_err(failed("write", path))
+    let done = filled.and_then(|()| fs::rename(&temporary, path)).and_then(|()| sync_directory_of(path));
+    if done.is_err() {
+        // The first error is the one to tell. What cannot be removed now is removed by the next write.
+        let _ = fs::remove_file(&temporary);
+    }
+    done.map_err(failed("write", path))
 }
 
 fn remove(path: &Path) -> Result<(), StateError> {
@@ -288,4 +293,111 @@ fn remove(path: &Path) -> Result<(), StateError> {
 
 fn sync_directory_of(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::certificates::{EnrolmentKey, OrderKey, OrderSigner};
+    use crate::interrupted::{Fault, asked, at_every_call, directory, work};
+
+    const TEST: &str = "registry::state::tests::the_work_itself";
+
+    fn state(dir: &Path) -> State {
+        let settings = r#"{"log_level":"info","delete_enabled":true,"drain_seconds":30}"#;
+        let config = RegistryConfig {
+            service: "s".into(),
+            order_key: OrderKey::from_base64(&OrderSigner::generate().unwrap().verifying_key_base64()).unwrap(),
+            enrolment_key: EnrolmentKey::generate().unwrap(),
+            settings: serde_json::from_str(settings).unwrap(),
+            host: "192.168.1.80".into(),
+            task: String::new(),
+            state: dir.join("state"),
+            data: dir.join("data"),
+            backup: None,
+            patience: std::time::Duration::from_secs(900),
+            listen: ([127, 0, 0, 1], 0).into(),
+            status_listen: ([127, 0, 0, 1], 0).into(),
+            debug_listen: ([127, 0, 0, 1], 0).into(),
+            program: "registry".into(),
+        };
+        State::open(&config).unwrap()
+    }
+
+    /// Keeps the first or the second of everything, or removes all. Says what went wrong.
+    fn does(what: &str, state: &State) -> String {
+        let text = |of: &str| format!("{what} {of}");
+        let chain =
+            Chain { pem: text("chain"), leaf_fingerprint: String::new(), leaf_not_before: 0, leaf_not_after: 0, leaf_names: Vec::new() };
+        let order = SignedOrder { payload: text("order"), signature: String::new() };
+        let done = match what {
+            "remove" => state.remove_all(false),
+            _ => state
+                .store_provided(&chain, &Secret::new(text("key")))
+                .and_then(|()| state.store_config(&Rendered { config: Secret::new(text("configuration")), files: Vec::new() }))
+                .and_then(|()| state.store_order(&order)),
+        };
+        done.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    #[ignore = "the work that the other test interrupts"]
+    fn the_work_itself() {
+        let (what, dir) = asked();
+        let state = state(&dir);
+        work(|| does(&what, &state));
+    }
+
+    fn files(dir: &Path) -> BTreeMap<String, (u32, String)> {
+        let entries = fs::read_dir(dir.join("state")).unwrap().map(Result::unwrap);
+        let read = |entry: fs::DirEntry| {
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o7777;
+            (entry.file_name().into_string().unwrap(), (mode, fs::read_to_string(entry.path()).unwrap()))
+        };
+        entries.map(read).collect()
+    }
+
+    #[test]
+    fn a_kill_or_an_error_at_any_system_call_leaves_key_chain_and_order_old_or_new() {
+        let mut points = 0;
+        for (before, what) in [("", "first"), ("first", "second"), ("second", "remove")] {
+            let prepare = |dir: &Path| {
+                let state = state(dir);
+                fs::write(dir.join("state/foreign"), "somebody's").unwrap();
+                if !before.is_empty() {
+                    assert_eq!(does(before, &state), "");
+                }
+                dir.to_owned()
+            };
+            let clean = directory();
+            prepare(clean.path());
+            let old = files(clean.path());
+            assert_eq!(does(what, &state(clean.path())), "");
+            let new = files(clean.path());
+            for fault in [Fault::Kill, Fault::Tear, Fault::Fail(Errno::ENOSPC), Fault::Fail(Errno::EIO), Fault::Fail(Errno::EROFS)] {
+                points += at_every_call(TEST, what, fault, prepare, |at, dir, words| {
+                    let point = format!("{what}, {fault:?} at call {at}");
+                    let now = files(&dir);
+                    for (name, found) in &now {
+                        let part = name.ends_with(".tmp") && words.is_none() && found.0 & !0o644 == 0;
+                        assert!(part || [old.get(name), new.get(name)].contains(&Some(found)), "{point}: {name}: {found:?}");
+                        assert!(!name.contains(".key") || found.0 == 0o600, "{point}: {name} has mode {:o}", found.0);
+                    }
+                    assert!(old.keys().filter(|name| new.contains_key(*name)).all(|name| now.contains_key(name)), "{point}");
+                    if let Some(words) = words {
+                        assert!(words.contains(&dir.join("state").display().to_string()), "{point}: {words:?}");
+                    }
+                    assert_eq!(does(what, &state(&dir)), "", "{point}");
+                    assert_eq!(files(&dir), new, "{point}");
+                });
+            }
+        }
+        println!("{points} points");
+        assert!(points > 200, "{points}");
+    }
 }

@@ -38,6 +38,14 @@ impl Cluster {
         Self::start_as(agents, public, dcos, Security::Open)
     }
 
+    /// A cluster without Marathon-LB, whose package it knows.
+    pub(crate) fn start_without_marathon_lb(agents: u8, public: u8) -> Self {
+        let options = LabOptions { agents, public, marathon_lb: false, ..LabOptions::default() };
+        let cluster = Self::start_lab(&[], options);
+        cluster.dcos_ok(&["package", "repo", "add", "marathon-lb", "http://universe.lab:8000/marathon-lb.json"]);
+        cluster
+    }
+
     /// The same as Enterprise; there the CLI is logged in as the superuser.
     pub(crate) fn start_as(agents: u8, public: u8, dcos: &str, security: Security) -> Self {
         Self::start_with(&[], agents, public, dcos, security)
@@ -45,13 +53,17 @@ impl Cluster {
 
     /// The same with further images of `ci/images`, as in `&["registry3.tar"]`, which every agent loads.
     pub(crate) fn start_with(images: &[&str], agents: u8, public: u8, dcos: &str, security: Security) -> Self {
+        Self::start_lab(images, LabOptions { agents, public, dcos: dcos.to_owned(), security, ..LabOptions::default() })
+    }
+
+    fn start_lab(images: &[&str], options: LabOptions) -> Self {
         let images = ["registry.tar", "canary.tar"].iter().chain(images).map(|name| made(&format!("target/images/{name}"))).collect();
         let home = tempfile::tempdir().unwrap();
         let dir = PathBuf::from(format!("/var/tmp/private-registry-test-{}", home.path().file_name().unwrap().to_string_lossy()));
         let package = Some(made("target/package"));
-        let options =
-            LabOptions { dir: Some(dir), agents, public, images, package, dcos: dcos.to_owned(), security, ..LabOptions::default() };
-        let cluster = Self { lab: Lab::start(options).unwrap_or_else(|error| panic!("{error}")), dcos: dcos.to_owned(), home, security };
+        let (dcos, security) = (options.dcos.clone(), options.security);
+        let options = LabOptions { dir: Some(dir), images, package, ..options };
+        let cluster = Self { lab: Lab::start(options).unwrap_or_else(|error| panic!("{error}")), dcos, home, security };
         cluster.dcos_ok(&["config", "set", "core.dcos_url", cluster.admin()]);
         if security != Security::Open {
             cluster.dcos_ok(&["config", "set", "core.ssl_verify", cluster.ca().to_str().unwrap()]);

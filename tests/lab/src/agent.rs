@@ -23,6 +23,7 @@ use nix::{
 use crate::{
     Error, Result, cgroups,
     host::{LAB_ON_AGENT, MASTER, Machine, wait_until},
+    outer::has_marathon_lb,
     process::{ProcessId, run, spawn_error, write_atomically},
     systemctl::{self, Unit},
 };
@@ -32,7 +33,7 @@ use crate::{
 pub enum MachineKind {
     /// An agent.
     Private,
-    /// An agent that also runs Marathon-LB.
+    /// An agent that also runs Marathon-LB, unless the lab is to have none.
     Public,
     /// No part of the cluster.
     Outside,
@@ -54,7 +55,7 @@ pub fn run_agent(lab_dir: &Path, ip: Ipv4Addr, kind: MachineKind) -> Result<()> 
         File::options().create(true).append(true).open(&path).map_err(Error::io("opening", &path))
     };
     let log = open_log("dockerd")?;
-    let marathon_lb_log = (kind == MachineKind::Public).then(|| open_log("marathon-lb")).transpose()?;
+    let marathon_lb_log = (kind == MachineKind::Public && has_marathon_lb(lab_dir)).then(|| open_log("marathon-lb")).transpose()?;
     let images = images(lab_dir);
     let parent = format!("/{}", cgroups::of_machine(lab_dir, ip).display());
     let identity = serde_json::to_vec(&own).map_err(|error| Error::Refused(error.to_string()))?;

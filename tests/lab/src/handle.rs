@@ -28,6 +28,8 @@ pub struct LabOptions {
     pub images: Vec<PathBuf>,
     /// Folder made by `ci/package`.
     pub package: Option<PathBuf>,
+    /// Whether public agents run Marathon-LB from the start.
+    pub marathon_lb: bool,
     /// Version of DC/OS; `Pose::of` knows which there are.
     pub dcos: String,
     /// Open or Enterprise.
@@ -44,6 +46,7 @@ impl Default for LabOptions {
             public: 1,
             images: Vec::new(),
             package: None,
+            marathon_lb: true,
             dcos: NEWEST.to_owned(),
             security: Security::Open,
             keep: false,
@@ -89,6 +92,9 @@ impl Lab {
         }
         if let Some(package) = &options.package {
             up.arg("--package").arg(package);
+        }
+        if !options.marathon_lb {
+            up.arg("--no-marathon-lb");
         }
         up.args(["--dcos", &options.dcos, "--security", options.security.word()]);
         if options.keep {

@@ -40,6 +40,9 @@ enum Verb {
         /// Folder made by ci/package; its repository is http://universe.lab:8000/repo.json
         #[arg(long, value_name = "DIR")]
         package: Option<PathBuf>,
+        /// Run no Marathon-LB; its package is in http://universe.lab:8000/marathon-lb.json
+        #[arg(long)]
+        no_marathon_lb: bool,
         /// Version of DC/OS to pretend to be
         #[arg(long, default_value = server::NEWEST)]
         dcos: String,
@@ -180,12 +183,12 @@ fn main() -> ExitCode {
 
 fn perform(dir: &Path, verb: Verb) -> Result<()> {
     match verb {
-        Verb::Up { size, images, package, dcos, security, owner_pid, detach, keep } => {
+        Verb::Up { size, images, package, no_marathon_lb, dcos, security, owner_pid, detach, keep } => {
             let pose = server::Pose::of(&dcos, security).ok_or_else(|| {
                 Error::Refused(format!("there is no pose of DC/OS {dcos}; there are {}", server::Pose::versions().join(", ")))
             })?;
-            let options =
-                UpOptions { dir: dir.to_owned(), agents: size.agents, public: size.public, images, package, pose, owner_pid, keep };
+            let (dir, marathon_lb) = (dir.to_owned(), !no_marathon_lb);
+            let options = UpOptions { dir, agents: size.agents, public: size.public, images, package, marathon_lb, pose, owner_pid, keep };
             if detach { outer::up_detached(&options) } else { outer::up(&options) }
         }
         Verb::Down => outer::down(dir),

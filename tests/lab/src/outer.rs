@@ -38,12 +38,22 @@ pub struct UpOptions {
     pub images: Vec<PathBuf>,
     /// Folder with a package repository, served at `http://universe.lab:8000/`.
     pub package: Option<PathBuf>,
+    /// Whether public agents run Marathon-LB from the start; else it comes as a package.
+    pub marathon_lb: bool,
     /// What kind of cluster it pretends to be.
     pub pose: Pose,
     /// The lab ends when this process does.
     pub owner_pid: Option<u32>,
     /// Keep logs, journal and disks (not dockers' data) at the end.
     pub keep: bool,
+}
+
+/// Marks a lab whose public agents run no Marathon-LB from the start.
+const NO_MARATHON_LB: &str = "state/no-marathon-lb";
+
+/// Whether public agents of the lab in this directory run Marathon-LB from the start.
+pub(crate) fn has_marathon_lb(dir: &Path) -> bool {
+    !dir.join(NO_MARATHON_LB).exists()
 }
 
 /// How long a lab may take to come up.
@@ -80,6 +90,9 @@ pub fn up_detached(options: &UpOptions) -> Result<()> {
     }
     if let Some(package) = &options.package {
         outer.arg("--package").arg(package);
+    }
+    if !options.marathon_lb {
+        outer.arg("--no-marathon-lb");
     }
     outer.args(["--dcos", &options.pose.dcos, "--security", options.pose.security.word()]);
     if let Some(owner) = options.owner_pid {
@@ -181,6 +194,9 @@ fn prepare(options: &UpOptions) -> Result<PathBuf> {
     }
     let pose = serde_json::to_vec(&options.pose).map_err(|error| Error::Refused(error.to_string()))?;
     write_atomically(&server::pose_file(&dir), &pose)?;
+    if !options.marathon_lb {
+        write_atomically(&dir.join(NO_MARATHON_LB), b"")?;
+    }
     Ok(dir)
 }
 
