@@ -74,7 +74,8 @@ pub fn wanted(options: &Options, tasks: &[RegistryTask]) -> Option<(String, Prel
         return None;
     }
     let host = &tasks.iter().find(|task| task.status.phase == RegistryPhase::Serving)?.status.host;
-    let name = options.trusted_names(&host.parse().ok()?).into_iter().find(|name| name.inside)?.name;
+    let names = options.trusted_names(&host.parse().ok()?);
+    let name = &names.iter().find(|name| name.inside)?.name;
     let registry = if options.is_insecure() { name.plain_spellings() } else { name.spellings() }.into_iter().next()?;
     // Those that cannot be read are refused with the other options.
     let images = options.preload.iter().filter_map(|image| parse(image).ok()).collect();
