@@ -566,6 +566,22 @@ mod tests {
     }
 
     #[test]
+    fn the_registry_that_a_cache_is_of_is_found_among_the_others_by_host_and_port() {
+        let at = |url: &str| {
+            let options = options(json!({ "proxy": { "remote_url": url } }));
+            upstream(&options.proxy).map(|name| name.to_string())
+        };
+        assert_eq!(at("https://harbor.example.com/").as_deref(), Some("harbor.example.com:443"));
+        assert_eq!(at("https://10.0.0.1:5443").as_deref(), Some("10.0.0.1:5443"));
+        assert_eq!(at("http://plain.example.com").as_deref(), Some("plain.example.com:80"));
+        assert_eq!(at(""), None);
+        let given = options(json!({ "proxy": { "remote_url": "https://r" }, "backup": { "path": "/mnt/b" } }));
+        assert_eq!(settings(&given, "PEM").proxy.unwrap().certificates, "PEM");
+        let mounted = volumes(&given);
+        assert!(mounted.iter().any(|volume| volume["hostPath"] == "/mnt/b" && volume["containerPath"] == BACKUP), "{mounted:?}");
+    }
+
+    #[test]
     fn an_image_is_given_as_docker_takes_it() {
         let digest = "ab".repeat(32);
         for good in
