@@ -239,7 +239,7 @@ function link(text, lost) {
   tell(of("link"), text);
   of("link").classList.toggle("lost", !!lost);
 }
-let source = null, heard = Date.now(), timer = 0;
+let source = null, heard = Date.now(), timer = 0, polls = 0;
 const lost = () => link(`No answer since ${new Date(heard).toLocaleTimeString()}; trying again. What is below may be old.`, true);
 function stop() {
   if (source) source.close();
@@ -273,7 +273,9 @@ async function poll() {
     link(`Asks every ${pause} s`);
   } catch { lost(); }
   clearTimeout(timer);
-  if (!document.hidden) timer = setTimeout(poll, pause * 1000);
+  polls += 1;
+  // It may have been a restart only.
+  if (!document.hidden) timer = setTimeout(polls % 12 ? poll : listen, pause * 1000);
 }
 // A page that nobody sees takes nobody's place.
 document.addEventListener("visibilitychange", () => { if (document.hidden) { stop(); link("Paused"); } else listen(); });
