@@ -10,6 +10,8 @@ mod copies;
 mod discovery;
 mod events;
 mod images;
+#[cfg(test)]
+mod in_chromium;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod kills;
 mod marathon_lb;
