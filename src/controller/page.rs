@@ -183,9 +183,9 @@ fn addresses(discovery: &Discovery) -> Vec<Value> {
         Way::Extra => "names.extra",
     };
     let from = |from: &str| match from {
-        "inside" => "inside the cluster",
+        "inside" => "inside",
         "outside" => "outside",
-        _ => "wherever it leads here",
+        _ => "not known",
     };
     discovery.names.iter().map(|name| json!({ "name": name.name, "by": by(name.by), "from": from(&name.from) })).collect()
 }
@@ -277,6 +277,7 @@ fn until(end: i64, now: i64) -> String {
         ..0 => "it has ended".to_string(),
         0 => "in less than a day".into(),
         1 => "in a day".into(),
+        days if days >= 730 => format!("in {} years", days / 365),
         days => format!("in {days} days"),
     };
     format!("{} ({when})", date(end, false))

@@ -177,7 +177,9 @@ function drawImages() {
     cell("td", bytes(image.size), tr);
     const digest = cell("td", "", tr);
     cell("code", image.digest.slice(0, 19), digest).title = image.digest;
-    cell("td", image.unreadable ? `no: ${image.unreadable}. Remedy: ${image.fix}` : "yes", tr).className = image.unreadable ? "failed" : "trusted";
+    const verdict = cell("td", image.unreadable ? `no: ${image.unreadable}` : "yes", tr);
+    verdict.className = image.unreadable ? "failed" : "trusted";
+    if (image.fix) cell("div", image.fix, verdict).className = "remedy";
     rows.append(tr);
   }
   of("image-rows").replaceChildren(rows);
