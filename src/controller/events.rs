@@ -156,3 +156,66 @@ impl HttpBody for Stream {
         self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    fn view(rows: &[(&str, &str)], top: &str) -> View {
+        let agents = rows.iter().map(|(host, state)| (host.to_string(), json!({ "host": host, "state": state }))).collect();
+        View { parts: BTreeMap::from([("top", top.to_string()), ("bottom", "same".into())]), agents }
+    }
+
+    fn data(event: &str) -> Value {
+        serde_json::from_str(event.strip_prefix("data: ").unwrap().trim_end()).unwrap()
+    }
+
+    #[test]
+    fn the_first_event_has_everything_and_the_others_what_is_otherwise_than_before() {
+        let before = view(&[("a", "pending"), ("b", "trusted"), ("c", "trusted")], "one\ntwo");
+        let first = before.event(None).unwrap();
+        assert!(first.ends_with("\n\n") && first.trim_end().lines().count() == 1, "{first}");
+        assert_eq!((data(&first)["whole"].clone(), data(&first)["agents"].as_array().unwrap().len()), (json!(true), 3));
+        assert_eq!(before.event(Some(&before)), None);
+        let event = data(&view(&[("a", "trusted"), ("b", "trusted"), ("d", "pending")], "three").event(Some(&before)).unwrap());
+        assert_eq!(event["agents"], json!([{ "host": "a", "state": "trusted" }, { "host": "d", "state": "pending" }]));
+        assert_eq!((&event["gone"], &event["parts"], &event["whole"]), (&json!(["c"]), &json!({ "top": "three" }), &json!(false)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listeners_hear_changes_and_signs_of_life_and_have_a_limited_number_of_seats() {
+        let listeners = Arc::new(Listeners::default());
+        let now = Arc::new(Mutex::new("one"));
+        let answer = |once| {
+            let (looking, now) = (Arc::clone(&listeners), Arc::clone(&now));
+            listeners.answer(&Asked { once }, move || looking.view(|| view(&[], *now.lock().unwrap())))
+        };
+        let mut body = answer(false).into_body();
+        let mut heard = async || String::from_utf8(body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec()).unwrap();
+        assert_eq!(data(&heard().await)["parts"]["top"], "one");
+        *now.lock().unwrap() = "two";
+        listeners.changed();
+        assert_eq!(data(&heard().await)["parts"], json!({ "top": "two" }));
+        // Passes that change nothing come more often than signs of life, and do not put them off.
+        let passes = Arc::clone(&listeners);
+        tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_secs(3)).await;
+                passes.changed();
+            }
+        });
+        let since = Instant::now();
+        assert_eq!(heard().await, "event: beat\ndata:\n\n");
+        assert!(since.elapsed() <= HEARTBEAT + Duration::from_secs(1));
+
+        let mut others: Vec<Response> = (1..SEATS).map(|_| answer(false)).collect();
+        assert_eq!(answer(false).status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer(true).status(), StatusCode::OK);
+        others.pop();
+        // The place of one that is gone is free.
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(answer(false).status(), StatusCode::OK);
+    }
+}
