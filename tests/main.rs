@@ -23,6 +23,7 @@ mod operator;
 mod options;
 mod other_registries;
 mod package;
+mod page;
 mod pullers;
 mod refusals;
 mod registry_role;

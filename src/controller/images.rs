@@ -33,6 +33,15 @@ pub(super) struct Source {
     version: String,
 }
 
+#[cfg(test)]
+impl Source {
+    /// One that asks whoever answers there.
+    pub(super) fn at(address: String) -> Self {
+        let marathon = versions::Marathon { version: "1.11.24".parse().unwrap() };
+        Self { http: reqwest::Client::new(), address, key: EnrolmentKey::generate().unwrap(), marathon, version: "2.8.3".into() }
+    }
+}
+
 /// A part of the list of images.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ImagesReport {

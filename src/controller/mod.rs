@@ -8,13 +8,17 @@ mod cluster;
 mod collect;
 mod copies;
 mod discovery;
+mod events;
 mod images;
+#[cfg(test)]
+mod in_chromium;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod kills;
 mod marathon_lb;
 mod observe;
 mod others;
 mod page;
+mod parts;
 mod preloads;
 mod report;
 mod serve;
@@ -54,6 +58,7 @@ use copies::Copies;
 pub use discovery::Discovery;
 pub use images::{ImageReport, ImagesReport};
 use others::Others;
+pub use parts::{CertificateReport, RegistryReport, RotationReport};
 use preloads::Preloads;
 pub(crate) use report::aligned;
 pub use report::{AgentReport, CollectionReport, CopyReport, OrderReport, OtherReport, Report, RunReport};

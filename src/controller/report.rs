@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::others::{self, Others};
+use super::parts::{CertificateReport, RegistryReport, RotationReport};
 use super::state::Stage;
 use super::users::UsersReport;
 use crate::certificates::{Certificate, CertificateError};
@@ -78,6 +79,15 @@ pub struct Report {
     /// Version of the registry that runs, as it says itself.
     #[serde(default)]
     pub registry_version: Option<String>,
+    /// CA certificates in force, newest first.
+    #[serde(default)]
+    pub certificates: Vec<CertificateReport>,
+    /// How far the replacement of the CA is, while it is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotating: Option<RotationReport>,
+    /// The registry's tasks that answer.
+    #[serde(default)]
+    pub registries: Vec<RegistryReport>,
 }
 
 /// One agent.
@@ -99,6 +109,9 @@ pub struct AgentReport {
     /// What was removed there of such a registry.
     #[serde(default)]
     pub cleaned: Vec<String>,
+    /// Unix time at which a client here has last accepted the certificate of a registry.
+    #[serde(default)]
+    pub proven_at: Option<u64>,
 }
 
 /// Another registry.
@@ -248,6 +261,9 @@ impl Report {
             copies: Vec::new(),
             preload: Vec::new(),
             registry_version: None,
+            certificates: CertificateReport::of(certificates)?,
+            rotating: wanted.ca.rotation.as_ref().map(RotationReport::new),
+            registries: observed.registries.iter().map(RegistryReport::new).collect(),
         })
     }
 
@@ -453,6 +469,8 @@ impl AgentReport {
         let node = observed.nodes.get(&row.host);
         let exposed_key = node.and_then(|status| status.exposed_key.clone());
         let cleaned = node.map(|status| status.cleaned.clone()).unwrap_or_default();
+        let accepted = node.iter().flat_map(|status| &status.proofs).filter(|proof| proof.outcome == ProofOutcome::Trusted);
+        let proven_at = accepted.map(|proof| proof.at).max();
         let mut detail = row.detail;
         if exposed_key.is_some() {
             detail += "; holds an exposed key";
@@ -460,7 +478,7 @@ impl AgentReport {
         if !cleaned.is_empty() {
             detail += &format!("; removed what the tutorial had put there: {}", cleaned.join(", "));
         }
-        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail, sysctl, exposed_key, cleaned }
+        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail, sysctl, exposed_key, cleaned, proven_at }
     }
 }
 
@@ -479,7 +497,7 @@ fn sysctl_words(status: &NodeStatus) -> String {
     }
 }
 
-fn words(phase: &RegistryPhase) -> &'static str {
+pub(super) fn words(phase: &RegistryPhase) -> &'static str {
     match phase {
         RegistryPhase::AwaitingCertificate => "waiting for its certificate",
         RegistryPhase::Serving => "serving",
@@ -503,6 +521,7 @@ mod tests {
             sysctl: "set".into(),
             exposed_key: None,
             cleaned: vec![],
+            proven_at: None,
         };
         let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).collect(), ..Report::default() };
         assert_eq!(
@@ -563,6 +582,7 @@ mod tests {
             sysctl: "set".into(),
             exposed_key: None,
             cleaned: vec![],
+            proven_at: None,
         };
         let report = Report { agents: vec![agent("10.0.0.1", "proven by docker"), agent("10.0.0.100", "")], ..Report::default() };
         assert_eq!(

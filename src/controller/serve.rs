@@ -15,6 +15,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::discovery::Discovery;
+use super::events::{self, Listeners, View};
 use super::images::{self, Asked, Source};
 use super::page;
 use super::report::Report;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     binary_sha256: String,
     now: Mutex<Now>,
     wake: Notify,
+    listeners: Listeners,
 }
 
 struct Now {
@@ -47,7 +49,7 @@ impl Shared {
     pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
         let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
         let now = Now { report, discovery: None, actions: Vec::new(), beat: Instant::now(), removed: None, images: None };
-        Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new() }
+        Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new(), listeners: Listeners::default() }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -61,6 +63,8 @@ impl Shared {
             tracing::info!("{}", report.summary);
         }
         now.report = report;
+        drop(now);
+        self.listeners.changed();
     }
 
     pub(super) fn describe(&self, discovery: Discovery) {
@@ -68,14 +72,27 @@ impl Shared {
     }
 
     pub(super) fn trouble(&self, text: String) {
-        let report = &mut self.now().report;
-        (report.trouble, report.converged) = (Some(text), false);
+        let mut now = self.now();
+        (now.report.trouble, now.report.converged) = (Some(text), false);
+        drop(now);
+        self.listeners.changed();
     }
 
     pub(super) fn acted(&self, text: String) {
-        let actions = &mut self.now().actions;
-        actions.insert(0, text);
-        actions.truncate(REMEMBERED);
+        let mut now = self.now();
+        now.actions.insert(0, text);
+        now.actions.truncate(REMEMBERED);
+        drop(now);
+        self.listeners.changed();
+    }
+
+    /// What an open page is told.
+    fn view(&self) -> Arc<View> {
+        self.listeners.view(|| {
+            let now = self.now();
+            let agents = now.report.agents.iter().map(|agent| (agent.host.clone(), View::row(agent))).collect();
+            View { parts: page::parts(&now.report, now.discovery.as_ref(), &now.actions), agents }
+        })
     }
 
     pub(super) fn beat(&self) {
@@ -105,6 +122,7 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
         .route("/", get(page))
         .route("/health", get(health))
         .route("/v1/status", get(status))
+        .route("/v1/events", get(news))
         .route("/v1/ca", get(ca))
         .route("/v1/discovery", get(discovery))
         .route("/v1/images", get(list_images))
@@ -116,9 +134,17 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
     }
 }
 
-async fn page(State(shared): State<Arc<Shared>>) -> Html<String> {
-    let now = shared.now();
-    Html(page::render(&now.report, &now.actions))
+async fn page(State(shared): State<Arc<Shared>>) -> Response {
+    let html = {
+        let now = shared.now();
+        page::render(&now.report, now.discovery.as_ref(), &now.actions)
+    };
+    (page::headers(), Html(html)).into_response()
+}
+
+async fn news(State(shared): State<Arc<Shared>>, Query(asked): Query<events::Asked>) -> Response {
+    let looking = Arc::clone(&shared);
+    shared.listeners.answer(&asked, move || looking.view())
 }
 
 async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
