@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::discovery::Discovery;
 use super::images::{self, Asked, Source};
+use super::metrics::Metrics;
 use super::page;
 use super::report::Report;
 use crate::security::PUBLIC_CA;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     binary_sha256: String,
     now: Mutex<Now>,
     wake: Notify,
+    pub(super) metrics: Metrics,
 }
 
 struct Now {
@@ -47,7 +49,7 @@ impl Shared {
     pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
         let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
         let now = Now { report, discovery: None, actions: Vec::new(), beat: Instant::now(), removed: None, images: None };
-        Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new() }
+        Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new(), metrics: Metrics::default() }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -104,6 +106,8 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
     let router = Router::new()
         .route("/", get(page))
         .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/v1/openapi.json", get(openapi))
         .route("/v1/status", get(status))
         .route("/v1/ca", get(ca))
         .route("/v1/discovery", get(discovery))
@@ -127,6 +131,17 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
     axum::Json(&shared.now().report).into_response()
+}
+
+/// For Prometheus.
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let text = shared.metrics.text(&shared.binary_sha256);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// What all this is, for programs.
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], super::openapi::DOCUMENT).into_response()
 }
 
 async fn list_images(State(shared): State<Arc<Shared>>, Query(asked): Query<Asked>) -> Response {
