@@ -287,3 +287,141 @@ impl Page {
         let _ = self.0.write_fmt(text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Reads the text format strictly: names, and every series once.
+    fn series(text: &str) -> BTreeMap<String, f64> {
+        let (mut all, mut title) = (BTreeMap::new(), String::new());
+        for line in text.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                title = help.split_once(' ').unwrap().0.to_string();
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                assert_eq!(kind.split_once(' ').unwrap().0, title);
+            } else {
+                let (series, value) = line.rsplit_once(' ').unwrap();
+                let name = series.split('{').next().unwrap();
+                let rest = name.strip_prefix(&title).unwrap_or_else(|| panic!("{name} stands below {title}"));
+                assert!(["", "_bucket", "_sum", "_count"].contains(&rest), "{line}");
+                assert!(series.len() == name.len() || series.ends_with("\"}"), "{line}");
+                let value: f64 = value.parse().unwrap();
+                assert!(all.insert(series.to_string(), value).is_none(), "{series} is there twice");
+            }
+        }
+        all
+    }
+
+    fn seen() -> Seen {
+        Seen {
+            at: 1000,
+            converged: true,
+            agents: BTreeMap::from([(("trusted", "private"), 3)]),
+            newest: 9,
+            bundles: BTreeMap::from([(9, 3), (8, 1), (7, 1), (2, 1)]),
+            up: true,
+            registries: BTreeMap::from([("serving", 1)]),
+            leaf_ends: Some(2000),
+            ca_ends: Some(3000),
+            cas: 1,
+        }
+    }
+
+    fn filled() -> Metrics {
+        let metrics = Metrics::default();
+        metrics.counted().seen = Some(seen());
+        metrics.counted().proofs.insert("10.0.0.1".parse().unwrap(), (1, Instant::now()));
+        metrics.counted().jobs.insert(("copy", "failed"), 1);
+        metrics.acted(&Action::RetireRegistry);
+        metrics.passed(Duration::from_millis(300), true);
+        metrics
+    }
+
+    #[test]
+    fn the_page_says_how_things_stand_and_counts_what_was_done() {
+        let metrics = filled();
+        metrics.acted(&Action::RetireRegistry);
+        let page = series(&metrics.text("ab\"c"));
+        for (name, value) in [
+            ("private_registry_converged", 1.0),
+            (r#"private_registry_agents{state="trusted",role="private"}"#, 3.0),
+            (r#"private_registry_bundle_agents{version="9"}"#, 3.0),
+            (r#"private_registry_bundle_agents{version="other"}"#, 2.0),
+            ("private_registry_ca_expiry_timestamp_seconds", 3000.0),
+            (r#"private_registry_actions_total{kind="retire_registry"}"#, 2.0),
+            (r#"private_registry_reconcile_duration_seconds_bucket{le="0.25"}"#, 0.0),
+            (r#"private_registry_reconcile_duration_seconds_bucket{le="0.5"}"#, 1.0),
+            (r#"private_registry_reconcile_duration_seconds_bucket{le="+Inf"}"#, 1.0),
+        ] {
+            assert_eq!(page.get(name), Some(&value), "{name} in {page:#?}");
+        }
+        assert!(page.keys().any(|name| name.contains(r#"sha256="ab\"c""#)));
+        metrics.passed(Duration::ZERO, false);
+        let page = series(&metrics.text(""));
+        assert_eq!((page["private_registry_converged"], page["private_registry_reconcile_errors_total"]), (0.0, 1.0));
+    }
+
+    #[test]
+    fn every_name_is_on_the_page_and_documented_and_no_other() {
+        let page = filled().text("");
+        let titles: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert_eq!(titles.iter().collect::<BTreeSet<_>>().len(), titles.len());
+        let documented = include_str!("../../docs/metrics.md");
+        for (name, kind, help) in NAMES {
+            assert!(titles.contains(&name), "{name} is not on the page");
+            assert!(documented.contains(&format!("| `{name}` | {kind} | {help} |")), "docs/metrics.md lacks or belies {name}");
+        }
+        assert_eq!(documented.lines().filter(|line| line.starts_with("| `private_registry_")).count(), NAMES.len());
+        assert_eq!(titles.len(), NAMES.len());
+    }
+
+    /// Names of ours in an expression.
+    fn names(text: &str) -> BTreeSet<&str> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|word| word.starts_with("private_registry_")).collect()
+    }
+
+    fn is_known(name: &str) -> bool {
+        NAMES.iter().any(|(known, kind, _)| {
+            let parts: &[&str] = if *kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+            name.strip_prefix(known).is_some_and(|rest| parts.contains(&rest))
+        })
+    }
+
+    #[test]
+    fn dashboard_and_alerts_ask_for_names_that_there_are() {
+        let board: Value = serde_json::from_str(include_str!("../../docs/monitoring/dashboard.json")).unwrap();
+        let panels = board["panels"].as_array().unwrap();
+        let asked: BTreeSet<String> = panels
+            .iter()
+            .flat_map(|panel| panel["targets"].as_array().unwrap())
+            .map(|target| target["expr"].as_str().unwrap().to_string())
+            .collect();
+        let ids: BTreeSet<u64> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+        assert_eq!(ids.len(), panels.len());
+        assert_eq!(board["templating"]["list"][1]["query"]["query"], json!("label_values(private_registry_build_info, job)"));
+        let alerts = include_str!("../../docs/monitoring/alerts.yml");
+        let rules: Vec<&str> = alerts.split("- alert: ").skip(1).collect();
+        assert!(rules.len() >= 10);
+        let mut expressions = asked;
+        for rule in rules {
+            for key in ["expr: ", "severity: ", "summary: ", "description: "] {
+                assert_eq!(rule.matches(key).count(), 1, "{key}in {rule}");
+            }
+            expressions.insert(rule.lines().find_map(|line| line.trim().strip_prefix("expr: ")).unwrap().to_string());
+        }
+        for expression in &expressions {
+            let names = names(expression);
+            assert!(!names.is_empty(), "{expression}");
+            names.iter().for_each(|name| assert!(is_known(name), "{name} in {expression}"));
+            assert_eq!(expression.matches('(').count(), expression.matches(')').count(), "{expression}");
+        }
+        let used: BTreeSet<&str> = expressions.iter().flat_map(|expression| names(expression)).collect();
+        for (name, ..) in NAMES {
+            assert!(used.iter().any(|used| used.starts_with(name)), "nobody looks at {name}");
+        }
+    }
+}
