@@ -13,7 +13,7 @@ mod images;
 mod kills;
 mod marathon_lb;
 mod metrics;
-mod observe;
+pub(crate) mod observe;
 mod openapi;
 mod others;
 mod page;

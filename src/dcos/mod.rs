@@ -144,6 +144,17 @@ impl Api {
         Self { door, login, ..self }
     }
 
+    /// The same client for what lies under a path.
+    #[must_use]
+    pub(crate) fn under(&self, path: &str) -> Self {
+        Self { base: format!("{}{path}", self.base), ..self.clone() }
+    }
+
+    /// An answer as it is.
+    pub(crate) async fn get_text(&self, path: &str) -> Result<String, ApiError> {
+        self.text("GET", &format!("{}{path}", self.base), None).await
+    }
+
     /// The same, and its calls are counted.
     #[must_use]
     pub(crate) fn counted(self, calls: &Arc<calls::Calls>) -> Self {
