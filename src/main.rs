@@ -60,7 +60,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Say what is being done or waited for, and why; or what an installation, update, rotation or removal would do. Changes nothing
+    /// Say what is being done or waited for, and why, or what a change would do; nothing is changed
     Plan {
         /// What installing or updating with this options file would do; it is laid over the options in force
         #[arg(long, value_name = "FILE", conflicts_with_all = ["rotate", "uninstall"])]
@@ -87,7 +87,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Delete image data that no image uses any more, and follow it; meanwhile the registry is read-only
+    /// Delete image data that nothing uses, and follow it; meanwhile the registry is read-only
     Gc {
         /// Only say what would be deleted; the registry stays writable
         #[arg(long)]
@@ -96,7 +96,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Copy the images that backup.path does not have yet there, and follow it; the registry goes on taking pushes
+    /// Copy the images that backup.path lacks there, and follow it; the registry takes pushes
     Backup {
         /// Read again what the backup has already
         #[arg(long)]
@@ -105,7 +105,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Put the images of the last backup in the place of all that the registry has, and follow it
+    /// Replace all that the registry has by the images of the last backup, and follow it
     RestoreImages {
         /// Yes, what was pushed since the backup may go
         #[arg(long)]
@@ -114,7 +114,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Print a row per image, and whether the image puller of this cluster's Mesos (UCR) can read it
+    /// Print a row per image, and whether this cluster's Mesos (UCR) can read it
     Images {
         /// Only those that it cannot read, with why, and what to do
         #[arg(long)]
@@ -162,7 +162,7 @@ enum Role {
         #[arg(long, conflicts_with = "follow")]
         json: bool,
     },
-    /// Gather versions, options, status, plan, documents and logs, without secrets, in a new directory
+    /// Gather status, plan, documents and logs, without secrets, in a new directory
     Diagnostics {
         /// The directory [default: private-registry-diagnostics-<Unix time>]
         #[arg(long, value_name = "DIRECTORY")]
@@ -698,6 +698,9 @@ mod tests {
         if std::env::var_os("WRITE_DOCS").is_some() {
             std::fs::write(path, documentation()).unwrap();
         }
+        let wide: Vec<String> =
+            Cli::command().render_help().to_string().lines().filter(|line| line.chars().count() > 110).map(String::from).collect();
+        assert!(wide.is_empty(), "too wide for a terminal: {wide:#?}");
         let found = std::fs::read_to_string(path).unwrap_or_default();
         assert!(found == documentation(), "docs/cli.md is not the help: run this test once with WRITE_DOCS=1");
     }
