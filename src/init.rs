@@ -3,6 +3,7 @@
 //! It writes nothing anywhere. The controller sees the active run at Metronome and has every agent proven anew, the CA replaced, garbage
 //! collected, or the images copied; the run ends well only when that has happened.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::controller::{Report, RunReport};
@@ -11,6 +12,8 @@ use crate::protocol::env;
 
 /// Between two looks at the controller.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Of what the controller does between two looks at most so much is printed: at 10,000 agents a line for each would hide the rest.
+const MOST_STEPS: usize = 20;
 /// An agent that cannot be covered must not keep the run for ever; what is missing is then in the table.
 const DEADLINE: Duration = Duration::from_secs(900);
 
@@ -45,6 +48,7 @@ pub async fn run() -> Result<(), InitError> {
     let controller = Api::new(Api::client()?, &url);
     let started = Instant::now();
     let mut last_line = String::new();
+    let mut told = BTreeSet::new();
     loop {
         let (line, report) = match controller.get::<Report>("/v1/status").await {
             Ok(report) => match work_of(&report, &task) {
@@ -56,6 +60,9 @@ pub async fn run() -> Result<(), InitError> {
         if line != last_line {
             println!("{:>4} s  {line}", started.elapsed().as_secs());
             last_line = line;
+        }
+        for step in report.iter().flat_map(|report| new_steps(&report.next, &mut told)) {
+            println!("        {step}");
         }
         let late = started.elapsed() >= DEADLINE;
         match report {
@@ -82,6 +89,14 @@ pub async fn run() -> Result<(), InitError> {
     }
 }
 
+/// What the controller does or waits for, in the words of `plan`, as far as it was not printed yet.
+fn new_steps(next: &[String], told: &mut BTreeSet<String>) -> Vec<String> {
+    let new: Vec<String> = next.iter().filter(|step| told.insert((*step).clone())).cloned().collect();
+    let more = new.len().saturating_sub(MOST_STEPS);
+    let rest = (more > 0).then(|| format!("and {more} more"));
+    new.into_iter().take(MOST_STEPS).chain(rest).collect()
+}
+
 /// The garbage collection, backup or restore that the run of this task asks for, once the controller has seen it.
 fn work_of(report: &Report, task: &str) -> Option<RunReport> {
     report.works().find(|work| task.contains(&work.run))
@@ -102,6 +117,16 @@ fn rotates(report: &Report, task: &str) -> bool {
 mod tests {
     use super::*;
     use crate::controller::OrderReport;
+
+    #[test]
+    fn every_step_is_printed_once_and_many_are_counted() {
+        let mut told = BTreeSet::new();
+        let steps: Vec<String> = (0..25).map(|n| format!("step {n}")).collect();
+        assert_eq!(new_steps(&steps[..2], &mut told), ["step 0", "step 1"]);
+        let rest = new_steps(&steps, &mut told);
+        assert_eq!((rest.len(), rest[20].as_str()), (21, "and 3 more"));
+        assert!(new_steps(&steps, &mut told).is_empty());
+    }
 
     #[test]
     fn a_run_is_done_when_the_controller_has_seen_it_and_not_another_one() {

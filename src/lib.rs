@@ -15,6 +15,7 @@ pub mod digest;
 pub mod distribution;
 pub mod documents;
 pub mod exposure;
+pub mod forecast;
 pub mod held;
 pub mod host_paths;
 pub mod init;

@@ -12,9 +12,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use private_registry::controller::{self, Report, Setting};
+use private_registry::forecast::Purpose;
 use private_registry::host_paths::HostRoot;
 use private_registry::node::{self, NodeConfig};
-use private_registry::operator::{self, Access, Client, OperatorError, Order, Service, Snippet, Target};
+use private_registry::operator::{self, Access, Client, OperatorError, Order, Progress, Service, Snippet, Target};
 use private_registry::options::Fault;
 use private_registry::protocol::CopyKind;
 use private_registry::registry::{self, RegistryConfig};
@@ -59,9 +60,18 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Say what is being done or waited for, and why
+    /// Say what is being done or waited for, and why, or what a change would do; nothing is changed
     Plan {
-        /// Print {"next": […]}
+        /// What installing or updating with this options file would do; it is laid over the options in force
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["rotate", "uninstall"])]
+        options: Option<PathBuf>,
+        /// What replacing the CA would do
+        #[arg(long, conflicts_with = "uninstall")]
+        rotate: bool,
+        /// What uninstalling the package would do
+        #[arg(long)]
+        uninstall: bool,
+        /// Print {"next": […]}; of what would be done {"steps": […], "documents": […], "notes": […]} with every app, pod and job
         #[arg(long)]
         json: bool,
     },
@@ -77,7 +87,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Delete image data that no image uses any more; meanwhile the registry is read-only
+    /// Delete image data that nothing uses, and follow it; meanwhile the registry is read-only
     Gc {
         /// Only say what would be deleted; the registry stays writable
         #[arg(long)]
@@ -86,7 +96,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Copy the images to backup.path, and follow it; pushes go on
+    /// Copy the images that backup.path lacks there, and follow it; the registry takes pushes
     Backup {
         /// Read again what the backup has already
         #[arg(long)]
@@ -95,7 +105,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Put the images of the last backup in the place of all that the registry has, and follow it
+    /// Replace all that the registry has by the images of the last backup, and follow it
     RestoreImages {
         /// Yes, what was pushed since the backup may go
         #[arg(long)]
@@ -104,7 +114,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Print a row per image, and whether the Mesos containerizer (UCR) can read it
+    /// Print a row per image, and whether this cluster's Mesos (UCR) can read it
     Images {
         /// Only those that it cannot read, with why, and what to do
         #[arg(long)]
@@ -150,6 +160,15 @@ enum Role {
         follow: bool,
         /// Print {"agent": …, "task": …, "stdout": …, "stderr": …}
         #[arg(long, conflicts_with = "follow")]
+        json: bool,
+    },
+    /// Gather status, plan, documents and logs, without secrets, in a new directory
+    Diagnostics {
+        /// The directory [default: private-registry-diagnostics-<Unix time>]
+        #[arg(long, value_name = "DIRECTORY")]
+        out: Option<PathBuf>,
+        /// Print {"directory": …, "files": […], "missing": […]}
+        #[arg(long)]
         json: bool,
     },
     /// Say everything that is wrong with an options file, before it is installed
@@ -204,11 +223,17 @@ enum UserVerb {
         /// Give a user who is there already a new password
         #[arg(long)]
         replace: bool,
+        /// Print {"users": […], "settled": …}
+        #[arg(long)]
+        json: bool,
     },
     /// Let somebody in no more
     Remove {
         /// Name of the user
         user: String,
+        /// Print {"users": […], "settled": …}
+        #[arg(long)]
+        json: bool,
     },
     /// Print the names
     List {
@@ -249,7 +274,27 @@ fn main() -> ExitCode {
             }
             Ok(ExitCode::SUCCESS)
         }),
-        Role::Plan { json } => ask(&name, async move |service: Service| {
+        Role::Plan { options, rotate, uninstall, json } if options.is_some() || rotate || uninstall => {
+            let purpose = match (rotate, uninstall) {
+                (true, _) => Purpose::Rotation,
+                (_, true) => Purpose::Removal,
+                _ => Purpose::Options,
+            };
+            ask(&name, async move |service: Service| {
+                let forecast = service.foresee(purpose, options.as_deref()).await?;
+                if json {
+                    print_json(&forecast);
+                    return Ok(ExitCode::SUCCESS);
+                }
+                if forecast.steps.is_empty() {
+                    say("nothing would be done\n");
+                }
+                forecast.steps.iter().for_each(|step| say(format_args!("{step}\n")));
+                forecast.notes.iter().for_each(|note| say(format_args!("note: {note}\n")));
+                Ok(ExitCode::SUCCESS)
+            })
+        }
+        Role::Plan { json, .. } => ask(&name, async move |service: Service| {
             let report = service.report().await?;
             match (json, report.next.is_empty()) {
                 (true, _) => print_json(&serde_json::json!({ "next": report.next })),
@@ -261,11 +306,11 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Role::Converge { json } => ask(&name, async move |service: Service| {
-            let report = service.order(Order::Converge, follow).await?;
+            let report = order(&service, Order::Converge).await?;
             Ok(show(&report, json))
         }),
         Role::Rotate { json } => ask(&name, async move |service: Service| {
-            let report = service.order(Order::Rotate, follow).await?;
+            let report = order(&service, Order::Rotate).await?;
             let shown = show(&report, json);
             report.rotation.iter().filter(|_| !json).for_each(|what| say(format_args!("\n{what}\n")));
             Ok(shown)
@@ -360,6 +405,22 @@ fn main() -> ExitCode {
             }
             Ok(ExitCode::SUCCESS)
         }),
+        Role::Diagnostics { out, json } => ask(&name, async move |service: Service| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let out = out.unwrap_or_else(|| PathBuf::from(format!("private-registry-diagnostics-{now}")));
+            let done = service.diagnostics(&out).await?;
+            if json {
+                print_json(&done);
+                return Ok(ExitCode::SUCCESS);
+            }
+            say(format_args!(
+                "{}: {} files, without keys and passwords; look them through before you send them\n",
+                out.display(),
+                done.files.len()
+            ));
+            done.missing.iter().for_each(|line| say(format_args!("missing: {line}\n")));
+            Ok(ExitCode::SUCCESS)
+        }),
         Role::Check { options, json } => check(options, json),
         Role::Grants { options, json } => grants(options, json),
         Role::Restore => restore(&name),
@@ -412,7 +473,10 @@ fn ask(name: &str, question: impl AsyncFnOnce(Service) -> Result<ExitCode, Opera
         question(service).await
     };
     run(answer, |error| match error {
-        OperatorError::NoAgent { .. } => ExitCode::from(BAD_INPUT),
+        OperatorError::NoAgent { .. }
+        | OperatorError::OptionsFile { .. }
+        | OperatorError::Refused(_)
+        | OperatorError::Diagnostics { .. } => ExitCode::from(BAD_INPUT),
         OperatorError::Users(error) if error.is_input() => ExitCode::from(BAD_INPUT),
         OperatorError::Users(_) => ExitCode::FAILURE,
         _ => ExitCode::from(UNAVAILABLE),
@@ -422,11 +486,11 @@ fn ask(name: &str, question: impl AsyncFnOnce(Service) -> Result<ExitCode, Opera
 /// Users of the registry.
 fn user(name: &str, verb: UserVerb) -> ExitCode {
     ask(name, async move |service: Service| {
-        let (report, what) = match verb {
-            UserVerb::Add { user, password_stdin, replace } => {
-                (service.add_user(&user, replace, password_stdin).await?, format!("{user} may log in"))
+        let (report, what, json) = match verb {
+            UserVerb::Add { user, password_stdin, replace, json } => {
+                (service.add_user(&user, replace, password_stdin).await?, format!("{user} may log in"), json)
             }
-            UserVerb::Remove { user } => (service.remove_user(&user).await?, format!("{user} may not log in any more")),
+            UserVerb::Remove { user, json } => (service.remove_user(&user).await?, format!("{user} may not log in any more"), json),
             UserVerb::List { json } => {
                 let users = service.users().await?;
                 if json {
@@ -437,6 +501,10 @@ fn user(name: &str, verb: UserVerb) -> ExitCode {
                 return Ok(ExitCode::SUCCESS);
             }
         };
+        if json {
+            print_json(&serde_json::json!({ "users": report.users.names, "settled": report.users.settled }));
+            return Ok(ExitCode::SUCCESS);
+        }
         say(format_args!("{what}; every registry knows it. Users now: {}\n", report.users.names.len()));
         Ok(ExitCode::SUCCESS)
     })
@@ -456,9 +524,10 @@ fn run<E: Error + 'static>(task: impl Future<Output = Result<ExitCode, E>>, fail
     })
 }
 
-/// Shows how an order goes on, apart from the result.
-fn follow(report: &Report) {
-    eprintln!("{}", report.progress());
+/// Gives an order and shows how it goes on, apart from the result.
+async fn order(service: &Service, order: Order) -> Result<Report, OperatorError> {
+    let mut progress = Progress::default();
+    service.order(order, |report| progress.report(report)).await
 }
 
 /// Prints a report; the exit code says whether all is well.
@@ -483,7 +552,9 @@ fn show(report: &Report, json: bool) -> ExitCode {
 
 /// Runs a job that is waited for by itself.
 async fn work(service: &Service, order: Order, json: bool) -> Result<ExitCode, OperatorError> {
-    let work = service.work(order, |work| eprintln!("{}", work.said)).await?;
+    let mut progress = Progress::default();
+    let work = service.work(order, |work| progress.line(&work.said)).await?;
+    drop(progress);
     if json {
         print_json(&work);
     } else {
@@ -594,5 +665,43 @@ mod tests {
         Cli::command().debug_assert();
         let plugin = ["bin", "private-registry", "status"].map(OsString::from).to_vec();
         assert_eq!(without_command(plugin), ["bin", "status"].map(OsString::from));
+    }
+
+    /// `docs/cli.md`, as it should be.
+    fn documentation() -> String {
+        fn add(text: &mut String, command: &mut clap::Command, path: &str) {
+            *text += &format!("\n## {path}\n\n```text\n{}\n```\n", command.render_long_help().to_string().trim_end());
+            for verb in command.get_subcommands_mut().filter(|verb| !verb.is_hide_set() && verb.get_name() != "help") {
+                let name = format!("{path} {}", verb.get_name());
+                add(text, verb, &name);
+            }
+        }
+        let mut command = Cli::command().bin_name(format!("dcos {COMMAND}")).version("");
+        command.build();
+        let mut text = String::from(
+            "# The command `dcos private-registry`\n\nThe output of `--help` of every verb; a test keeps it as it is. Standard output has the answer and nothing else; how an \
+             order goes on stands on standard\nerror: on a terminal in one line that is written over, elsewhere in a line per change, without control characters.\n\n\
+             `--json` prints the answer for programs; `discovery` is JSON anyway, and `masters`, `snippet` and `ca` print text to be used as it is.\n",
+        );
+        text += "\n## Exit codes\n\n| Code | Meaning |\n|---|---|\n";
+        for line in EXIT_CODES.lines().skip(1) {
+            let (code, meaning) = line.trim().split_once("  ").unwrap_or_default();
+            text += &format!("| {code} | {meaning} |\n");
+        }
+        add(&mut text, &mut command, &format!("dcos {COMMAND}"));
+        text.lines().map(|line| line.trim_end().to_string() + "\n").collect()
+    }
+
+    #[test]
+    fn the_documentation_of_the_command_is_its_help() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/cli.md");
+        if std::env::var_os("WRITE_DOCS").is_some() {
+            std::fs::write(path, documentation()).unwrap();
+        }
+        let wide: Vec<String> =
+            Cli::command().render_help().to_string().lines().filter(|line| line.chars().count() > 110).map(String::from).collect();
+        assert!(wide.is_empty(), "too wide for a terminal: {wide:#?}");
+        let found = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(found == documentation(), "docs/cli.md is not the help: run this test once with WRITE_DOCS=1");
     }
 }

@@ -3,8 +3,12 @@
 //! The dcos CLI starts a plugin with its own address and token in the environment. Everything is read from the controller's
 //! `/v1/status`; orders are runs of the Metronome jobs, so that the platform's permissions decide.
 
+mod diagnostics;
+mod foresee;
 mod logs;
 mod masters;
+mod progress;
+mod redaction;
 pub(crate) mod snippets;
 mod users;
 
@@ -19,14 +23,17 @@ use crate::collection::size;
 use crate::controller::{Discovery, ImageReport, ImagesReport, Report, RunReport, aligned};
 use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
+use crate::documents::TemplateError;
 use crate::host_paths::SYSTEM_ROOTS;
 use crate::names::HostPort;
 use crate::options::{Faults, Options};
 use crate::protocol::CopyKind;
 use crate::secret::Secret;
 
+pub use diagnostics::Diagnostics;
 pub use logs::{Logs, Target};
 pub use masters::masters_script;
+pub use progress::Progress;
 pub use snippets::{Snippet, snippet};
 pub use users::UsersError;
 
@@ -108,6 +115,21 @@ pub enum OperatorError {
     /// Users of the registry.
     #[error(transparent)]
     Users(#[from] UsersError),
+    /// The options cannot be used.
+    #[error(transparent)]
+    Refused(#[from] Faults),
+    /// A template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The directory of the diagnostics.
+    #[error("{path} cannot be written; give another directory that is not there yet in --out")]
+    Diagnostics {
+        /// The directory or file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The options file.
     #[error("{path}: {reason}")]
     OptionsFile {
@@ -207,6 +229,8 @@ pub struct Service {
     name: String,
     controller: Api,
     metronome: Api,
+    /// What must not get into diagnostics.
+    token: Option<Secret<String>>,
     secrets: Api,
     /// Admin Router itself.
     cluster: Api,
@@ -223,7 +247,7 @@ impl Service {
         let controller = Api::new(client.clone(), &format!("{}/service/{name}", access.url));
         let metronome = Api::new(client.clone(), &format!("{}/service/metronome", access.url));
         let secrets = Api::new(client.clone(), &format!("{}/secrets/v1", access.url));
-        Ok(Self { name, controller, metronome, secrets, cluster: Api::new(client, &access.url) })
+        Ok(Self { name, controller, metronome, token: access.token.clone(), secrets, cluster: Api::new(client, &access.url) })
     }
 
     /// How things stand.
@@ -430,10 +454,13 @@ pub fn account_commands(options: &Options) -> String {
 /// # Errors
 /// A file that cannot be read or is not JSON.
 pub fn check(path: PathBuf) -> Result<Result<Options, Faults>, OperatorError> {
-    let broken = |reason: String| OperatorError::OptionsFile { path: path.clone(), reason };
-    let bytes = std::fs::read(&path).map_err(|error| broken(error.to_string()))?;
-    let json: Value = serde_json::from_slice(&bytes).map_err(|error| broken(format!("it is not JSON: {error}")))?;
-    Ok(Options::from_json(&json))
+    Ok(Options::from_json(&options_file(&path)?))
+}
+
+fn options_file(path: &std::path::Path) -> Result<Value, OperatorError> {
+    let broken = |reason: String| OperatorError::OptionsFile { path: path.into(), reason };
+    let bytes = std::fs::read(path).map_err(|error| broken(error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| broken(format!("it is not JSON: {error}")))
 }
 
 /// Who can be told to trust the CA.

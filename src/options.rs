@@ -714,6 +714,30 @@ pub fn is_variable(name: &str) -> bool {
     name.starts_with("OPTION_")
 }
 
+/// The option that a variable carries, as `section.key`.
+pub fn option_of(name: &str) -> Option<String> {
+    let schema = schema();
+    let mut all = properties(&schema).flat_map(|(section, schema)| properties(schema).map(move |(key, _)| (section, key)));
+    all.find(|(section, key)| variable(section, key) == name).map(|(section, key)| format!("{section}.{key}"))
+}
+
+/// The variables of all options with their defaults.
+pub fn default_variables() -> BTreeMap<String, String> {
+    let mut vars = BTreeMap::new();
+    put_variables(&mut vars, &merge(&schema(), &Value::Null));
+    vars
+}
+
+/// Puts options as an operator wrote them over variables.
+pub fn put_variables(vars: &mut BTreeMap<String, String>, given: &Value) {
+    for (section, values) in given.as_object().into_iter().flatten() {
+        for (key, value) in values.as_object().into_iter().flatten() {
+            let text = value.as_str().map_or_else(|| value.to_string(), String::from);
+            vars.insert(variable(section, key), text);
+        }
+    }
+}
+
 fn schema() -> Value {
     serde_json::from_str(CONFIG_SCHEMA).expect("config.json is part of the program and checked by a test")
 }

@@ -28,6 +28,8 @@ fn an_operator_learns_everything_with_the_cli() {
             the_logs_are_of(&cluster, name, target, task);
         }
     }
+    what_would_be_done_is_foreseen(&cluster);
+    diagnostics_and_metrics_are_there(&cluster);
     faults_have_codes(&cluster);
     help_is_that_of_a_command_of_the_cli(&cluster);
     the_cli_itself_reads_logs(&cluster);
@@ -81,6 +83,50 @@ fn every_verb_answers_as_json(cluster: &Cluster, name: &str) {
     // Twice at once: the second run may end before anybody has looked.
     for _ in 0..2 {
         assert_eq!(json("converge")["converged"], true);
+    }
+}
+
+/// The real documents are known again, so that options which change nothing change nothing.
+fn what_would_be_done_is_foreseen(cluster: &Cluster) {
+    let plan = |arguments: &[&str]| -> Value {
+        let text = cluster.dcos_ok(&[&["private-registry", "plan", "--json", "--name", GROUP], arguments].concat());
+        serde_json::from_str(&text).unwrap()
+    };
+    let with = |options: Value| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), options.to_string()).unwrap();
+        plan(&["--options", file.path().to_str().unwrap()])
+    };
+    assert_eq!(with(json!({}))["steps"], json!([]));
+    let more = with(json!({ "registry": { "cpus": 0.3 } }));
+    let steps: Vec<&str> = more["steps"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(steps[0].contains("registry.cpus: ") && steps.contains(&"run the registry: its definition has changed"), "{more:#}");
+    let app = &more["documents"][0];
+    assert_eq!((&app["kind"], &app["id"], &app["document"]["cpus"]), (&json!("app"), &json!("/image-store"), &json!(0.3)), "{more:#}");
+    assert_eq!(app["document"]["env"]["PRIVATE_REGISTRY_ENROLMENT_KEY"], "<redacted>");
+    let rotation = plan(&["--rotate"])["steps"].to_string();
+    assert!(rotation.contains("send the trust bundle to 2 agents") && rotation.contains("trust the old CA no more"), "{rotation}");
+    assert!(plan(&["--uninstall"])["steps"].to_string().contains("delete the job infra.images.init"));
+    let status: Value = serde_json::from_str(&cluster.dcos_ok(&["private-registry", "status", "--json", "--name", GROUP])).unwrap();
+    assert_eq!(status["converged"], true, "nothing was changed");
+}
+
+fn diagnostics_and_metrics_are_there(cluster: &Cluster) {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("diagnostics");
+    let app = cluster.sh_ok("master", &format!("curl -fsS {ADMIN}/service/marathon/v2/apps/registry"));
+    let key = serde_json::from_str::<Value>(&app).unwrap()["app"]["env"]["PRIVATE_REGISTRY_ENROLMENT_KEY"].as_str().unwrap().to_owned();
+    let said = cluster.dcos_ok(&["private-registry", "diagnostics", "--json", "--out", out.to_str().unwrap()]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let texts: Vec<String> =
+        std::fs::read_dir(&out).unwrap().map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
+    assert_eq!(said["files"].as_array().unwrap().len(), texts.len());
+    assert!(texts.iter().any(|text| text.contains("controller started")) && texts.iter().all(|text| !text.contains(&key)));
+    let metrics = cluster.sh_ok("master", &format!("curl -fsS {ADMIN}/service/private-registry/metrics"));
+    for sample in
+        ["private_registry_converged 1", r#"private_registry_agents{state="trusted",role="public"} 1"#, "private_registry_registry_up 1"]
+    {
+        assert!(metrics.lines().any(|line| line == sample), "{metrics}");
     }
 }
 

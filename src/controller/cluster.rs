@@ -36,14 +36,14 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Clients for where the options say the services are; with a service account they log in.
-    pub(super) fn try_enter(setting: &Setting, options: &Options) -> Result<Self, ControllerError> {
+    pub(super) fn try_enter(setting: &Setting, options: &Options, shared: &Shared) -> Result<Self, ControllerError> {
         let urls = options.endpoints();
         let client = trusting(setting, options)?;
         let login = match options.has_account() {
             true => Some(Arc::new(Login::new(credential(setting, options)?, client.clone()))),
             false => None,
         };
-        let api = |url: &str, door| Api::new(client.clone(), url).entered(door, login.clone());
+        let api = |url: &str, door| Api::new(client.clone(), url).entered(door, login.clone()).counted(&shared.metrics.calls);
         Ok(Self {
             mesos: Mesos(api(&urls.mesos, Door::Mesos)),
             marathon: Marathon(api(&urls.marathon, Door::Marathon)),
@@ -75,7 +75,7 @@ impl Cluster {
 /// Enters the cluster as soon as that can be done. What is missing may come: a mounted secret, a CA file.
 pub(super) async fn enter(setting: &Setting, options: &Options, shared: &Shared) -> Cluster {
     loop {
-        match Cluster::try_enter(setting, options) {
+        match Cluster::try_enter(setting, options, shared) {
             Ok(cluster) => return cluster,
             Err(error) => {
                 tracing::error!(error = chain(&error), "the cluster cannot be entered; trying again");

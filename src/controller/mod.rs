@@ -15,7 +15,9 @@ mod in_chromium;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod kills;
 mod marathon_lb;
-mod observe;
+mod metrics;
+pub(crate) mod observe;
+mod openapi;
 mod others;
 mod page;
 mod parts;
@@ -261,7 +263,7 @@ async fn refuse(setting: &Setting, shared: &serve::Shared, faults: Faults) -> Re
     shared.publish(Report::refused(&faults));
     // Without a usable way into the cluster it is Cosmos who can still remove this app.
     let Ok(options) = Options::for_removal(&setting.vars, &setting.app_id) else { return std::future::pending().await };
-    let Ok(cluster) = Cluster::try_enter(setting, &options) else { return std::future::pending().await };
+    let Ok(cluster) = Cluster::try_enter(setting, &options, shared) else { return std::future::pending().await };
     loop {
         tokio::time::sleep(CALM).await;
         shared.beat();
@@ -336,7 +338,10 @@ impl Controller {
     async fn converge_for_ever(mut self) -> Result<(), ControllerError> {
         let mut logged = String::new();
         loop {
-            let pause = match self.pass().await {
+            let started = Instant::now();
+            let passed = self.pass().await;
+            self.shared.metrics.passed(started.elapsed(), passed.is_ok());
+            let pause = match passed {
                 Ok(Pass::Done) => CALM,
                 Ok(Pass::Unfinished) => EAGER,
                 Ok(Pass::Remove) => {
@@ -504,6 +509,7 @@ impl Controller {
         let idle = report.collections.iter().all(|collection| collection.ended) && report.copies.iter().all(|copy| copy.ended);
         let done = idle && report.converged && report.orders.iter().all(|order| order.fresh);
         self.shared.describe(Discovery::new(&self.options, &plan::registry_host(&observed, &self.options), &report));
+        self.shared.metrics.see(&wanted, &observed, &report);
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
     }
@@ -647,6 +653,7 @@ impl Controller {
                 (_, Err(error)) if error.is_conflict() => tracing::info!(%error, "waiting for a deployment"),
                 (_, other) => other?,
             }
+            self.shared.metrics.acted(action);
             self.shared.acted(action.to_string());
         }
         Ok(())

@@ -7,7 +7,9 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
-use crate::dcos::marathon::Instance;
+use crate::dcos::marathon::{Instance, Marathon};
+use crate::dcos::mesos::Mesos;
+use crate::dcos::metronome::Metronome;
 use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
 use crate::names::Host;
@@ -20,22 +22,32 @@ const TASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Asks Mesos, Marathon and Metronome.
 pub(super) async fn cluster(cluster: &Cluster, options: &Options) -> Result<Observed, ApiError> {
+    services(&cluster.mesos, &cluster.marathon, &cluster.metronome, options).await
+}
+
+/// The same, for whoever has other ways to them.
+pub(crate) async fn services(
+    mesos: &Mesos,
+    marathon_client: &Marathon,
+    metronome_client: &Metronome,
+    options: &Options,
+) -> Result<Observed, ApiError> {
     let pod_id = documents::pod_id(options);
     let registry_id = documents::registry_id(options);
     let own_id = format!("/{}", options.service.name);
     let metronome = async {
         // Only jobs with secrets depend on it.
-        if options.has_account() { cluster.metronome.version().await } else { Ok(versions::Metronome::default()) }
+        if options.has_account() { metronome_client.version().await } else { Ok(versions::Metronome::default()) }
     };
     let (marathon, metronome, agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
-        cluster.marathon.version(),
+        marathon_client.version(),
         metronome,
-        cluster.mesos.agents(),
-        cluster.marathon.pod(&pod_id),
-        cluster.marathon.app(&registry_id),
-        cluster.marathon.app(&own_id),
-        cluster.marathon.locked(),
-        cluster.marathon.claims(),
+        mesos.agents(),
+        marathon_client.pod(&pod_id),
+        marathon_client.app(&registry_id),
+        marathon_client.app(&own_id),
+        marathon_client.locked(),
+        marathon_client.claims(),
     )?;
     let mut observed = Observed {
         marathon,
@@ -49,7 +61,7 @@ pub(super) async fn cluster(cluster: &Cluster, options: &Options) -> Result<Obse
         ..Observed::default()
     };
     for id in documents::job_ids(options) {
-        if let Some(job) = cluster.metronome.job(&id).await? {
+        if let Some(job) = metronome_client.job(&id).await? {
             observed.jobs.insert(id, job);
         }
     }

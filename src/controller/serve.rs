@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::discovery::Discovery;
 use super::events::{self, Listeners, View};
 use super::images::{self, Asked, Source};
+use super::metrics::Metrics;
 use super::page;
 use super::report::Report;
 use crate::security::PUBLIC_CA;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     now: Mutex<Now>,
     wake: Notify,
     listeners: Listeners,
+    pub(super) metrics: Metrics,
 }
 
 struct Now {
@@ -49,7 +51,14 @@ impl Shared {
     pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
         let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
         let now = Now { report, discovery: None, actions: Vec::new(), beat: Instant::now(), removed: None, images: None };
-        Self { binary: binary.into(), binary_sha256, now: Mutex::new(now), wake: Notify::new(), listeners: Listeners::default() }
+        Self {
+            binary: binary.into(),
+            binary_sha256,
+            now: Mutex::new(now),
+            wake: Notify::new(),
+            listeners: Listeners::default(),
+            metrics: Metrics::default(),
+        }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -121,6 +130,8 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
     let router = Router::new()
         .route("/", get(page))
         .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/v1/openapi.json", get(openapi))
         .route("/v1/status", get(status))
         .route("/v1/events", get(news))
         .route("/v1/ca", get(ca))
@@ -153,6 +164,17 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
     axum::Json(&shared.now().report).into_response()
+}
+
+/// For Prometheus.
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let text = shared.metrics.text(&shared.binary_sha256);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// What all this is, for programs.
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], super::openapi::DOCUMENT).into_response()
 }
 
 async fn list_images(State(shared): State<Arc<Shared>>, Query(asked): Query<Asked>) -> Response {

@@ -115,8 +115,7 @@ impl Rotation {
         self.reason == Reason::LostKey && self.stage == Stage::Published
     }
 
-    /// A rotation at a stage, for tests of the planner.
-    #[cfg(test)]
+    /// A rotation at a stage, where nothing is signed: for forecasts, and tests of the planner.
     pub(crate) fn at(stage: Stage, reason: Reason, since: i64) -> Self {
         Self { stage, reason, since, link: None }
     }

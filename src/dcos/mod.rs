@@ -1,6 +1,7 @@
 //! Clients of the cluster's own services. Each asks, parses what it needs and nothing more, and cuts off endless answers.
 
 pub mod ca;
+pub(crate) mod calls;
 pub mod cosmos;
 pub mod grants;
 pub mod login;
@@ -12,7 +13,7 @@ pub mod versions;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -128,18 +129,36 @@ pub struct Api {
     base: String,
     door: Door,
     login: Option<Arc<Login>>,
+    calls: Option<Arc<calls::Calls>>,
 }
 
 impl Api {
     /// A client for `base`, for example `http://leader.mesos:5050`.
     pub fn new(client: reqwest::Client, base: &str) -> Self {
-        Self { client, base: base.trim_end_matches('/').to_string(), door: Door::Own, login: None }
+        Self { client, base: base.trim_end_matches('/').to_string(), door: Door::Own, login: None, calls: None }
     }
 
     /// The same for a service of the cluster, entered with a service account where there is one.
     #[must_use]
     pub fn entered(self, door: Door, login: Option<Arc<Login>>) -> Self {
         Self { door, login, ..self }
+    }
+
+    /// The same client for what lies under a path.
+    #[must_use]
+    pub(crate) fn under(&self, path: &str) -> Self {
+        Self { base: format!("{}{path}", self.base), ..self.clone() }
+    }
+
+    /// An answer as it is.
+    pub(crate) async fn get_text(&self, path: &str) -> Result<String, ApiError> {
+        self.text("GET", &format!("{}{path}", self.base), None).await
+    }
+
+    /// The same, and its calls are counted.
+    #[must_use]
+    pub(crate) fn counted(self, calls: &Arc<calls::Calls>) -> Self {
+        Self { calls: Some(calls.clone()), ..self }
     }
 
     /// The HTTP client that all services share: names by hickory, because a static binary has no NSS; no proxies.
@@ -224,6 +243,15 @@ impl Api {
     }
 
     async fn text(&self, method: &'static str, url: &str, body: Option<&Value>) -> Result<String, ApiError> {
+        let started = Instant::now();
+        let result = self.answer(method, url, body).await;
+        if let Some(calls) = &self.calls {
+            calls.add(self.door, calls::outcome(&result), started.elapsed());
+        }
+        result
+    }
+
+    async fn answer(&self, method: &'static str, url: &str, body: Option<&Value>) -> Result<String, ApiError> {
         let unreachable = |error: &dyn std::error::Error| ApiError::Unreachable { method, url: url.into(), reason: chain(error) };
         let response = self.send(method, url, body, TIMEOUT).await?;
         let status = response.status();
