@@ -35,9 +35,6 @@ pub fn refused(options: &Options, kind: CopyKind) -> Option<String> {
     if options.backup.path.is_empty() {
         return Some(format!("a {what} needs a directory; give backup.path, best on a share that other agents mount too"));
     }
-    if kind == CopyKind::Restore && options.registry.replicas > 1 {
-        return Some("several registries would serve different states meanwhile; set registry.replicas to 1 for the restore".into());
-    }
     None
 }
 
@@ -210,10 +207,6 @@ mod tests {
         assert!(refused(json!({}), CopyKind::Backup).contains("backup.path"));
         assert!(refused(json!({ "registry": { "enabled": false } }), CopyKind::Backup).contains("registry.enabled"));
         assert!(refused(json!({ "storage": { "kind": "s3", "bucket": "b" } }), CopyKind::Backup).contains("object store"));
-        let shared = json!({
-            "storage": { "kind": "external_volume", "volume_name": "v" }, "registry": { "replicas": 2 }, "backup": { "path": "/mnt/b" },
-        });
-        assert!(refused(shared.clone(), CopyKind::Restore).contains("registry.replicas to 1"));
-        assert_eq!(refused(shared, CopyKind::Backup), "");
+        assert_eq!(refused(json!({ "backup": { "path": "/mnt/b" } }), CopyKind::Restore), "");
     }
 }

@@ -17,7 +17,7 @@ use crate::held::Held;
 use crate::names::Host;
 use crate::options::Options;
 use crate::protocol::{CopyKind, env};
-use crate::settings;
+use crate::{settings, storage};
 
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
@@ -54,6 +54,8 @@ pub struct Facts {
     pub binary_sha256: String,
     /// Image of the registry.
     pub registry_image: String,
+    /// CA certificates (PEM) of the registry that this one is a cache of, if the options name any.
+    pub upstream_certificates: String,
     /// Public key that orders are signed with, base64.
     pub order_key: String,
     /// The order that new nodes start with, as JSON.
@@ -367,6 +369,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         vips.insert("VIP_1".into(), Value::from(format!("/{name}:{port}")));
     }
     let mut labels = json!({ HOME_LABEL: facts.home, SERVICE_LABEL: service });
+    labels[storage::LABEL] = Value::from(storage::store(options, &facts.registry_host));
     if options.registry.replicas == 1 {
         labels["MARATHON_SINGLE_INSTANCE_APP"] = Value::from("true");
     }
@@ -398,8 +401,9 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "registry_cpus": options.registry.cpus,
         "registry_mem": options.registry.mem,
         "registry_image": facts.registry_image,
-        "registry_settings": json!(settings::settings(options)).to_string(),
+        "registry_settings": json!(settings::settings(options, &facts.upstream_certificates)).to_string(),
         "registry_volumes": settings::volumes(options),
+        "registry_parameters": settings::parameters(options),
         "provided": provided.iter().map(|(name, published)| (name.clone(), published.variable.clone())).collect::<Map<_, _>>(),
         "registry_constraints": settings::constraints(options, &facts.registry_host),
         "registry_replicas": options.registry.replicas,
@@ -409,6 +413,8 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "vip_labels": if vips.is_empty() { Value::Null } else { Value::Object(vips) },
         "registry_labels": labels,
         "kill_grace_seconds": options.registry.drain_seconds + 10,
+        // While it drains it takes no connection: Marathon must not kill it meanwhile. One look every 5 s.
+        "most_failures": options.registry.drain_seconds.div_ceil(5) + 3,
     });
     match values {
         Value::Object(values) => values,
@@ -457,6 +463,7 @@ pub(crate) mod tests {
             home: "192.168.1.80".parse().unwrap(),
             binary_sha256: "ab".repeat(32),
             registry_image: "registry:2.8.3".into(),
+            upstream_certificates: String::new(),
             order_key: "a2V5".into(),
             first_order,
             enrolment_key,

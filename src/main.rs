@@ -77,7 +77,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Delete image data that no image uses any more, and follow it; meanwhile the registry is read-only
+    /// Delete image data that no image uses any more; meanwhile the registry is read-only
     Gc {
         /// Only say what would be deleted; the registry stays writable
         #[arg(long)]
@@ -86,7 +86,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Copy the images that backup.path does not have yet there, and follow it; the registry goes on taking pushes
+    /// Copy the images to backup.path, and follow it; pushes go on
     Backup {
         /// Read again what the backup has already
         #[arg(long)]
@@ -104,7 +104,7 @@ enum Role {
         #[arg(long)]
         json: bool,
     },
-    /// Print a row per image, and whether the image puller of this cluster's Mesos (UCR) can read it
+    /// Print a row per image, and whether the Mesos containerizer (UCR) can read it
     Images {
         /// Only those that it cannot read, with why, and what to do
         #[arg(long)]

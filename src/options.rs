@@ -219,6 +219,7 @@ pub struct Storage {
     pub secret_key: String,
     pub credentials: String,
     pub redirect: bool,
+    pub abandon: String,
 }
 
 /// Where the images lie.
@@ -237,7 +238,8 @@ pub enum StorageKind {
 impl StorageKind {
     /// Whether several registries can use it at the same time.
     pub fn is_shared(self) -> bool {
-        !matches!(self, Self::HostPath | Self::PersistentVolume)
+        // Of an external volume Marathon lets an app with one instance only have the use.
+        self.is_object_store()
     }
 
     /// Whether it is a service of its own, and no directory.
@@ -552,6 +554,7 @@ impl Options {
             uninstall: &raw.uninstall,
             has_account: !secret.is_empty(),
         }));
+        faults.0.extend(crate::preload::faults(&list(&raw.preload.images)));
         let path = &raw.registry.storage_path;
         if path.split('/').any(|part| part == ".." || part == ".") {
             faults.add("registry.storage_path", path, "it contains '.' or '..'", "Give the plain absolute path of the directory.");

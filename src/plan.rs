@@ -21,6 +21,7 @@ use crate::exposure;
 use crate::names::Host;
 use crate::options::{Fault, Faults, Generation, Options};
 use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::storage;
 use crate::takeover::{self, Takeover};
 
 /// What one instance of the node pod asks for: executor (RAML minimum) plus container, as in the pod's template.
@@ -302,6 +303,7 @@ pub enum RowState {
 /// Every clash, with field and remedy.
 pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
     let mut faults = takeover::faults(options, observed);
+    faults.extend(storage::faults(options, observed));
     let mut fault = |field: &str, value: String, reason: String, remedy: &str| {
         faults.push(Fault { field: field.into(), value, reason, remedy: remedy.into() })
     };
@@ -702,6 +704,7 @@ mod tests {
             home: "10.0.0.1".parse().unwrap(),
             binary_sha256: "00".into(),
             registry_image: "registry:2.8.3".into(),
+            upstream_certificates: String::new(),
             order_key: String::new(),
             first_order: Published { variable: "{}".into(), secret: None },
             enrolment_key: Published { variable: "".into(), secret: None },
@@ -879,6 +882,7 @@ mod tests {
             in_place: true,
             exposed_key: None,
             cleaned: vec![],
+            preload: None,
         };
         (host.parse().unwrap(), status)
     }

@@ -73,6 +73,8 @@ pub enum OrderKind {
     Trust(TrustBundle),
     /// To nodes: put the host back as it was.
     Restore,
+    /// To the node on the registry's agent, beside the order in force: copy these images into the registry.
+    Preload(PreloadOrder),
     /// To the registry: serve with this certificate chain (PEM, leaf first). It must match the registry's own key.
     Certificate {
         /// PEM, leaf first.
@@ -170,6 +172,71 @@ impl Collection {
     pub fn is_active(&self) -> bool {
         self.phase != CollectPhase::Done
     }
+}
+
+/// Images to be copied into the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreloadOrder {
+    /// The registry as docker is to spell it.
+    pub registry: String,
+    /// In this order.
+    pub images: Vec<PreloadImage>,
+}
+
+/// An image to be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreloadImage {
+    /// The image with its registry and tag.
+    pub from: String,
+    /// Path and tag in our registry.
+    pub to: String,
+    /// What was copied before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<Copied>,
+}
+
+/// Digests of an image there and here. They differ where docker has compressed the layers anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Copied {
+    pub source: String,
+    pub target: String,
+}
+
+/// How a node stands with a [`PreloadOrder`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreloadStatus {
+    /// Version of the order.
+    pub version: u64,
+    /// Every image of it.
+    pub images: Vec<PreloadedImage>,
+}
+
+/// How an image of a [`PreloadOrder`] stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreloadedImage {
+    /// The image with its registry and tag.
+    pub image: String,
+    /// In one word.
+    pub state: PreloadState,
+    /// Its size on the host, where it was copied.
+    pub bytes: Option<u64>,
+    /// Its digests, where they are known.
+    pub copied: Option<Copied>,
+    /// How far it is, or what went wrong and the remedy.
+    pub detail: String,
+}
+
+/// See [`PreloadedImage`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum PreloadState {
+    Waiting,
+    Copying,
+    Done,
+    /// It is tried again.
+    Failed,
 }
 
 /// What is copied from where to where.
@@ -343,6 +410,9 @@ pub struct NodeStatus {
     /// What this node has removed of such a registry.
     #[serde(default)]
     pub cleaned: Vec<String>,
+    /// Images that it copies into the registry, if it was told to.
+    #[serde(default)]
+    pub preload: Option<PreloadStatus>,
 }
 
 /// A file of the host and its content's digest.
@@ -508,6 +578,9 @@ pub struct ProxyOf {
     pub url: String,
     pub username: String,
     pub password: Option<HeldAt>,
+    /// PEM of the CAs that its certificate is from, beside those that the image brings.
+    #[serde(default)]
+    pub certificates: String,
 }
 
 /// Where the operator's certificate and key are, as the registry's container sees them.

@@ -93,7 +93,7 @@ impl Faults<'_> {
                 "registry.replicas",
                 &registry.replicas.to_string(),
                 "this kind of storage belongs to one agent",
-                "Set it to 1, or choose s3, gcs, azure or external_volume as storage.kind.",
+                "Set it to 1, or choose s3, gcs or azure as storage.kind.",
             );
         }
         if let Some(host) = registry.host.as_ref().filter(|_| registry.replicas > 1) {
@@ -317,7 +317,7 @@ pub(crate) fn word(kind: AuthKind) -> &'static str {
 }
 
 /// Whether docker takes this for an image: `[host[:port]/]name[/name…][:tag][@sha256:digest]`.
-fn is_image(text: &str) -> bool {
+pub(crate) fn is_image(text: &str) -> bool {
     let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
     let is_digest = |digest: &str| {
         digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
@@ -375,8 +375,16 @@ pub fn held(options: &Options) -> Vec<Held> {
     all
 }
 
-/// What the registry is told.
-pub fn settings(options: &Options) -> RegistrySettings {
+/// Where the registry is that this one is a cache of.
+pub fn upstream(proxy: &Proxy) -> Option<HostPort> {
+    let url = &proxy.remote_url;
+    let (rest, port) = url.strip_prefix("https://").map(|rest| (rest, 443)).or_else(|| Some((url.strip_prefix("http://")?, 80)))?;
+    let host = rest.split('/').next().unwrap_or_default();
+    host.parse().ok().or_else(|| format!("{host}:{port}").parse().ok())
+}
+
+/// What the registry is told. `upstream_certificates`: see [`ProxyOf::certificates`].
+pub fn settings(options: &Options, upstream_certificates: &str) -> RegistrySettings {
     let Options { registry, security, storage, auth, proxy, .. } = options;
     let all = held(options);
     let at = |name: &str| all.iter().find(|held| held.name == name).map(Held::at);
@@ -427,6 +435,7 @@ pub fn settings(options: &Options) -> RegistrySettings {
             url: proxy.remote_url.clone(),
             username: proxy.username.clone(),
             password: at("proxy-password"),
+            certificates: upstream_certificates.into(),
         }),
         backup: !options.backup.path.is_empty(),
     }
@@ -447,12 +456,18 @@ pub fn volumes(options: &Options) -> Vec<Value> {
         }
         _ => None,
     };
-    // Where the registry may be on any agent, its key lives and dies with its container: none is left behind on an agent that it leaves.
+    // Where the registry may be on any agent, its key is in memory alone: see `parameters`.
     let state = is_pinned(options)
         .then(|| json!({ "containerPath": STATE, "hostPath": HostRoot::default().registry_state(&options.service.name), "mode": "RW" }));
     let backup = &options.backup.path;
     let backup = (!backup.is_empty()).then(|| json!({ "containerPath": BACKUP, "hostPath": backup, "mode": "RW" }));
     images.into_iter().chain(backup).chain(state).chain(held(options).iter().filter_map(Held::volume)).collect()
+}
+
+/// What docker is told besides. Where the registry may be on any agent, its key is in memory alone and gone with its container, also
+/// where an agent dies and leaves the container's disk behind.
+pub fn parameters(options: &Options) -> Vec<Value> {
+    if is_pinned(options) { Vec::new() } else { vec![json!({ "key": "tmpfs", "value": format!("{STATE}:mode=0700,size=16m") })] }
 }
 
 /// Where the registry may run. `host`: the agent that it belongs to, if it belongs to one.
@@ -510,11 +525,15 @@ mod tests {
         let s3 = json!({ "kind": "s3", "bucket": "b" });
         assert_eq!(fields(json!({ "registry": { "replicas": 2 } })), ["registry.replicas"]);
         assert_eq!(fields(json!({ "registry": { "replicas": 2 }, "storage": s3 })), Vec::<String>::new());
+        let volume = json!({ "kind": "external_volume", "volume_name": "v" });
+        assert_eq!(fields(json!({ "registry": { "replicas": 2 }, "storage": volume })), ["registry.replicas"]);
         assert_eq!(fields(json!({ "registry": { "replicas": 2, "host": "10.0.0.1" }, "storage": s3 })), ["registry.host"]);
         let host: Host = "10.0.0.1".parse().unwrap();
         assert_eq!(constraints(&options(json!({ "registry": { "replicas": 2 }, "storage": s3 })), &host), json!([["hostname", "UNIQUE"]]));
         assert_eq!(constraints(&options(json!({})), &host), json!([["hostname", "LIKE", "^10\\.0\\.0\\.1$"]]));
         assert_eq!(volumes(&options(json!({ "storage": s3 }))), Vec::<Value>::new(), "no key stays behind on an agent");
+        assert_eq!(parameters(&options(json!({ "storage": s3 })))[0]["key"], "tmpfs");
+        assert_eq!(parameters(&options(json!({}))), Vec::<Value>::new());
     }
 
     #[test]
@@ -544,6 +563,22 @@ mod tests {
         assert_eq!(fields(json!({ "backup": { "path": "/data/docker-registry/copy" } })), ["backup.path"]);
         assert_eq!(fields(json!({ "backup": { "path": "/mnt/../x" } })), ["backup.path"]);
         assert_eq!(fields(json!({ "backup": { "path": "/mnt/backup" } })), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_registry_that_a_cache_is_of_is_found_among_the_others_by_host_and_port() {
+        let at = |url: &str| {
+            let options = options(json!({ "proxy": { "remote_url": url } }));
+            upstream(&options.proxy).map(|name| name.to_string())
+        };
+        assert_eq!(at("https://harbor.example.com/").as_deref(), Some("harbor.example.com:443"));
+        assert_eq!(at("https://10.0.0.1:5443").as_deref(), Some("10.0.0.1:5443"));
+        assert_eq!(at("http://plain.example.com").as_deref(), Some("plain.example.com:80"));
+        assert_eq!(at(""), None);
+        let given = options(json!({ "proxy": { "remote_url": "https://r" }, "backup": { "path": "/mnt/b" } }));
+        assert_eq!(settings(&given, "PEM").proxy.unwrap().certificates, "PEM");
+        let mounted = volumes(&given);
+        assert!(mounted.iter().any(|volume| volume["hostPath"] == "/mnt/b" && volume["containerPath"] == BACKUP), "{mounted:?}");
     }
 
     #[test]
@@ -596,7 +631,7 @@ mod tests {
             mounted,
             [json!({ "containerPath": "/run/private-registry/provided-certificate", "hostPath": "/etc/tls", "mode": "RO" })]
         );
-        let provided = settings(&options).provided.unwrap();
+        let provided = settings(&options, "").provided.unwrap();
         assert_eq!(provided.certificate, crate::protocol::HeldAt::File("/run/private-registry/provided-certificate/a.pem".into()));
         assert_eq!(provided.key, crate::protocol::HeldAt::Variable("PRIVATE_REGISTRY_HELD_PROVIDED_KEY".into()));
         let published: Vec<_> = held(&options).iter().filter_map(Held::published).collect();

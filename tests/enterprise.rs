@@ -15,7 +15,7 @@ const ACCOUNT: &str = "private-registry";
 const SECRET: &str = "private-registry/service-account";
 
 /// `dcos security org users grant <account> <resource> <action>` as it stands in a text.
-fn commands(text: &str) -> BTreeSet<[String; 3]> {
+pub(crate) fn commands(text: &str) -> BTreeSet<[String; 3]> {
     let words: Vec<&str> = text.split_whitespace().map(|word| word.trim_end_matches(['"', ',', ';', '.'])).collect();
     let starts = words.windows(9).filter(|w| w[..5] == ["dcos", "security", "org", "users", "grant"]);
     let last = words.len().checked_sub(8).map(|at| &words[at..]).filter(|w| w[..5] == ["dcos", "security", "org", "users", "grant"]);

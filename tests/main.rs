@@ -5,9 +5,11 @@
 
 mod acceptance;
 mod auth;
+mod cache;
 mod changes;
 mod collection;
 mod conformance;
+mod copying;
 mod docker_in_docker;
 mod enterprise;
 mod enterprise_doors;
@@ -27,7 +29,9 @@ mod refusals;
 mod registry_role;
 mod rotation;
 mod security_modes;
+mod storage;
 mod support;
 mod takeover;
 mod token_server;
+mod upstream;
 mod versions;

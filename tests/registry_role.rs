@@ -1320,3 +1320,57 @@ fn requests_are_logged_only_if_asked_for_and_the_log_level_is_the_registrys() {
         );
     }
 }
+
+/// What a registry 3.1.1 (Debian's 2.8 is built without these stores) logs when it is asked for an image; its store is nowhere.
+fn words_about_its_store(storage: serde_json::Value, secret: (&'static str, String), wanted: &str) -> (Host, String) {
+    let mut host = Host::new();
+    host.program = crate::support::made("target/tools/registry3/registry");
+    (host.insecure, host.more) = (true, serde_json::json!({ "storage": storage }));
+    host.secrets = vec![secret];
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    let url = format!("http://{}/v2/base/hello/tags/list", host.listen);
+    Command::new("curl").args(["-s", "-m", "15", &url]).stdout(Stdio::null()).status().unwrap();
+    let words = wait_for("the registry's words about its store", || {
+        host.log().lines().find(|line| line.contains(wanted)).map(|line| line.replace("%2F", "/"))
+    });
+    (host, words)
+}
+
+#[test]
+fn gcs_is_asked_for_the_images_with_the_operators_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key.pem");
+    let made = Command::new("openssl").args(["genpkey", "-quiet", "-algorithm", "RSA", "-out"]).arg(&key).status().unwrap();
+    assert!(made.success());
+    let key = serde_json::json!({
+        "type": "service_account",
+        "project_id": "project",
+        "private_key_id": "1",
+        "private_key": fs::read_to_string(key).unwrap(),
+        "client_email": "registry@project.iam.gserviceaccount.com",
+        "client_id": "1",
+        "token_uri": "https://login.gcs.example/token",
+    });
+    let storage = serde_json::json!({
+        "kind": "gcs", "bucket": "images", "root": "registries/one", "redirect": false,
+        "credentials": { "variable": "PRIVATE_REGISTRY_HELD_STORAGE_CREDENTIALS" },
+    });
+    let secret = ("PRIVATE_REGISTRY_HELD_STORAGE_CREDENTIALS", key.to_string());
+    let (host, words) = words_about_its_store(storage, secret, "cannot fetch token");
+    for part in ["/b/images/o", "prefix=registries/one/", "https://login.gcs.example/token"] {
+        assert!(words.contains(part), "{words}");
+    }
+    assert_eq!(mode(&host.state("gcs.json")), 0o600);
+}
+
+#[test]
+fn azure_is_asked_for_the_images_in_the_operators_account() {
+    let storage = serde_json::json!({
+        "kind": "azure", "account": "acme", "container": "images", "root": "", "realm": "azure.example", "redirect": false,
+        "account_key": { "variable": "PRIVATE_REGISTRY_HELD_STORAGE_SECRET_KEY" },
+    });
+    let secret = ("PRIVATE_REGISTRY_HELD_STORAGE_SECRET_KEY", "a2V5".into());
+    let (_, words) = words_about_its_store(storage, secret, "acme.blob.azure.example");
+    assert!(words.contains("https://acme.blob.azure.example/images"), "{words}");
+}

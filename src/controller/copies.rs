@@ -7,6 +7,7 @@ use crate::copying::{self, Standing};
 use crate::documents;
 use crate::plan::Observed;
 use crate::protocol::{CopyKind, Copying, OrderKind, SignedOrder};
+use crate::settings;
 
 /// A run that is followed.
 struct Followed {
@@ -107,6 +108,9 @@ impl Controller {
             let (tasks, all_answer) = (&observed.registries, observed.all_registries_answer());
             let begun = followed.begun.as_deref();
             let standing = copying::standing(&followed.run, followed.kind, begun, followed.since, now, tasks, all_answer);
+            // The registry knows the directory by another path.
+            let said = standing.said.replace(settings::BACKUP, &self.options.backup.path);
+            let standing = Standing { said, ..standing };
             if standing.said != followed.standing.said {
                 tracing::info!(run = followed.run, "{}", standing.said);
             }

@@ -19,6 +19,7 @@ mod observe;
 mod others;
 mod page;
 mod parts;
+mod preloads;
 mod report;
 mod serve;
 mod shown;
@@ -48,6 +49,7 @@ use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
 use crate::protocol::{Collection, OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
 use crate::security;
+use crate::settings;
 use crate::takeover::Takeover;
 use anchor::Anchor;
 use cluster::Cluster;
@@ -57,6 +59,7 @@ pub use discovery::Discovery;
 pub use images::{ImageReport, ImagesReport};
 use others::Others;
 pub use parts::{CertificateReport, RegistryReport, RotationReport};
+use preloads::Preloads;
 pub(crate) use report::aligned;
 pub use report::{AgentReport, CollectionReport, CopyReport, OrderReport, OtherReport, Report, RunReport};
 use state::{OwnCa, Stage, State, StateError};
@@ -232,6 +235,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         retirement: None,
         collections: Collections::default(),
         copies: Copies::default(),
+        preloads: Preloads::default(),
         refused_schedules: BTreeMap::new(),
     };
     controller.converge_for_ever().await
@@ -323,6 +327,7 @@ struct Controller {
     retirement: Option<(SignedOrder, u64)>,
     collections: Collections,
     copies: Copies,
+    preloads: Preloads,
     /// Schedules that Metronome does not understand, by the ids of their jobs, and what it said.
     refused_schedules: BTreeMap<String, (serde_json::Value, String)>,
 }
@@ -432,6 +437,9 @@ impl Controller {
             // Once begun it goes on, also while the registry is restarted.
             clean_agents: self.options.takeover.clean_agents && runs_registry && (self.settled || state.cleans_agents()),
         };
+        let upstream = settings::upstream(&self.options.proxy);
+        let upstream = bundle.others.iter().filter(|other| upstream.as_ref() == Some(&other.name));
+        let upstream_certificates = upstream.flat_map(|other| &other.certificates).map(|pem| format!("{}\n", pem.trim_end())).collect();
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
@@ -462,6 +470,7 @@ impl Controller {
             home: self.setting.host.clone(),
             binary_sha256: self.binary_sha256.clone(),
             registry_image: self.setting.registry_image(&self.options),
+            upstream_certificates,
             order_key,
             package_uri: self.setting.vars.get(env::URI).cloned().unwrap_or_default(),
             options: self.setting.options(),
@@ -488,6 +497,7 @@ impl Controller {
         let collects = self.collections.is_busy()
             || observed.registries.iter().any(|task| task.status.collection.as_ref().is_some_and(Collection::is_active));
         self.copy(&observed, now, collects).await?;
+        self.preload(&observed).await?;
         self.offer_images(&observed);
         let report = self.report(&wanted, &observed, &plan, &anchor)?;
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
@@ -703,6 +713,7 @@ impl Controller {
         report.advice.extend(exposure::advice(&self.options, observed));
         report.collections = self.collections.reports();
         report.copies = self.copies.reports();
+        self.report_preload(observed, &mut report);
         let refused = self.refused_schedules.iter().filter(|(job, _)| wanted.documents.schedules.contains_key(*job));
         report.problems.extend(refused.map(|(job, (_, said))| {
             format!("Metronome refuses the schedule of {job}; correct the schedule or its time zone in the options: {said}")

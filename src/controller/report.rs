@@ -11,7 +11,7 @@ use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RegistryTask, RowState, Wanted};
-use crate::protocol::{CopyKind, NodeStatus, Proof, ProofOutcome, RegistryPhase, SysctlState};
+use crate::protocol::{CopyKind, NodeStatus, PreloadedImage, Proof, ProofOutcome, RegistryPhase, SysctlState};
 use crate::security;
 
 /// The answer of `GET /v1/status`.
@@ -73,6 +73,9 @@ pub struct Report {
     /// Backups and restores that are asked for, and the last one that has ended.
     #[serde(default)]
     pub copies: Vec<CopyReport>,
+    /// Images of other registries that are copied in.
+    #[serde(default)]
+    pub preload: Vec<PreloadedImage>,
     /// Version of the registry that runs, as it says itself.
     #[serde(default)]
     pub registry_version: Option<String>,
@@ -198,6 +201,9 @@ impl Report {
         let (registry, serving) = registry(wanted, observed);
         let registry = if options.registry.read_only && serving { format!("{registry}, for pulls only") } else { registry };
         let as_wanted = if wanted.registry { serving } else { observed.registry.is_none() };
+        let upstream = &options.proxy.remote_url;
+        let registry =
+            if serving && !upstream.is_empty() { format!("{registry}, a cache of {upstream} that takes no pushes") } else { registry };
         let converged = trusted == agents.len() && !agents.is_empty() && as_wanted && plan.actions.is_empty() && plan.waiting.is_empty();
         let total = agents.len();
         let summary = match wanted.ca.rotation.as_ref() {
@@ -253,6 +259,7 @@ impl Report {
             rotation: security::what_a_rotation_does(options, &plan::registry_host(observed, options)),
             collections: Vec::new(),
             copies: Vec::new(),
+            preload: Vec::new(),
             registry_version: None,
             certificates: CertificateReport::of(certificates)?,
             rotating: wanted.ca.rotation.as_ref().map(RotationReport::new),

@@ -16,7 +16,7 @@ use crate::dcos::ApiError;
 use crate::digest::sha256_hex;
 use crate::names::{Host, HostPort};
 use crate::node::files::FileError;
-use crate::protocol::{Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
+use crate::protocol::{Copied, Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
 use crate::secret::Secret;
 
 use super::others::Fetched;
@@ -91,6 +91,9 @@ struct Record {
     /// CAs of other registries that were not given in the options themselves.
     #[serde(default)]
     others: Vec<Fetched>,
+    /// Images that were copied in, by where they are from.
+    #[serde(default)]
+    preloaded: BTreeMap<String, Copied>,
 }
 
 /// A change from one CA to the next. At every moment all that is served is trusted by every agent that answers.
@@ -312,6 +315,23 @@ impl State {
     /// See [`State::note_covered`].
     pub fn covered(&self) -> &BTreeSet<Host> {
         &self.record.covered
+    }
+
+    /// Remembers images that were copied in, and their digests.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn note_preloaded(&mut self, images: impl IntoIterator<Item = (String, Copied)>) -> Result<(), StateError> {
+        let mut changed = false;
+        for (image, copied) in images {
+            changed |= self.record.preloaded.insert(image, copied.clone()) != Some(copied);
+        }
+        if changed { self.save().await } else { Ok(()) }
+    }
+
+    /// See [`State::note_preloaded`].
+    pub fn preloaded(&self, image: &str) -> Option<&Copied> {
+        self.record.preloaded.get(image)
     }
 
     /// CAs of other registries that were fetched.

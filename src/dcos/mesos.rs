@@ -137,6 +137,8 @@ struct Slave {
     reserved_resources: serde_json::Map<String, serde_json::Value>,
     #[serde(default)]
     unreserved_resources: serde_json::Value,
+    #[serde(default)]
+    reserved_resources_full: serde_json::Map<String, serde_json::Value>,
     resources: Scalars,
     used_resources: Scalars,
 }
@@ -161,8 +163,8 @@ impl Slave {
             }
         };
         // In strict mode reserved resources are filtered by permission; the attribute is not.
-        let public =
-            self.attributes.get("public_ip").and_then(|v| v.as_str()) == Some("true") || self.reserved_resources.contains_key(PUBLIC_ROLE);
+        let public = self.attributes.get("public_ip").and_then(|v| v.as_str()) == Some("true")
+            || self.reserved_resources_full.get(PUBLIC_ROLE).is_some_and(is_for_good);
         let of_role = if public { self.reserved_resources.get(PUBLIC_ROLE) } else { Some(&self.unreserved_resources) };
         let ports = of_role.and_then(|resources| resources["ports"].as_str()).map(Ports::parse).unwrap_or_default();
         Some(Agent {
@@ -180,6 +182,16 @@ impl Slave {
     }
 }
 
+/// Whether an agent has this by its own configuration. DC/OS's Marathon has the same role as public agents, and what it reserves
+/// on any agent, as for a persistent volume, says who has reserved it.
+fn is_for_good(resources: &serde_json::Value) -> bool {
+    let is_static = |resource: &serde_json::Value| {
+        let refined = resource["reservations"].as_array().into_iter().flatten();
+        resource["reservation"].is_null() && refined.clone().all(|reservation| reservation["type"] != "DYNAMIC")
+    };
+    resources.as_array().into_iter().flatten().any(is_static)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,13 +201,21 @@ mod tests {
         let slaves: Slaves = serde_json::from_value(serde_json::json!({"slaves": [
             {"id": "a", "hostname": "10.0.0.1", "active": true, "attributes": {"public_ip": "true"}, "resources": {"cpus": 2.0, "mem": 100.0, "disk": 50.0},
              "used_resources": {"cpus": 0.5, "mem": 40.0, "disk": 0.0}},
-            {"id": "b", "hostname": "10.0.0.2", "active": true, "reserved_resources": {"slave_public": {"ports": "[1-21, 23-5050]"}}, "drain_info": {"state": "DRAINING"},
-             "resources": {}, "used_resources": {}},
+            {"id": "b", "hostname": "10.0.0.2", "active": true, "reserved_resources": {"slave_public": {"ports": "[1-21, 23-5050]"}},
+              "reserved_resources_full": {"slave_public": [{"name": "cpus"}]},
+             "drain_info": {"state": "DRAINING"}, "resources": {}, "used_resources": {}},
+            {"id": "d", "hostname": "10.0.0.3", "active": true, "reserved_resources_full": {"slave_public": [
+                {"name": "disk", "reservation": {"principal": "dcos_marathon"}},
+                {"name": "cpus", "reservations": [{"role": "slave_public", "type": "DYNAMIC"}]}]}, "resources": {}, "used_resources": {}},
             {"id": "c", "hostname": "../etc", "active": true, "resources": {}, "used_resources": {}}
         ]}))
         .unwrap();
         let agents: Vec<_> = slaves.slaves.into_iter().filter_map(Slave::agent).collect();
-        assert_eq!(agents.iter().map(|a| (a.public, a.active)).collect::<Vec<_>>(), [(true, true), (true, false)]);
+        assert_eq!(
+            agents.iter().map(|a| (a.public, a.active)).collect::<Vec<_>>(),
+            [(true, true), (true, false), (false, true)],
+            "a persistent volume makes no public agent"
+        );
         assert_eq!(agents[0].free, Resources { cpus: 1.5, mem: 60.0, disk: 50.0 });
         assert!(agents[1].ports.contains(5000) && !agents[1].ports.contains(22) && agents[0].ports.is_empty());
         assert_eq!(agents[1].ports.to_string(), "1-21, 23-5050");

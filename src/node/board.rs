@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::config::NodeConfig;
-use super::orders::{self, Accepted, Refusal};
+use super::orders::{self, Accepted, Refusal, Task};
 use super::pass::Report;
-use crate::protocol::{NodePhase, NodeStatus, Proof, SignedOrder, SysctlState, SysctlStatus};
+use crate::protocol::{NodePhase, NodeStatus, PreloadOrder, PreloadStatus, PreloadedImage, Proof, SignedOrder, SysctlState, SysctlStatus};
 
 /// See the module.
 #[derive(Debug)]
@@ -19,12 +19,16 @@ pub(crate) struct Board {
     pub(crate) order_changed: Notify,
     /// The order in force was given once more: the controller asks for a fresh proof.
     pub(crate) check_asked: Notify,
+    /// Other images are to be copied into the registry, or none.
+    pub(crate) preload_changed: Notify,
 }
 
 #[derive(Debug)]
 struct Inner {
     order: Arc<Accepted>,
     status: NodeStatus,
+    /// The images to be copied into the registry, and the version of the order that says so.
+    preload: Option<(u64, Arc<PreloadOrder>)>,
     /// Addresses that cannot be listened on, with the reason.
     deaf: BTreeMap<String, String>,
 }
@@ -47,9 +51,10 @@ impl Board {
             in_place: false,
             exposed_key: None,
             cleaned: Vec::new(),
+            preload: None,
         };
-        let inner = Mutex::new(Inner { order: Arc::new(order), status, deaf: BTreeMap::new() });
-        Self { config, inner, order_changed: Notify::new(), check_asked: Notify::new() }
+        let inner = Mutex::new(Inner { order: Arc::new(order), status, preload: None, deaf: BTreeMap::new() });
+        Self { config, inner, order_changed: Notify::new(), check_asked: Notify::new(), preload_changed: Notify::new() }
     }
 
     /// The order in force.
@@ -67,6 +72,9 @@ impl Board {
 
     /// Puts an order in force, if it verifies and nothing newer is.
     pub(crate) fn take(&self, signed: SignedOrder) -> Result<NodeStatus, Refusal> {
+        if let Some((version, images)) = orders::preload(&self.config, &signed)? {
+            return self.take_preload(version, images);
+        }
         let order = orders::open(&self.config, signed)?;
         let mut inner = self.lock();
         order.may_follow(&inner.order)?;
@@ -82,9 +90,31 @@ impl Board {
         inner.status.in_place = false;
         inner.status.proofs.clear();
         inner.status.errors.clear();
+        let ends = matches!(order.task, Task::Restore) && inner.preload.take().is_some();
         inner.order = Arc::new(order);
         drop(inner);
+        if ends {
+            self.preload_changed.notify_one();
+        }
         self.order_changed.notify_one();
+        Ok(self.status())
+    }
+
+    fn take_preload(&self, version: u64, images: PreloadOrder) -> Result<NodeStatus, Refusal> {
+        let mut inner = self.lock();
+        let known = inner.preload.as_ref().map(|(version, _)| *version);
+        if known.is_some_and(|known| version < known) {
+            return Err(Refusal::Conflict(format!("version {version} is older than the images that are copied now")));
+        }
+        if matches!(inner.order.task, Task::Restore) {
+            return Err(Refusal::Conflict("this host is put back as it was".into()));
+        }
+        if known != Some(version) {
+            inner.preload = Some((version, Arc::new(images)));
+            inner.status.preload = Some(PreloadStatus { version, images: Vec::new() });
+            self.preload_changed.notify_one();
+        }
+        drop(inner);
         Ok(self.status())
     }
 
@@ -106,6 +136,18 @@ impl Board {
     /// Notes what a pass has removed of a registry made by hand, for as long as this node runs.
     pub(crate) fn note_cleaned(&self, cleaned: &[String]) {
         self.lock().status.cleaned.extend_from_slice(cleaned);
+    }
+
+    /// The images to be copied into the registry.
+    pub(crate) fn preload_order(&self) -> Option<(u64, Arc<PreloadOrder>)> {
+        self.lock().preload.clone()
+    }
+
+    /// Shows how these images stand, unless others are to be copied meanwhile.
+    pub(crate) fn show_preload(&self, version: u64, images: &[PreloadedImage]) {
+        if let Some(shown) = self.lock().status.preload.as_mut().filter(|shown| shown.version == version) {
+            shown.images = images.to_vec();
+        }
     }
 
     /// Counts a finished pass.

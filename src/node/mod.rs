@@ -14,6 +14,7 @@ mod insecure;
 mod manifest;
 mod orders;
 mod pass;
+mod preload;
 mod proof;
 mod sysctl;
 mod system_store;
@@ -49,8 +50,11 @@ pub async fn run(config: NodeConfig) -> Result<(), NodeError> {
     let (own, port) = (config.host.clone(), config.port);
     let board = Arc::new(Board::new(config, order));
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let _listening =
-        [Running::start(http::serve(Arc::clone(&board), loopback)), Running::start(serve_own_address(Arc::clone(&board), own, port))];
+    let _beside = [
+        Running::start(http::serve(Arc::clone(&board), loopback)),
+        Running::start(serve_own_address(Arc::clone(&board), own, port)),
+        Running::start(preload::keep(Arc::clone(&board), host.root.docker_socket())),
+    ];
     converge::converge(board, host).await;
     Ok(())
 }

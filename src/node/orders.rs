@@ -4,7 +4,7 @@ use super::config::NodeConfig;
 use super::trust::Bundle;
 use crate::certificates::OrderError;
 use crate::digest::order_digest;
-use crate::protocol::{OrderKind, SignedOrder};
+use crate::protocol::{Order, OrderKind, PreloadOrder, SignedOrder};
 
 /// An order that verified and whose every part has been looked at.
 #[derive(Debug)]
@@ -36,21 +36,33 @@ pub(crate) enum Refusal {
     Conflict(String),
 }
 
-/// Verifies and reads an order, whatever its version.
-pub(crate) fn open(config: &NodeConfig, signed: SignedOrder) -> Result<Accepted, Refusal> {
-    let order = config.order_key.open(&signed).map_err(|error| match error {
+fn verified(config: &NodeConfig, signed: &SignedOrder) -> Result<Order, Refusal> {
+    let order = config.order_key.open(signed).map_err(|error| match error {
         OrderError::BadSignature => Refusal::Forbidden(error.to_string()),
         other => Refusal::Unreadable(other.to_string()),
     })?;
-    if order.service != config.service {
-        return Err(Refusal::Forbidden(format!(
-            "it is for the service {:?}, and this node belongs to {:?}",
-            order.service, config.service
-        )));
+    if order.service == config.service {
+        return Ok(order);
     }
+    Err(Refusal::Forbidden(format!("it is for the service {:?}, and this node belongs to {:?}", order.service, config.service)))
+}
+
+/// The images to be copied and the version, if the order is one that does not touch the host.
+pub(crate) fn preload(config: &NodeConfig, signed: &SignedOrder) -> Result<Option<(u64, PreloadOrder)>, Refusal> {
+    let order = verified(config, signed)?;
+    Ok(match order.kind {
+        OrderKind::Preload(images) => Some((order.version, images)),
+        _ => None,
+    })
+}
+
+/// Verifies and reads an order about the host, whatever its version.
+pub(crate) fn open(config: &NodeConfig, signed: SignedOrder) -> Result<Accepted, Refusal> {
+    let order = verified(config, &signed)?;
     let task = match &order.kind {
         OrderKind::Trust(bundle) => Task::Trust(Bundle::parse(bundle).map_err(|error| Refusal::Unreadable(error.to_string()))?),
         OrderKind::Restore => Task::Restore,
+        OrderKind::Preload(_) => return Err(Refusal::Unreadable("it does not say how this host is to be".into())),
         OrderKind::Certificate { .. }
         | OrderKind::Users { .. }
         | OrderKind::Collect { .. }

@@ -134,6 +134,17 @@ impl RegistryConfig {
         [self.config_file(), self.users_file(), self.service_users_file(), self.state.join("gcs.json"), self.state.join("token.pem")]
     }
 
+    /// Directory of CA certificates that the registry is to know beside those of its image, and of nothing else.
+    pub(super) fn upstream_ca_directory(&self) -> PathBuf {
+        self.state.join("upstream-ca")
+    }
+
+    /// The same, if the options give any.
+    pub(super) fn further_cas(&self) -> Option<PathBuf> {
+        let proxy = self.settings.proxy.as_ref().filter(|proxy| !proxy.certificates.is_empty());
+        proxy.map(|_| self.upstream_ca_directory())
+    }
+
     /// Users whom the service keeps, as the last order has said.
     pub(super) fn service_users_file(&self) -> PathBuf {
         self.state.join("users")
@@ -166,7 +177,7 @@ impl RegistryConfig {
             "purge_age": format!("{}h", self.settings.upload_purge_hours),
             "read_only": read_only || self.settings.read_only,
             "auth": self.auth(&mut files)?,
-            "proxy": self.proxy()?,
+            "proxy": self.proxy(&mut files)?,
             "listen": self.listen.to_string(),
             "http_secret": self.enrolment_key.http_secret().expose(),
             "drain_timeout": format!("{}s", self.settings.drain_seconds),
@@ -235,8 +246,11 @@ impl RegistryConfig {
         })
     }
 
-    fn proxy(&self) -> Result<Value, RegistryError> {
+    fn proxy(&self, files: &mut Vec<(PathBuf, Secret<String>)>) -> Result<Value, RegistryError> {
         let Some(proxy) = &self.settings.proxy else { return Ok(Value::Null) };
+        if !proxy.certificates.is_empty() {
+            files.push((self.upstream_ca_directory().join("ca.pem"), Secret::new(proxy.certificates.clone())));
+        }
         let mut values = json!({ "remoteurl": proxy.url });
         if let Some(held) = &proxy.password {
             values["username"] = json!(proxy.username);
@@ -364,13 +378,17 @@ mod tests {
             files.iter().map(|(path, text)| (path.file_name().unwrap().to_str().unwrap(), text.expose().as_str())).collect();
         assert_eq!(names, [("gcs.json", "s3cret\n"), ("token.pem", "PEM")]);
         assert!(text.expose().contains(r#"auth: {"token":{"realm":"https://a""#), "{}", text.expose());
-        let proxy = ProxyOf { url: "https://other".into(), username: "u".into(), password: key.clone() };
+        let proxy = ProxyOf { url: "https://other".into(), username: "u".into(), password: key.clone(), certificates: String::new() };
         let users = AuthBy::Htpasswd { file: None };
         let text = rendered(StorageAt::Directory, users, Some(proxy)).config;
         assert!(text.expose().contains(r#"proxy: {"remoteurl":"https://other","username":"u","password":"s3cret"}"#), "{}", text.expose());
         assert!(text.expose().contains(r#""path":"/var/lib/private-registry/htpasswd""#), "{}", text.expose());
-        config.settings.proxy =
-            Some(ProxyOf { url: "https://other".into(), username: "u".into(), password: Some(HeldAt::Variable("NOT_SET".into())) });
+        config.settings.proxy = Some(ProxyOf {
+            url: "https://other".into(),
+            username: "u".into(),
+            password: Some(HeldAt::Variable("NOT_SET".into())),
+            certificates: String::new(),
+        });
         assert!(config.render(false).err().unwrap().to_string().contains("NOT_SET is not set"));
     }
 }

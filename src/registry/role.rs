@@ -211,6 +211,7 @@ impl Role {
             program: config.program.clone(),
             config_file: config.config_file(),
             listen: config.listen,
+            further_cas: config.further_cas(),
             drain: Duration::from_secs(config.settings.drain_seconds),
         };
         // Another service's order in this directory is refused as it would be by HTTP.
@@ -309,7 +310,9 @@ impl Role {
                 self.take_collection(signed, this, &Asked { run: &run, step, dry_run, delete_untagged }).await
             }
             OrderKind::Copy { run, kind, stop } => self.take_copy(signed, this, &run, kind, stop),
-            OrderKind::Trust(_) | OrderKind::Restore => Err(Refusal::Bad("this order is for nodes; I am a registry".into())),
+            OrderKind::Trust(_) | OrderKind::Restore | OrderKind::Preload(_) => {
+                Err(Refusal::Bad("this order is for nodes; I am a registry".into()))
+            }
         }
     }
 

@@ -156,6 +156,9 @@ impl State {
     /// Writes the configuration and the files that it names.
     pub(super) fn store_config(&self, rendered: &Rendered) -> Result<(), StateError> {
         for (path, text) in &rendered.files {
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory).map_err(failed("make", directory))?;
+            }
             write(path, text.expose(), 0o600)?;
         }
         write(&self.config.config_file(), rendered.config.expose(), 0o600)
@@ -211,6 +214,8 @@ impl State {
         for path in config.own_files().iter().chain(&config.provided_files()).chain(&config.written_files()) {
             remove(path)?;
         }
+        let cas = config.upstream_ca_directory();
+        absent_is_fine(fs::remove_dir_all(&cas)).map_err(failed("remove", &cas))?;
         if delete_data {
             self.recover_images()?;
             let images = config.data.join("docker");

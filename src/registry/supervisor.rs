@@ -28,6 +28,8 @@ pub(super) struct Launch {
     pub(super) config_file: PathBuf,
     pub(super) listen: SocketAddr,
     pub(super) drain: Duration,
+    /// Where CA certificates are beside those of the image.
+    pub(super) further_cas: Option<PathBuf>,
 }
 
 /// What has just happened.
@@ -153,7 +155,9 @@ impl Supervisor {
 
     fn start(&mut self) -> Event {
         let launch = &self.launch;
-        let spawned = command(&launch.program).arg("serve").arg(&launch.config_file).spawn();
+        // It is read beside the bundle of the image; naming a bundle would take the place of that.
+        let cas = launch.further_cas.as_ref().map(|directory| ("SSL_CERT_DIR", format!("{}:/etc/ssl/certs", directory.display())));
+        let spawned = command(&launch.program).envs(cas).arg("serve").arg(&launch.config_file).spawn();
         match spawned {
             Ok(child) => {
                 self.starts += 1;

@@ -1,5 +1,6 @@
 //! The Mesos master: the old endpoints and the operator API.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
 use std::pin::Pin;
@@ -15,6 +16,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use super::http::{Answer, Request};
+use super::marathon::volumes;
 use super::state::{Agent, Framework, Resources, State, Task};
 use super::{Host, SharedState};
 
@@ -90,7 +92,12 @@ fn agent_summary(state: &State, agent: &Agent) -> Value {
     let used = state.used(agent);
     let used = amounts(&used, Some(used.ports.iter().map(|p| (*p, *p)).collect()));
     let (reserved, unreserved) = match agent.resource_role() {
-        "*" => (json!({}), total.clone()),
+        "*" => {
+            let (by_role, rest) = reserved_by_role(state, agent);
+            let ranges = |resources: &Resources| Some(resources.ports.iter().map(|p| (*p, *p)).collect());
+            let by_role = by_role.iter().map(|(role, resources)| (role.clone(), amounts(resources, ranges(resources))));
+            (by_role.collect::<Map<_, _>>().into(), amounts(&rest, Some(agent.port_ranges().to_vec())))
+        }
         role => (json!({ role: total.clone() }), amounts(&Resources::default(), None)),
     };
     let attributes: Map<String, Value> = agent.attributes().into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
@@ -134,9 +141,12 @@ fn leave_out_of_agent(state: &State, agent: &Agent, value: &mut Value) {
 
 fn agent_with_full(state: &State, agent: &Agent) -> Value {
     let mut value = agent_summary(state, agent);
-    let total = resource_list(&agent.total(), Some(agent.port_ranges()), Some(agent.resource_role()), None);
+    let (by_role, rest) = reserved_by_role(state, agent);
+    let total = resource_list(&rest, Some(agent.port_ranges()), Some(agent.resource_role()), None);
     let (reserved, unreserved) = match agent.resource_role() {
-        "*" => (json!({}), total),
+        "*" => {
+            (by_role.iter().map(|(role, resources)| (role.clone(), dynamic(resources, role).into())).collect::<Map<_, _>>().into(), total)
+        }
         role => (json!({ role: total }), Vec::new()),
     };
     let used = allocated(state, agent);
@@ -148,6 +158,27 @@ fn agent_with_full(state: &State, agent: &Agent) -> Value {
         leave_out(&mut value, &["unreserved_resources_full"]);
     }
     value
+}
+
+/// What frameworks have reserved on an agent, by role, and what is left. The ports are named in both: which ranges are left was not recorded.
+fn reserved_by_role(state: &State, agent: &Agent) -> (BTreeMap<String, Resources>, Resources) {
+    let (mut by_role, mut rest) = (BTreeMap::<String, Resources>::new(), agent.total());
+    for (_, reservation) in volumes::reserved(state, agent) {
+        by_role.entry(reservation.role.clone()).or_default().add(&reservation.resources);
+        rest.cpus -= reservation.resources.cpus;
+        rest.mem -= reservation.resources.mem;
+        rest.disk -= reservation.resources.disk;
+    }
+    (by_role, rest)
+}
+
+/// Resources that a framework has reserved, which is what tells them from those of a public agent. As documented; not recorded.
+fn dynamic(resources: &Resources, role: &str) -> Vec<Value> {
+    let mut list = resource_list(resources, None, Some(role), None);
+    for resource in &mut list {
+        resource["reservation"] = json!({ "principal": "dcos_marathon" });
+    }
+    list
 }
 
 fn allocated(state: &State, agent: &Agent) -> Vec<Value> {

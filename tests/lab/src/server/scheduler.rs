@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::clock::now;
+use super::marathon::volumes::kept_for_others;
 use super::mesos::task_added;
 use super::state::{Agent, Framework, Launch, Presence, Resources, State, Task, write_atomically};
 use super::{Host, Security};
@@ -27,6 +28,8 @@ pub(crate) struct Demand {
     /// Roles of the resources that it may take: `*`, `slave_public`.
     pub(crate) roles: Vec<String>,
     pub(crate) constraints: Vec<Constraint>,
+    /// The instance that has something reserved, and the id of the agent where it has that.
+    pub(crate) reservation: Option<(String, String)>,
     /// Take the fullest agent that fits instead of the emptiest: the worst that real offers, which come in any order, can do.
     pub(crate) pack: bool,
 }
@@ -46,6 +49,7 @@ pub(crate) struct Constraint {
 pub(crate) enum Reject {
     UnfulfilledRole,
     UnfulfilledConstraint,
+    NoCorrespondingReservationFound,
     InsufficientCpus,
     InsufficientMemory,
     InsufficientDisk,
@@ -91,7 +95,11 @@ fn fit(state: &State, demand: &Demand, occupied: &[Ipv4Addr], agent: &Agent) -> 
     if elsewhere && !asks_where || !demand.constraints.iter().all(|constraint| constraint.allows(agent, occupied)) {
         return Err(Reject::UnfulfilledConstraint);
     }
-    let (total, used) = (agent.total(), state.used(agent));
+    if demand.reservation.as_ref().is_some_and(|(_, at)| *at != agent.id) {
+        return Err(Reject::NoCorrespondingReservationFound);
+    }
+    let (total, mut used) = (agent.total(), state.used(agent));
+    used.add(&kept_for_others(state, agent, demand.reservation.as_ref().map(|(own, _)| own.as_str())));
     // Sums of fractions: what is 0.1 + 0.2 must fit into 0.3.
     let fits = |wanted: f64, total: f64, used: f64| wanted <= total - used + 1e-6;
     if !fits(demand.cpus, total.cpus, used.cpus) {

@@ -37,6 +37,7 @@ impl Instance {
             since: now(),
             active_since: None,
             token_returned: true,
+            reservation: None,
         }
     }
 
@@ -128,7 +129,7 @@ pub(crate) fn follow_tasks(state: &mut State) {
             // 0/0: given up at once, and replaced.
             note_condition(state, &id, "UnreachableInactive");
             drop_tasks(state, &instance);
-            state.marathon.instances.remove(&id);
+            remove(state, &id);
             state.touch();
             continue;
         }
@@ -218,10 +219,12 @@ fn end(state: &mut State, instance: &Instance) {
     note_condition(state, &instance.id, condition);
     drop_tasks(state, instance);
     if instance.goal == Goal::Decommissioned {
-        state.marathon.instances.remove(&instance.id);
+        remove(state, &instance.id);
         return;
     }
-    if let (Some(spec), Some(failure)) = (state.marathon.specs.get_mut(&instance.spec), failure) {
+    // Told to end so that it begins anew with another definition.
+    let is_renewed = state.marathon.specs.get(&instance.spec).is_some_and(|spec| spec.config_version != instance.config_version);
+    if let (Some(spec), Some(failure)) = (state.marathon.specs.get_mut(&instance.spec), failure.filter(|_| !is_renewed)) {
         // The delay is of the whole app or pod: one bad agent holds up all others.
         spec.backoff = next_backoff(&spec.backoff, &spec.definition, spec.kind);
         spec.failures.insert(0, failure);
@@ -261,6 +264,31 @@ pub(crate) fn kill_tasks(state: &mut State, instance: &Instance) {
     }
 }
 
+/// Lets an instance of an older definition make room for the present one. What keeps its volumes is the same instance afterwards.
+fn replace(state: &mut State, id: &str, spec: &RunSpec) {
+    match state.marathon.instances.get_mut(id) {
+        Some(instance) if instance.reservation.is_some() && instance.config_version != spec.config_version => {
+            if instance.tasks.is_empty() {
+                (instance.definition, instance.config_version) = (spec.definition.clone(), spec.config_version.clone());
+                state.touch();
+            } else {
+                let instance = instance.clone();
+                kill_tasks(state, &instance);
+            }
+        }
+        Some(instance) if instance.reservation.is_some() => {
+            let id = instance.spec.clone();
+            state.violate("marathon", &id, "the lab does not keep the volumes of an instance that is scaled away".to_owned());
+        }
+        _ => decommission(state, id),
+    }
+}
+
+fn remove(state: &mut State, id: &str) {
+    let gone = state.marathon.instances.remove(id);
+    state.marathon.destroyed.extend(gone.filter(|instance| instance.reservation.is_some()));
+}
+
 /// Lets an instance end for good.
 pub(crate) fn decommission(state: &mut State, id: &str) {
     let Some(instance) = state.marathon.instances.get_mut(id) else { return };
@@ -270,7 +298,7 @@ pub(crate) fn decommission(state: &mut State, id: &str) {
     instance.goal = Goal::Decommissioned;
     let instance = instance.clone();
     if instance.tasks.is_empty() {
-        state.marathon.instances.remove(id);
+        remove(state, id);
     } else {
         kill_tasks(state, &instance);
     }
@@ -295,7 +323,7 @@ pub(crate) fn scale(state: &mut State) {
         let Some(spec) = state.marathon.specs.get(&id).cloned() else { continue };
         let step = step(state, &id, &spec);
         for instance in &step.end {
-            decommission(state, instance);
+            replace(state, instance, &spec);
         }
         for _ in 0..step.make {
             let instance = Instance::new(&id, &spec);

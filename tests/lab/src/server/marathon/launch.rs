@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::instances::{occupied, safe};
-use super::{Goal, Instance, Kind};
+use super::{Goal, Instance, Kind, volumes};
 use crate::server::Host;
 use crate::server::clock::now;
 use crate::server::scheduler::{self, Constraint, Demand, NewTask, Placement, Reject};
@@ -46,6 +46,14 @@ fn launch(state: &mut State, host: &dyn Host, scheduled: &Instance, placement: &
     let Some(agent_id) = state.agents.get(&placement.agent).map(|agent| agent.id.clone()) else { return };
     let mut instance = scheduled.clone();
     instance.incarnation += 1;
+    let own = volumes::disk(&instance.definition);
+    let mut needs = resources(&instance.definition, placement.ports.clone());
+    needs.disk += own;
+    volumes::reserve(&mut instance, placement, &agent_id, needs);
+    if let Err(error) = volumes::make(&instance, host) {
+        tracing::error!(%error, instance = instance.id, "persistent volumes not made");
+        return;
+    }
     let tasks = match instance.kind {
         Kind::App => vec![app_task(state, &instance, placement)],
         Kind::Pod => pod_tasks(state, &instance, placement),
@@ -74,8 +82,9 @@ fn cannot_run(instance: &Instance) -> Option<String> {
         Kind::App => {
             let container = &definition["container"];
             let is_docker = container["type"] == "DOCKER";
-            if list(&container["volumes"]).iter().any(|v| if is_docker { !v["hostPath"].is_string() } else { !v["secret"].is_string() }) {
-                return Some(if is_docker { "a volume that is no host path" } else { "a volume that is no secret" }.to_owned());
+            let is_known = |v: &Value| if is_docker { !v["secret"].is_string() } else { v["secret"].is_string() };
+            if !list(&container["volumes"]).iter().all(is_known) {
+                return Some(if is_docker { "a secret that is a file, in docker" } else { "a volume that is no secret" }.to_owned());
             }
             if list(&definition["networks"]).iter().any(|n| n["mode"] == "container") {
                 return Some("a container network".to_owned());
@@ -126,13 +135,15 @@ fn demand(state: &State, instance: &Instance) -> Demand {
     Demand {
         cpus: resources.iter().map(|of| amount(of, "cpus")).sum(),
         mem: resources.iter().map(|of| amount(of, "mem")).sum(),
-        disk: resources.iter().map(|of| amount(of, "disk")).sum(),
+        disk: resources.iter().map(|of| amount(of, "disk")).sum::<f64>() + volumes::disk(definition),
         gpus: resources.iter().map(|of| amount(of, "gpus")).sum(),
         unrestricted: definition["labels"]["GPU_SCHEDULING_BEHAVIOR"] == "unrestricted",
-        ports,
+        // Host ports are a part of what is reserved.
+        ports: instance.reservation.as_ref().map_or(ports, |reservation| reservation.resources.ports.clone()),
         // Without a word about roles: unreserved resources only.
         roles: if roles.is_empty() { vec!["*".to_owned()] } else { roles },
         constraints,
+        reservation: instance.reservation.as_ref().map(|reservation| (instance.id.clone(), reservation.agent_id.clone())),
         pack: instance.kind == Kind::Pod && state.pose.pods_forget_unique_when_scaled(),
     }
 }
@@ -261,7 +272,10 @@ fn app_task(state: &State, instance: &Instance, placement: &Placement) -> NewTas
         owner: instance.id.clone(),
         container: None,
         executor_id: id.clone(),
-        resources: resources(definition, placement.ports.clone()),
+        resources: Resources {
+            disk: definition["disk"].as_f64().unwrap_or(0.0) + volumes::disk(definition),
+            ..resources(definition, placement.ports.clone())
+        },
         executor_resources: None,
         placement: placement.clone(),
         labels: labels(definition),
@@ -272,7 +286,7 @@ fn app_task(state: &State, instance: &Instance, placement: &Placement) -> NewTas
             command,
             env,
             artifacts: artifacts(&definition["fetch"]),
-            docker: (container["type"] == "DOCKER").then(|| docker(definition, &placement.ports)),
+            docker: (container["type"] == "DOCKER").then(|| docker(instance, &placement.ports)),
             image: (container["type"] == "MESOS")
                 .then(|| container["docker"]["image"].as_str())
                 .flatten()
@@ -303,12 +317,15 @@ fn port_env(definition: &Value, ports: &[u16]) -> Vec<(String, String)> {
     env
 }
 
-fn docker(definition: &Value, ports: &[u16]) -> Docker {
+fn docker(instance: &Instance, ports: &[u16]) -> Docker {
+    let definition = &instance.definition;
     let container = &definition["container"];
     let docker = &container["docker"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mappings = container["portMappings"].as_array().into_iter().flatten().zip(ports);
     let volumes = container["volumes"].as_array().into_iter().flatten();
+    let externals = volumes.clone().filter(|volume| volume["external"].is_object());
+    let driver = externals.clone().map(|volume| ("volume-driver".to_owned(), text(&volume["external"]["options"]["dvdi/driver"]))).next();
     let parameters = docker["parameters"].as_array().into_iter().flatten();
     Docker {
         image: text(&docker["image"]),
@@ -326,13 +343,17 @@ fn docker(definition: &Value, ports: &[u16]) -> Docker {
             })
             .collect(),
         volumes: volumes
+            .filter(|volume| volume["persistent"].is_null())
             .map(|volume| Volume {
                 container_path: text(&volume["containerPath"]),
-                host_path: text(&volume["hostPath"]),
+                // The name of a volume stands where the path of a directory would.
+                host_path: text(if volume["external"].is_object() { &volume["external"]["name"] } else { &volume["hostPath"] }),
                 read_only: volume["mode"] == "RO",
             })
+            .chain(instance.mounts())
             .collect(),
-        parameters: parameters.map(|parameter| (text(&parameter["key"]), text(&parameter["value"]))).collect(),
+        // Mesos hands docker one driver for all volumes of a container, and none of the driver's options.
+        parameters: parameters.map(|parameter| (text(&parameter["key"]), text(&parameter["value"]))).chain(driver).collect(),
     }
 }
 

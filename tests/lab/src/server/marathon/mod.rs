@@ -12,6 +12,7 @@ mod routes;
 #[cfg(test)]
 mod tests;
 mod views;
+pub(crate) mod volumes;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -45,6 +46,9 @@ pub(crate) struct Marathon {
     pub(crate) groups: BTreeMap<String, bool>,
     /// Time of the last change of any definition.
     pub(crate) version: String,
+    /// Gone, but what they reserved is still there.
+    #[serde(default)]
+    destroyed: Vec<Instance>,
     tokens: u32,
     tokens_set_at: f64,
 }
@@ -136,6 +140,9 @@ pub(crate) struct Instance {
     pub(crate) active_since: Option<f64>,
     /// Whether its launch token has been given back.
     pub(crate) token_returned: bool,
+    /// What it has for good: where it has persistent volumes.
+    #[serde(default)]
+    pub(crate) reservation: Option<volumes::Reservation>,
 }
 
 impl Marathon {
@@ -148,6 +155,7 @@ impl Marathon {
             deployments: Vec::new(),
             groups: BTreeMap::new(),
             version: "1970-01-01T00:00:00.000Z".to_owned(),
+            destroyed: Vec::new(),
             tokens: LAUNCH_TOKENS,
             tokens_set_at: 0.0,
         }
@@ -179,5 +187,6 @@ pub(crate) fn advance(state: &mut State, host: &dyn Host) {
     instances::scale(state);
     launch::launch_scheduled(state, host);
     instances::follow_tasks(state);
+    volumes::destroy(state, host);
     deployments::finish(state);
 }

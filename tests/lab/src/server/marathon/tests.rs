@@ -242,3 +242,111 @@ fn a_group_made_with_unenforced_role_lets_services_in_it_reach_public_agents() {
     both["id"] = json!("/own/a");
     assert_eq!(cluster.call("POST", "/v2/apps", &both).0, 422);
 }
+
+fn resident(mark: &str) -> Value {
+    json!({
+        "id": "/kept", "cmd": "sleep 1", "cpus": 0.1, "mem": 32, "env": { "MARK": mark },
+        "container": {
+            "type": "DOCKER",
+            "docker": { "image": "a", "network": "BRIDGE", "portMappings": [{ "containerPort": 80, "hostPort": 0 }] },
+            "volumes": [{ "containerPath": "data", "persistent": { "size": 100 }, "mode": "RW" }],
+        },
+        "upgradeStrategy": { "minimumHealthCapacity": 0, "maximumOverCapacity": 0 },
+    })
+}
+
+#[test]
+fn an_app_with_a_persistent_volume_stays_with_its_agent_ports_and_directory_until_it_is_deleted() {
+    let cluster = cluster(3);
+    let task = || cluster.call("GET", "/v2/apps/kept/tasks", &Value::Null).1["tasks"][0].clone();
+    let directories = || {
+        let roots = (0..3).map(|n| cluster.dir.path().join("agents").join(ip(n).to_string()).join("volumes/roles/slave_public"));
+        let all = roots.flat_map(|root| std::fs::read_dir(root).into_iter().flatten());
+        all.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(cluster.call("POST", "/v2/apps", &resident("a")).0, 201);
+    cluster.settle();
+    let first = task();
+    let volume = &first["localVolumes"][0];
+    assert_eq!((&volume["runSpecId"], &volume["containerPath"]), (&json!("/kept"), &json!("data")));
+    assert_eq!(directories(), [volume["persistenceId"].as_str().unwrap()]);
+    // A new definition, and the end of its task: the same place each time.
+    assert_eq!(cluster.call("PUT", "/v2/apps/kept", &resident("b")).0, 200);
+    cluster.settle();
+    let host: Ipv4Addr = first["host"].as_str().unwrap().parse().unwrap();
+    let second = task();
+    cluster.shared.change(|state| {
+        let task = state.tasks.values_mut().next().unwrap();
+        task.enter(TaskState::Failed, 1.0);
+    });
+    cluster.advance();
+    cluster.shared.change(|state| state.marathon.specs.get_mut("/kept").unwrap().backoff = Backoff::default());
+    cluster.settle();
+    let third = task();
+    for later in [&second, &third] {
+        assert_ne!(first["id"], later["id"]);
+        for what in ["host", "ports", "localVolumes"] {
+            assert_eq!(first[what], later[what], "{what}");
+        }
+    }
+    assert_eq!((directories().len(), cluster.deployments()), (1, 0));
+    // Its agent is away: nobody else gets what is reserved, and it does not run elsewhere.
+    cluster.shared.change(|state| {
+        let task = state.tasks.values_mut().next().unwrap();
+        task.enter(TaskState::Failed, 1.0);
+        state.agents.get_mut(&host).unwrap().filled = true;
+    });
+    cluster.advance();
+    cluster.shared.change(|state| state.marathon.specs.get_mut("/kept").unwrap().backoff = Backoff::default());
+    cluster.settle();
+    assert_eq!(task(), Value::Null);
+    let summary = cluster.call("GET", "/v2/queue", &Value::Null).1["queue"][0]["processedOffersSummary"]["rejectSummaryLastOffers"].clone();
+    let elsewhere = json!({ "reason": "NoCorrespondingReservationFound", "declined": 2, "processed": 3 });
+    assert!(summary.as_array().unwrap().contains(&elsewhere), "{summary}");
+    cluster.shared.change(|state| state.agents.get_mut(&host).unwrap().filled = false);
+    cluster.settle();
+    assert_eq!(task()["localVolumes"], first["localVolumes"]);
+    assert_eq!(cluster.call("DELETE", "/v2/apps/kept", &Value::Null).0, 200);
+    cluster.settle();
+    assert_eq!(directories(), Vec::<String>::new());
+    assert!(cluster.shared.read(|state| state.violations.is_empty()));
+}
+
+#[test]
+fn what_marathon_refuses_about_volumes_is_refused() {
+    let cluster = cluster(1);
+    let refused = |method: &str, path: &str, app: &Value| {
+        let (status, answer) = cluster.call(method, path, app);
+        assert_eq!(status, 422, "{answer}");
+        answer["details"].to_string()
+    };
+    let with = |pointer: &str, value: Value| {
+        let mut app = resident("a");
+        *app.pointer_mut(pointer).unwrap() = value;
+        app
+    };
+    assert!(refused("POST", "/v2/apps", &with("/container/volumes/0/containerPath", json!("a/b"))).contains("must not contain"));
+    assert!(refused("POST", "/v2/apps", &with("/upgradeStrategy/maximumOverCapacity", json!(1))).contains("expected 0.0"));
+    assert_eq!(cluster.call("POST", "/v2/apps", &resident("a")).0, 201);
+    cluster.settle();
+    for changed in [with("/mem", json!(64)), with("/container/docker/portMappings/0/hostPort", json!(20_500))] {
+        assert!(refused("PUT", "/v2/apps/kept", &changed).contains("please create a new service"));
+    }
+    let size = with("/container/volumes/0/persistent/size", json!(200));
+    assert!(refused("PUT", "/v2/apps/kept", &size).contains("Persistent volumes can not be changed!"));
+    let external = |name: &str, more: Value| {
+        let mut external = json!({ "name": name, "provider": "dvdi", "options": { "dvdi/driver": "rexray" } });
+        external.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
+        let mut app = with("/container/volumes/0", json!({ "containerPath": "/data", "external": external, "mode": "RW" }));
+        app["id"] = json!("/outside");
+        app
+    };
+    assert!(refused("POST", "/v2/apps", &external("", json!({}))).contains("must not be empty"));
+    assert!(refused("POST", "/v2/apps", &external("images", json!({ "size": 5 }))).contains("must be undefined for Docker containers"));
+    let mut several = external("images", json!({}));
+    several["instances"] = json!(2);
+    assert!(
+        refused("POST", "/v2/apps", &several).contains("Number of instances is limited to 1 when declaring DVDI volumes in app [/outside]")
+    );
+    assert_eq!(cluster.call("POST", "/v2/apps", &external("images", json!({}))).0, 201);
+}

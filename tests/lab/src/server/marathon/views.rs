@@ -130,10 +130,14 @@ fn app_task(state: &State, instance: &Instance, task: &Task) -> Value {
         "state": task.state_name(),
         "stagedAt": iso(task.staged),
         "version": instance.version(),
-        "localVolumes": [],
+        "localVolumes": instance.local_volumes(),
         "role": instance.definition["role"],
     });
     leave_out_newer(&mut view, state);
+    if instance.reservation.is_some() {
+        // 1.4 shows them only where there are any.
+        view["localVolumes"] = instance.local_volumes();
+    }
     if let Some(started) = task.started {
         view["startedAt"] = iso(started).into();
     }
@@ -316,7 +320,7 @@ fn reject_summary(rejects: &[Reject]) -> Value {
     const STEPS: [(&str, Option<Reject>); 10] = [
         ("UnfulfilledRole", Some(Reject::UnfulfilledRole)),
         ("UnfulfilledConstraint", Some(Reject::UnfulfilledConstraint)),
-        ("NoCorrespondingReservationFound", None),
+        ("NoCorrespondingReservationFound", Some(Reject::NoCorrespondingReservationFound)),
         ("AgentMaintenance", None),
         ("InsufficientCpus", Some(Reject::InsufficientCpus)),
         ("InsufficientMemory", Some(Reject::InsufficientMemory)),

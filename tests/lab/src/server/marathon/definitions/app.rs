@@ -307,6 +307,7 @@ fn finish(
     arrange_ports(&mut app, sent, dropped);
     address_health_checks(&mut app, sent);
     let keeps = volumes(&app).any(|volume| volume.get("persistent").is_some());
+    let is_external = volumes(&app).any(|volume| volume.get("external").is_some());
     if keeps && !app.contains_key("residency") {
         app.insert("residency".to_owned(), Value::Object(complete(RESIDENCY, Fields::new())));
     }
@@ -321,6 +322,7 @@ fn finish(
     let role = kept.unwrap_or_else(|| role(&app, &id, around, &mut faults));
     check(&app, &id, &role, keeps, around, &mut faults);
     not_valid(faults)?;
+    not_valid(existing.map(|existing| changes_of_resident(existing, &app, around)).unwrap_or_default())?;
     if list(&app, "healthChecks").iter().any(|check| check["protocol"] == "COMMAND" && check.get("command").is_none()) {
         return Err(Answer::message(500, "illegal protocol COMMAND for non-command health check"));
     }
@@ -328,7 +330,7 @@ fn finish(
     app.insert("role".to_owned(), json!(role));
     name_networks(&mut app);
     app.entry("unreachableStrategy").or_insert_with(|| if keeps { json!("disabled") } else { around.unreachable_default() });
-    if keeps {
+    if keeps || is_external {
         app.entry("upgradeStrategy").or_insert_with(|| json!({ "maximumOverCapacity": 0.0, "minimumHealthCapacity": 0.5 }));
     }
     #[expect(clippy::cast_possible_truncation, reason = "Marathon's flag is a whole number of seconds")]
@@ -481,8 +483,13 @@ fn check(app: &Fields, id: &str, role: &str, keeps: bool, around: &Surroundings,
     if is_single && app.get("instances").and_then(Value::as_i64).unwrap_or(1) > 1 {
         fault(faults, "/", "Single instance app may only have one instance");
     }
+    let is_external = volumes(app).any(|volume| volume.get("external").is_some());
+    check_volumes(app, faults);
+    if is_external && app.get("instances").and_then(Value::as_i64).unwrap_or(1) > 1 {
+        fault(faults, "/", format!("Number of instances is limited to 1 when declaring DVDI volumes in app [{id}]"));
+    }
     // Given capacities only: Marathon's defaults pass.
-    for (field, is_bound) in [("minimumHealthCapacity", is_single), ("maximumOverCapacity", is_single || keeps)] {
+    for (field, is_bound) in [("minimumHealthCapacity", is_single), ("maximumOverCapacity", is_single || keeps || is_external)] {
         let capacity = app.get("upgradeStrategy").and_then(|strategy| strategy[field].as_f64()).filter(|capacity| *capacity > 0.0);
         if let Some(capacity) = capacity.filter(|_| is_bound) {
             fault(faults, format!("/upgradeStrategy/{field}"), format!("got {capacity:?}, expected 0.0"));
@@ -494,6 +501,84 @@ fn check(app: &Fields, id: &str, role: &str, keeps: bool, around: &Surroundings,
     if keeps && app.get("unreachableStrategy").is_some_and(|strategy| strategy != "disabled") {
         fault(faults, "/", "unreachableStrategy must be disabled for resident tasks");
     }
+}
+
+/// Persistent and external volumes. As in Marathon's sources; not recorded.
+fn check_volumes(app: &Fields, faults: &mut Faults) {
+    let is_docker = app.get("container").is_some_and(|container| container["type"] == "DOCKER");
+    for (index, volume) in volumes(app).enumerate() {
+        let at = |field: &str| format!("/container/volumes({index}){field}");
+        let path = volume["containerPath"].as_str().unwrap_or_default();
+        if volume["persistent"].is_object() {
+            if path.contains('/') {
+                fault(faults, at("/containerPath"), "value must not contain \"/\"");
+            }
+            if volume["mode"] != "RW" {
+                fault(faults, at("/mode"), format!("got {}, expected RW", volume["mode"].as_str().unwrap_or_default()));
+            }
+            if volume["persistent"]["size"] == 0 {
+                fault(faults, at("/persistent/size"), "got 0, expected more than 0");
+            }
+        }
+        let external = &volume["external"];
+        if !external.is_object() {
+            continue;
+        }
+        if external["name"].as_str().unwrap_or_default().is_empty() {
+            fault(faults, at("/external/name"), "must not be empty");
+        }
+        let options = external["options"].as_object().cloned().unwrap_or_default();
+        if !options.contains_key("dvdi/driver") {
+            fault(faults, at("/external/options(\"dvdi/driver\")"), "not defined");
+        }
+        if is_docker && options.keys().any(|key| key != "dvdi/driver") {
+            fault(faults, at("/external/options"), "must only contain dvdi/driver");
+        }
+        if is_docker && external.get("size").is_some() {
+            fault(faults, at("/external/size"), "must be undefined for Docker containers");
+        }
+    }
+}
+
+/// What may not change about an app whose instances have reserved something. As in Marathon's sources; not recorded.
+fn changes_of_resident(existing: &Value, app: &Fields, around: &Surroundings) -> Faults {
+    let of = |fields: &Fields| {
+        let volumes: Vec<Value> = volumes(fields).filter(|volume| volume.get("persistent").is_some()).cloned().collect();
+        let mappings = fields.get("container").and_then(|container| container["portMappings"].as_array());
+        let is_fixed = fields.get("requirePorts") == Some(&json!(true));
+        let defined = list(fields, "portDefinitions").iter().filter(|_| is_fixed).map(|definition| definition["port"].as_u64());
+        let ports = mappings.into_iter().flatten().map(|mapping| mapping["hostPort"].as_u64()).chain(defined);
+        (volumes, ports.flatten().filter(|port| *port > 0).collect::<BTreeSet<u64>>())
+    };
+    let former = existing.as_object().cloned().unwrap_or_default();
+    let (before, after) = (of(&former), of(app));
+    let mut faults = Faults::new();
+    if before.0.is_empty() && after.0.is_empty() {
+        return faults;
+    }
+    if before.0 != after.0 {
+        fault(&mut faults, "/app(0)", "Persistent volumes can not be changed!");
+    }
+    // Left out is the default, which an existing definition has in full.
+    let amount = |fields: &Fields, name: &str| fields.get(name).and_then(Value::as_f64);
+    let mut changed = Vec::new();
+    for name in ["cpus", "mem", "disk", "gpus"] {
+        if amount(app, name).is_some_and(|now| amount(&former, name) != Some(now)) {
+            changed.push((format!("/app(0)/{name}"), "resource requirements"));
+        }
+    }
+    if before.1 != after.1 {
+        changed.push(("/app(0)".to_owned(), "host ports"));
+    }
+    if around.pose.has_apps_of_1_4() && !changed.is_empty() {
+        fault(&mut faults, "/app(0)", "Resident Tasks may not change resource requirements!");
+        return faults;
+    }
+    for (path, what) in changed {
+        let remedy = "If you need to make this change, please create a new service.";
+        fault(&mut faults, path, format!("Services with persistent volumes configured may not change {what}. {remedy}"));
+    }
+    faults
 }
 
 fn check_health_checks(app: &Fields, faults: &mut Faults) {

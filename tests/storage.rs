@@ -1,0 +1,284 @@
+//! Every kind of storage with real stores: a volume of Marathon's, one of docker's, and a server that speaks S3.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use lab::server::{NEWEST, Security};
+use serde_json::{Value, json};
+
+use crate::enterprise::commands;
+use crate::support::{Cluster, made};
+
+const HOME: &str = "192.168.1.80";
+const OTHER: &str = "192.168.1.81";
+const THIRD: &str = "192.168.1.82";
+const IMAGE: &str = "192.168.0.1/base/hello:1";
+const ENDPOINT: &str = "http://192.168.1.69:9900";
+
+#[test]
+fn images_lie_in_a_volume_of_marathons_of_dockers_or_in_an_object_store() {
+    let cluster = Cluster::start_with(&["registry3.tar"], 3, 0, NEWEST, Security::Open);
+    in_a_persistent_volume(&cluster);
+    in_an_external_volume(&cluster);
+    let store = start_store(&cluster, "key", "secret");
+    cluster.agents().iter().for_each(|agent| {
+        cluster.sh_ok(agent, "mkdir -p /etc/store && echo key >/etc/store/id && echo secret >/etc/store/secret && chmod 600 /etc/store/*");
+    });
+    cluster.install_and_wait(&with_s3(json!({ "registry": { "replicas": 2, "drain_seconds": 2 } })));
+    two_registries_are_one(&cluster);
+    nobody_notices_that_a_replicas_agent_dies(&cluster);
+    replicas_restart_one_after_the_other(&cluster);
+    more_and_fewer(&cluster);
+    clients_are_sent_to_the_store_if_they_may(&cluster);
+    another_store_needs_a_word(&cluster);
+    cluster.uninstall();
+    assert!(store.join("images/docker/registry/v2/repositories/base/hello").exists(), "what the store has is the operator's");
+    assert_eq!(keys_of_registries(&cluster), Vec::<String>::new());
+    cluster.assert_nothing_was_lost();
+}
+
+#[test]
+fn keys_of_a_store_come_from_secrets() {
+    let cluster = Cluster::start_as(2, 0, NEWEST, Security::Strict);
+    cluster.make_account("private-registry", "private-registry/service-account");
+    cluster.store_secret("registry/store-id", "key");
+    cluster.store_secret("registry/store-secret", "secret");
+    start_store(&cluster, "key", "secret");
+    let installed = cluster.install(&json!({
+        "service": { "service_account": "private-registry", "service_account_secret": "private-registry/service-account" },
+        "registry": { "replicas": 2 },
+        "exposure": { "marathon_lb": false },
+        "storage": {
+            "kind": "s3", "bucket": "images", "endpoint": ENDPOINT,
+            "access_key": "registry/store-id", "secret_key": "registry/store-secret",
+        },
+    }));
+    assert!(installed.status.success(), "{}{}", installed.stdout, installed.stderr);
+    for [account, resource, action] in commands(&cluster.dcos_ok(&["private-registry", "grants"])) {
+        cluster.grant(&account, &resource, &action);
+    }
+    cluster.wait_converged();
+    push_and_pull(&cluster, HOME, OTHER);
+}
+
+/// Options of a registry in the S3 store, and more.
+fn with_s3(more: Value) -> Value {
+    let mut options = json!({
+        "exposure": { "marathon_lb": false },
+        "registry": { "replicas": 2, "drain_seconds": 2 },
+        "storage": {
+            "kind": "s3", "bucket": "images", "endpoint": ENDPOINT, "access_key": "/etc/store/id", "secret_key": "/etc/store/secret",
+        },
+    });
+    for (section, values) in more.as_object().unwrap() {
+        for (key, value) in values.as_object().unwrap() {
+            options[section][key] = value.clone();
+        }
+    }
+    options
+}
+
+/// A server that speaks S3 on the master's address, with an empty bucket. Returns where it keeps the buckets.
+fn start_store(cluster: &Cluster, id: &str, secret: &str) -> PathBuf {
+    let (program, store) = (made("target/tools/s3/versitygw"), cluster.lab.path().join("store"));
+    fs::create_dir_all(store.join("images")).unwrap();
+    let line = format!(
+        "ROOT_ACCESS_KEY={id} ROOT_SECRET_KEY={secret} setsid {} --port 192.168.1.69:9900 --quiet posix {} >{2}.log 2>&1 </dev/null &",
+        program.display(),
+        store.display(),
+        store.display(),
+    );
+    cluster.sh_ok("master", &line);
+    cluster.wait("the store", 20, || cluster.sh("master", &format!("curl -s -o /dev/null {ENDPOINT}")).status.success());
+    store
+}
+
+fn push_and_pull(cluster: &Cluster, from: &str, to: &str) {
+    cluster.sh_ok(from, &format!("docker tag canary:1 {IMAGE} && docker push -q {IMAGE}"));
+    cluster.sh_ok(to, &format!("docker pull -q {IMAGE}"));
+}
+
+fn wait_for_pull(cluster: &Cluster, agent: &str) {
+    cluster.wait("the image", 60, || cluster.sh(agent, &format!("docker pull -q {IMAGE}")).status.success());
+}
+
+fn tasks(cluster: &Cluster) -> Vec<Value> {
+    cluster.get("/marathon/v2/apps/registry/tasks")["tasks"].as_array().unwrap().clone()
+}
+
+fn hosts(cluster: &Cluster) -> BTreeSet<String> {
+    tasks(cluster).iter().map(|task| task["host"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Private keys of registries on the disks of agents, the directories of containers included; the controller's CA is another matter.
+fn keys_of_registries(cluster: &Cluster) -> Vec<String> {
+    let find =
+        "find / -xdev -name tls.key -not -path '/proc/*'; find /var/lib/private-registry/private-registry/registry -type f 2>/dev/null";
+    let agents = cluster.agents();
+    agents
+        .iter()
+        .flat_map(|agent| cluster.sh(agent, find).stdout.lines().map(|line| format!("{agent}:{line}")).collect::<Vec<_>>())
+        .collect()
+}
+
+/// The controller refuses its options and names this field; the text with the remedy.
+fn refusal(cluster: &Cluster, field: &str) -> String {
+    let mut text = String::new();
+    cluster.wait("the refusal", 60, || {
+        text = cluster.status().unwrap_or(Value::Null).to_string();
+        text.contains(field)
+    });
+    text
+}
+
+fn in_a_persistent_volume(cluster: &Cluster) {
+    let options = |mem: u32| {
+        json!({
+            "exposure": { "marathon_lb": false },
+            "registry": { "mem": mem },
+            "storage": { "kind": "persistent_volume", "volume_mib": 500 },
+            "uninstall": { "delete_data": true },
+        })
+    };
+    cluster.install_and_wait(&options(512));
+    push_and_pull(cluster, OTHER, THIRD);
+    let first = tasks(cluster).remove(0);
+    let (host, volume) = (first["host"].as_str().unwrap().to_owned(), &first["localVolumes"][0]);
+    let directory = format!("/var/lib/mesos/volumes/roles/slave_public/{}", volume["persistenceId"].as_str().unwrap());
+    cluster.sh_ok(&host, &format!("ls '{directory}/docker/registry/v2/repositories/base/hello'"));
+    // Its agent is seen as the private one that it is, although Marathon has reserved something there for the role of public agents.
+    let rows = cluster.status().unwrap()["agents"].clone();
+    assert!(rows.as_array().unwrap().iter().all(|row| row["role"] == "private"), "{rows}");
+    cluster.update(&options(1024));
+    let text = refusal(cluster, "registry.mem");
+    assert!(text.contains("Set it back to 512"), "{text}");
+    cluster.update(&options(512));
+    cluster.wait_converged();
+    // Another task, the same agent and images.
+    assert_eq!(cluster.marathon("POST", "/apps/registry/restart", &Value::Null).0, 200);
+    cluster.wait("another task", 60, || {
+        tasks(cluster).first().is_some_and(|task| task["id"] != first["id"] && task["state"] == "TASK_RUNNING")
+    });
+    cluster.wait_converged();
+    assert_eq!(tasks(cluster)[0]["host"], first["host"]);
+    wait_for_pull(cluster, OTHER);
+    cluster.uninstall();
+    assert!(!cluster.sh(&host, &format!("ls '{directory}'")).status.success(), "the volume went with the app");
+}
+
+fn in_an_external_volume(cluster: &Cluster) {
+    // As for a share, which every agent mounts where the registry happens to be.
+    cluster.sh_ok(HOME, "mkdir -p /mnt/share && docker volume create --driver local -o type=none -o o=bind -o device=/mnt/share images");
+    cluster.install_and_wait(&json!({
+        "exposure": { "marathon_lb": false },
+        "registry": { "host": HOME },
+        "storage": { "kind": "external_volume", "volume_name": "images", "volume_driver": "local" },
+    }));
+    push_and_pull(cluster, OTHER, THIRD);
+    cluster.uninstall();
+    cluster.sh_ok(HOME, "ls /mnt/share/docker/registry/v2/repositories/base/hello && docker volume inspect images");
+}
+
+/// An upload that one began is gone on with by the other and ended by the first; keys lie in memory only.
+fn two_registries_are_one(cluster: &Cluster) {
+    assert_eq!(hosts(cluster).len(), 2);
+    push_and_pull(cluster, HOME, THIRD);
+    let tasks = tasks(cluster);
+    let at = |task: &Value| format!("192.168.0.1:443:{}:{}", task["host"].as_str().unwrap(), task["ports"][0]);
+    let script = format!(
+        r#"set -e
+call() {{ curl -sS --fail --cacert /etc/docker/certs.d/192.168.0.1/ca.crt -D /tmp/headers -o /dev/null --connect-to "$@"; }}
+next() {{ sed -n 's/^[Ll]ocation: *//p' /tmp/headers | tr -d '\r'; }}
+call {first} -X POST https://192.168.0.1/v2/base/hello/blobs/uploads/
+printf half | call {second} -X PATCH --data-binary @- -H 'Content-Type: application/octet-stream' "https://192.168.0.1$(next)"
+digest=$(printf half | sha256sum | cut -d' ' -f1)
+call {first} -X PUT "https://192.168.0.1$(next)&digest=sha256:$digest"
+call {second} "https://192.168.0.1/v2/base/hello/blobs/sha256:$digest"
+"#,
+        first = at(&tasks[0]),
+        second = at(&tasks[1]),
+    );
+    cluster.sh_ok(HOME, &script);
+    assert_eq!(keys_of_registries(cluster), Vec::<String>::new(), "a key on a disk");
+}
+
+fn nobody_notices_that_a_replicas_agent_dies(cluster: &Cluster) {
+    let controller = cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["host"].as_str().unwrap().to_owned();
+    let dead = hosts(cluster).into_iter().find(|host| *host != controller).unwrap();
+    let client = cluster.agents().into_iter().find(|agent| *agent != dead).unwrap();
+    cluster.lab.die(&dead).unwrap();
+    cluster.wait("Mesos to miss it", 30, || cluster.agent_state(&dead).is_none());
+    for _ in 0..3 {
+        cluster.sh_ok(&client, &format!("docker push -q {IMAGE} && docker pull -q {IMAGE}"));
+    }
+    cluster.wait("another replica in its place", 60, || {
+        let serving =
+            tasks(cluster).iter().filter(|task| task["healthCheckResults"][0]["alive"] == true && task["host"] != dead.as_str()).count();
+        serving == 2
+    });
+    cluster.lab.revive(&dead, false).unwrap();
+    cluster.wait_converged();
+    assert_eq!(keys_of_registries(cluster), Vec::<String>::new(), "a key on a disk");
+}
+
+fn replicas_restart_one_after_the_other(cluster: &Cluster) {
+    let kept: BTreeSet<String> = tasks(cluster).iter().map(|task| task["id"].to_string()).collect();
+    let client = "rm -f /tmp/stop; while [ ! -e /tmp/stop ]; do curl -s -m 20 -o /dev/null --capath /var/lib/dcos/pki/tls/certs \
+                  https://192.168.0.1/v2/base/hello/manifests/1; echo \"$(date +%s.%N) $?\"; sleep 0.2; done >/tmp/loop.log";
+    cluster.sh_ok(HOME, &format!("setsid sh -c '{client}' >/dev/null 2>&1 </dev/null &"));
+    let said = cluster.dcos_ok(&["private-registry", "rotate"]);
+    assert!(said.contains("3 of 3 agents are proven to trust the registry"), "{said}");
+    let log = cluster.sh_ok(HOME, "touch /tmp/stop; sleep 1; cat /tmp/loop.log");
+    let failed: Vec<&str> = log.lines().filter(|line| !line.ends_with(" 0")).collect();
+    println!("{} attempts while the certificates were replaced, {} failed: {failed:?}", log.lines().count(), failed.len());
+    // A registry reads its certificate when it starts: a new connection that the VIP gives to one at that moment is refused. The other
+    // one serves meanwhile, so that the next attempt succeeds.
+    let refused_twice = log.lines().collect::<Vec<_>>().windows(3).any(|three| three.iter().all(|line| !line.ends_with(" 0")));
+    assert!(log.lines().count() > 20 && failed.len() <= 4 && !refused_twice, "{log}");
+    assert!(failed.iter().all(|line| line.ends_with(" 7")), "more than refused connections: {failed:?}");
+    assert_eq!(tasks(cluster).iter().map(|task| task["id"].to_string()).collect::<BTreeSet<_>>(), kept);
+}
+
+fn more_and_fewer(cluster: &Cluster) {
+    for replicas in [3, 1] {
+        cluster.update(&with_s3(json!({ "registry": { "replicas": replicas } })));
+        cluster.wait("the replicas", 90, || hosts(cluster).len() == replicas && cluster.is_calm());
+        cluster.wait_converged();
+        wait_for_pull(cluster, THIRD);
+    }
+}
+
+fn clients_are_sent_to_the_store_if_they_may(cluster: &Cluster) {
+    let blob = "digest=$(curl -s --capath /var/lib/dcos/pki/tls/certs -H 'Accept: application/vnd.docker.distribution.manifest.v2+json' \
+                https://192.168.0.1/v2/base/hello/manifests/1 | sed -n 's/.*\"digest\": *\"\\([^\"]*\\)\".*/\\1/p' | head -1); \
+                curl -s -o /dev/null -w '%{http_code} %{redirect_url}' --capath /var/lib/dcos/pki/tls/certs https://192.168.0.1/v2/base/hello/blobs/$digest";
+    assert_eq!(cluster.sh_ok(OTHER, blob), "200");
+    // And with the other generation of the registry, over the same images.
+    let options = json!({ "registry": { "replicas": 1, "generation": "3" }, "storage": { "redirect": true } });
+    cluster.update(&with_s3(options));
+    cluster.wait("a redirect", 90, || cluster.sh(OTHER, blob).stdout.starts_with(&format!("307 {ENDPOINT}/images/")));
+    cluster.wait_converged();
+    cluster.sh_ok(OTHER, &format!("docker rmi -f {IMAGE} >/dev/null"));
+    wait_for_pull(cluster, OTHER);
+}
+
+fn another_store_needs_a_word(cluster: &Cluster) {
+    let on_a_host = |abandon: &str| {
+        json!({
+            "exposure": { "marathon_lb": false },
+            "registry": { "replicas": 1, "generation": "2", "host": HOME },
+            "storage": { "kind": "host_path", "bucket": "", "endpoint": "", "access_key": "", "secret_key": "", "redirect": false, "abandon": abandon },
+        })
+    };
+    cluster.update(&on_a_host(""));
+    let text = refusal(cluster, "storage.kind");
+    let former = format!("s3 {ENDPOINT}/images/");
+    assert!(text.contains(&former), "{text}");
+    cluster.sh_ok(OTHER, &format!("docker pull -q {IMAGE}"));
+    cluster.update(&on_a_host(&former));
+    cluster.wait_converged();
+    assert!(!cluster.sh(OTHER, &format!("docker pull -q {IMAGE}")).status.success(), "the new store is empty");
+}
