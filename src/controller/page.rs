@@ -136,7 +136,7 @@ fn short(report: &Report) -> Value {
     json!({
         "summary": report.summary, "trouble": report.trouble, "problems": report.problems, "advice": report.advice, "next": report.next,
         "insecure": report.insecure, "public_ca": report.public_ca, "read_only": report.read_only, "rotation": report.rotation,
-        "registries": report.registries, "others": report.others, "collections": report.collections, "copies": report.copies,
+        "registries": report.registries, "others": report.others, "collections": report.collections, "copies": report.copies, "preload": report.preload,
     })
 }
 
@@ -368,6 +368,14 @@ mod tests {
         assert_eq!(level(&Report::default(), 0), ("wait", "At work"));
         assert_eq!(level(&Report { trouble: Some(String::new()), ..converged() }, 0).1, "Cluster does not answer");
         assert_eq!(level(&Report { refused: true, ..Report::default() }, 0).1, "Options refused");
+    }
+
+    #[test]
+    fn what_is_copied_in_is_shown_with_what_went_wrong() {
+        let image = json!({ "image": "docker.io/library/redis:7", "state": "failed", "bytes": null, "copied": null, "detail": "no route" });
+        let report = Report { preload: vec![serde_json::from_value(image).unwrap()], ..Report::default() };
+        let part = parts(&report, None, &[]).remove("middle").unwrap();
+        assert!(part.contains("<li class=\"bad\"><code>docker.io/library/redis:7</code>: failed; no route</li>"), "{part}");
     }
 
     #[test]
