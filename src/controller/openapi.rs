@@ -114,11 +114,14 @@ mod tests {
     fn full_report() -> Report {
         let mut report = serde_json::to_value(Report::default_with_service()).unwrap();
         let filled = json!({
-            "agents": [{ "host": "10.0.0.1", "role": "public", "state": "failed", "detail": "d", "sysctl": "set", "exposed_key": "/k", "cleaned": ["/c"] }],
+            "agents": [{ "host": "10.0.0.1", "role": "public", "state": "failed", "detail": "d", "sysctl": "set", "exposed_key": "/k", "cleaned": ["/c"], "proven_at": 1 }],
             "others": [{ "name": "a:1", "source": "s", "fingerprints": ["f"], "proven": 1, "detail": "d" }],
             "names": ["192.168.0.1:443"], "ca_fingerprint": "f", "ca": "PEM", "leaf_not_after": 1, "next": ["n"], "problems": ["p"], "advice": ["a"],
             "trouble": "t", "orders": [{ "run": "r", "fresh": true }], "rotation": "r", "registry_version": "2.8.3",
             "collections": [{ "run": "r", "dry_run": true, "said": "s", "ended": true, "failed": false }],
+            "preload": [{ "image": "i", "state": "done", "bytes": 1, "copied": { "source": "s", "target": "t" }, "detail": "d" }],
+            "certificates": [{ "subject": "s", "fingerprint": "f", "not_after": 1 }], "rotating": { "switched": true, "reason": "r", "since": 1 },
+            "registries": [{ "host": "10.0.0.1", "phase": "serving", "version": "2.8.3", "starts": 1, "names": ["n"], "fingerprint": "f", "not_after": 1 }],
             "copies": [{ "run": "r", "kind": "verified-backup", "said": "s", "ended": true, "failed": false }],
         });
         for (field, value) in filled.as_object().unwrap() {
