@@ -95,7 +95,7 @@ pub fn standing(
 
 fn unharmed(kind: CopyKind) -> &'static str {
     if kind == CopyKind::Restore {
-        ", and serves the images of before or the restored ones"
+        ", and every image that it serves is whole, one of before or a restored one"
     } else {
         ", and the last complete backup is still good"
     }
@@ -231,11 +231,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_added_to_an_object_store_says_what_is_beside_it_and_what_was_refused() {
+        let mut part = copying(CopyPhase::Done, None);
+        part.kind = CopyKind::Addition;
+        let said = of_copying(&part).said;
+        assert_eq!(
+            said,
+            "the registry has, of the backup, 3 images in 10 blobs (2.0 MB); 4 of them (1.0 MB) were copied, in 5 s. What it had beside them is still there"
+        );
+        (part.counts.damaged, part.counts.damaged_images) = (1, vec!["a:1: manifest unknown".into()]);
+        let standing = of_copying(&part);
+        assert!(standing.failed && standing.said.ends_with("It has refused 1 images of the backup: a:1: manifest unknown"), "{standing:?}");
+    }
+
+    #[test]
     fn what_cannot_be_copied_is_refused_with_the_remedy() {
         let refused = |given: serde_json::Value, kind| refused(&Options::from_json(&given).unwrap(), kind).unwrap_or_default();
         assert!(refused(json!({}), CopyKind::Backup).contains("backup.path"));
         assert!(refused(json!({ "registry": { "enabled": false } }), CopyKind::Backup).contains("registry.enabled"));
-        assert!(refused(json!({ "storage": { "kind": "s3", "bucket": "b" } }), CopyKind::Backup).contains("object store"));
+        let store = |more: serde_json::Value| {
+            let mut given = json!({ "storage": { "kind": "s3", "bucket": "b" }, "backup": { "path": "/mnt/b" } });
+            given.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            given
+        };
+        assert!(refused(store(json!({})), CopyKind::Backup).contains("object store"));
+        assert_eq!(refused(store(json!({})), CopyKind::Restore), "");
+        assert!(refused(store(json!({ "registry": { "read_only": true } })), CopyKind::Restore).contains("registry.read_only"));
         assert_eq!(refused(json!({ "backup": { "path": "/mnt/b" } }), CopyKind::Restore), "");
     }
 }

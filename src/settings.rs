@@ -565,6 +565,9 @@ mod tests {
         assert_eq!(fields(json!({ "backup": { "path": "/data/docker-registry/copy" } })), ["backup.path"]);
         assert_eq!(fields(json!({ "backup": { "path": "/mnt/../x" } })), ["backup.path"]);
         assert_eq!(fields(json!({ "backup": { "path": "/mnt/backup" } })), Vec::<String>::new());
+        let store = |schedule: &str| json!({ "storage": { "kind": "s3", "bucket": "b" }, "backup": { "path": "/mnt/backup", "schedule": schedule } });
+        assert_eq!(fields(store("")), Vec::<String>::new());
+        assert_eq!(fields(store("0 3 * * 0")), ["backup.schedule"]);
     }
 
     #[test]

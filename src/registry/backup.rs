@@ -79,9 +79,9 @@ impl<F: Fn(&CopyCounts)> Watcher for F {
 /// What a backup has.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Index {
-    service: String,
+    pub(super) service: String,
     /// Unix time.
-    made: u64,
+    pub(super) made: u64,
     pub(super) repositories: BTreeMap<String, Repository>,
     /// Sizes by the SHA-256 in hex.
     pub(super) blobs: BTreeMap<String, u64>,
@@ -99,7 +99,7 @@ pub(super) struct Repository {
 pub(super) struct Tag {
     pub(super) current: String,
     /// All that it has been, as the registry notes it.
-    index: BTreeSet<String>,
+    pub(super) index: BTreeSet<String>,
 }
 
 impl Index {
@@ -155,7 +155,7 @@ impl Index {
         if self.blobs.keys().all(|digest| is_digest(digest)) { Ok(()) } else { Err("a blob has no digest".into()) }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let json = serde_json::to_string(self).expect("all keys are strings");
         let digest = sha256_hex(json.as_bytes());
         format!("{json}\n{digest}\n")

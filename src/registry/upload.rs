@@ -451,3 +451,177 @@ impl Body for Content {
         SizeHint::with_exact(self.left)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::path::PathBuf;
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+    use crate::registry::backup::Tag;
+
+    static NEVER: AtomicBool = AtomicBool::new(false);
+
+    /// The stock registry with a directory, seen only through its API.
+    struct Stock(Child, Registry);
+
+    impl Drop for Stock {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    impl Stock {
+        fn start(directory: &Path) -> Self {
+            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let config = directory.with_extension("yml");
+            let storage = format!("{{filesystem: {{rootdirectory: {}}}, cache: {{blobdescriptor: inmemory}}}}", directory.display());
+            fs::write(&config, format!("version: 0.1\nstorage: {storage}\nhttp: {{addr: '{address}', relativeurls: true}}\n")).unwrap();
+            let mut command = Command::new("/usr/bin/docker-registry");
+            let child = command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            while std::net::TcpStream::connect(address).is_err() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Self(child, Registry { base: format!("http://{address}"), access: Access::Open })
+        }
+
+        fn take(&self, backup: &Backup) -> Result<CopyCounts> {
+            upload(&backup.path(), &self.1, &NEVER, &|_: &CopyCounts| {})
+        }
+
+        fn digest_of(&self, image: &str) -> String {
+            let url = format!("{}/v2/{image}", self.1.base);
+            let accept = format!("Accept: {}", media::ALL.join(", "));
+            let output = Command::new("curl").args(["-sf", "-H", &accept, &url]).output().unwrap();
+            sha256_hex(&output.stdout)
+        }
+    }
+
+    struct Backup(tempfile::TempDir, Index);
+
+    impl Backup {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap(), Index::default())
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("backup")
+        }
+
+        fn blob(&mut self, content: &[u8]) -> String {
+            let digest = sha256_hex(content);
+            let path = blob_of(&self.path(), &digest);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+            self.1.blobs.insert(digest.clone(), content.len() as u64);
+            digest
+        }
+
+        fn manifest(&mut self, name: &str, tag: Option<&str>, text: &Value) -> String {
+            let digest = self.blob(text.to_string().as_bytes());
+            let repository = self.1.repositories.entry(name.into()).or_default();
+            repository.revisions.insert(digest.clone());
+            if let Some(tag) = tag {
+                repository.tags.insert(tag.into(), Tag { current: digest.clone(), index: BTreeSet::new() });
+            }
+            digest
+        }
+
+        /// An image of OCI's, which does not say its type.
+        fn image(&mut self, name: &str, tag: Option<&str>, layer: &[u8]) -> String {
+            let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+            let part = |kind: &str, digest: &str, size: usize| serde_json::json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": format!("sha256:{digest}"), "size": size });
+            let (config, layer) =
+                (part("config.v1+json", &self.blob(config), config.len()), part("layer.v1.tar", &self.blob(layer), layer.len()));
+            self.manifest(name, tag, &serde_json::json!({ "schemaVersion": 2, "config": config, "layers": [layer] }))
+        }
+
+        fn list(&mut self, name: &str, tag: &str, children: &[&str]) -> String {
+            let child = |digest: &&str| {
+                let platform = serde_json::json!({ "os": "linux", "architecture": "amd64" });
+                serde_json::json!({ "mediaType": media::OCI, "digest": format!("sha256:{digest}"), "size": self.1.blobs.get(*digest).unwrap_or(&7), "platform": platform })
+            };
+            let children: Vec<Value> = children.iter().map(child).collect();
+            let list = serde_json::json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": children });
+            self.manifest(name, Some(tag), &list)
+        }
+
+        fn done(&self) {
+            fs::write(self.path().join("index"), self.1.text()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_registry_gets_what_it_does_not_have_and_keeps_what_it_has() {
+        let mut backup = Backup::new();
+        let large = vec![7; 3 * PIECE as usize + 1];
+        let one = backup.image("team/app", Some("1"), &large);
+        let other = backup.image("team/app", None, b"another layer");
+        let both = backup.list("team/app", "both", &[&one, &other]);
+        let elsewhere = backup.image("copy", Some("x"), &large);
+        backup.done();
+        let stock = Stock::start(&backup.0.path().join("data"));
+        let counts = stock.take(&backup).unwrap();
+        // Two layers, a configuration, two manifests and the index; the other repository has the same.
+        assert_eq!((counts.images, counts.blobs, counts.blobs_copied, counts.damaged), (3, 6, 6, 0), "{counts:?}");
+        assert_eq!((counts.bytes, counts.bytes_copied), (backup.1.blobs.values().sum(), counts.bytes));
+        let images = [("team/app/manifests/both", &both), ("copy/manifests/x", &elsewhere), ("team/app/manifests/1", &one)];
+        images.iter().for_each(|(image, digest)| assert_eq!(stock.digest_of(image), **digest, "{image}"));
+        assert_eq!(stock.digest_of(&format!("team/app/manifests/sha256:{other}")), other);
+
+        let again = stock.take(&backup).unwrap();
+        assert_eq!((again.images, again.blobs, again.blobs_copied, again.bytes_copied), (3, 6, 0, 0));
+
+        // A later backup, from before a tag was moved.
+        let mut later = Backup::new();
+        let moved = later.image("team/app", Some("1"), b"moved");
+        later.done();
+        assert_eq!(stock.take(&later).unwrap().images, 1);
+        assert_eq!(stock.digest_of("team/app/manifests/1"), moved);
+        assert_eq!(stock.digest_of("team/app/manifests/both"), both);
+    }
+
+    #[test]
+    fn an_image_that_the_registry_refuses_is_named_and_does_not_keep_the_others_out() {
+        let mut backup = Backup::new();
+        let image = backup.image("a", Some("good"), b"layer");
+        backup.list("a", "sparse", &[&image, &"ab".repeat(32)]);
+        backup.done();
+        let stock = Stock::start(&backup.0.path().join("data"));
+        let counts = stock.take(&backup).unwrap();
+        assert_eq!((counts.images, counts.damaged), (1, 1));
+        assert!(counts.damaged_images[0].starts_with("a:sparse: ") && counts.damaged_images[0].contains("unknown"), "{counts:?}");
+    }
+
+    #[test]
+    fn a_damaged_blob_is_named_and_never_arrives() {
+        let mut backup = Backup::new();
+        let layer = vec![7; 2 * PIECE as usize];
+        backup.image("a", Some("1"), &layer);
+        backup.done();
+        let (digest, stock) = (sha256_hex(&layer), Stock::start(&backup.0.path().join("data")));
+        let path = blob_of(&backup.path(), &digest);
+        fs::write(&path, &layer[1..]).unwrap();
+        let error = stock.take(&backup).unwrap_err();
+        assert!(matches!(&error, CopyError::Blob(..)), "before anything is pushed: {error}");
+        let mut wrong = layer.clone();
+        wrong[9] = 8;
+        fs::write(&path, wrong).unwrap();
+        let error = stock.take(&backup).unwrap_err();
+        assert!(matches!(&error, CopyError::Damaged(named, _) if *named == digest), "{error}");
+        let url = format!("{}/v2/a/blobs/sha256:{digest}", stock.1.base);
+        assert!(!Command::new("curl").args(["-sfI", "-o", "/dev/null", &url]).status().unwrap().success());
+        fs::write(&path, layer).unwrap();
+        assert_eq!(stock.take(&backup).unwrap().images, 1, "and it is simply done again");
+    }
+
+    #[test]
+    fn an_index_comes_behind_what_it_names_even_in_an_index() {
+        let set = |all: &[&str]| all.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let children = BTreeMap::from([("a", set(&["b", "z"])), ("b", set(&["c", "d"])), ("c", set(&[])), ("d", set(&["c"]))]);
+        let children = children.into_iter().map(|(name, inner)| (name.to_string(), inner)).collect();
+        assert_eq!(children_first(&children), ["c", "d", "b", "a"]);
+    }
+}
