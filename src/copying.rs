@@ -3,7 +3,7 @@
 //! An active run of the job `….backup`, `….backup-verify` or `….restore` is the order.
 
 use crate::collection::size;
-use crate::options::{Options, StorageKind};
+use crate::options::{AuthKind, Options};
 use crate::plan::RegistryTask;
 use crate::protocol::{CopyCounts, CopyKind, CopyPhase, Copying, RegistryPhase};
 
@@ -29,17 +29,35 @@ pub fn refused(options: &Options, kind: CopyKind) -> Option<String> {
     if !options.registry.enabled {
         return Some("this service runs no registry (registry.enabled)".into());
     }
-    if options.storage.kind.is_object_store() {
-        return Some(format!("the images lie in an object store, of which there is no {what}; use that store's own versions and copies"));
+    let Options { storage, registry, auth, proxy, .. } = options;
+    if storage.kind.is_object_store() && kind != CopyKind::Restore {
+        return Some("the images lie in an object store, of which there is no backup; use that store's own versions and copies".into());
     }
     if options.backup.path.is_empty() {
         return Some(format!("a {what} needs a directory; give backup.path, best on a share that other agents mount too"));
+    }
+    // Into an object store the images are pushed.
+    let pushed = storage.kind.is_object_store();
+    if pushed && registry.read_only {
+        return Some("the registry takes no pushes, and a restore into an object store is one; set registry.read_only to false".into());
+    }
+    if pushed && !proxy.remote_url.is_empty() {
+        return Some(
+            "this registry is a cache, which takes no pushes; a restore into an object store needs proxy.remote_url to be empty".into(),
+        );
+    }
+    if pushed && auth.kind == AuthKind::Token {
+        return Some(
+            "only the authorisation server could let this service push to the registry; set auth.kind to htpasswd or none for the restore into \
+             an object store, and back afterwards"
+                .into(),
+        );
     }
     None
 }
 
 fn word(kind: CopyKind) -> &'static str {
-    if kind == CopyKind::Restore { "restore" } else { "backup" }
+    if matches!(kind, CopyKind::Restore | CopyKind::Addition) { "restore" } else { "backup" }
 }
 
 /// How a run stands. `begun`: the task that has taken the order, if one has; `since`: when the run was first seen.
@@ -77,7 +95,7 @@ pub fn standing(
 
 fn unharmed(kind: CopyKind) -> &'static str {
     if kind == CopyKind::Restore {
-        ", and serves the images of before or the restored ones"
+        ", and every image that it serves is whole, one of before or a restored one"
     } else {
         ", and the last complete backup is still good"
     }
@@ -106,12 +124,23 @@ fn of_copying(copying: &Copying) -> Standing {
 
 fn result(kind: CopyKind, counts: &CopyCounts, seconds: u64) -> String {
     let CopyCounts { images, blobs, bytes, blobs_copied, bytes_copied, damaged, damaged_images, same_disk } = counts;
-    let verb = if kind == CopyKind::Restore { "restored and verified" } else { "the backup has" };
+    let verb = match kind {
+        CopyKind::Restore => "restored and verified",
+        CopyKind::Addition => "the registry has, of the backup,",
+        CopyKind::Backup | CopyKind::VerifiedBackup => "the backup has",
+    };
     let mut said = format!(
         "{verb} {images} images in {blobs} blobs ({}); {blobs_copied} of them ({}) were copied, in {seconds} s",
         size(*bytes),
         size(*bytes_copied)
     );
+    if kind == CopyKind::Addition {
+        said += ". What it had beside them is still there";
+        if *damaged > 0 {
+            said += &format!(". It has refused {damaged} images of the backup: {}", damaged_images.join("; "));
+        }
+        return said;
+    }
     if *same_disk && kind != CopyKind::Restore {
         said += ". backup.path and the images lie on the same disk: what breaks one breaks both";
     }
@@ -129,9 +158,9 @@ pub fn holds_back(tasks: &[RegistryTask]) -> bool {
     tasks.iter().any(|task| task.status.copying.as_ref().is_some_and(Copying::is_active))
 }
 
-/// Whether there is something to be copied at all.
-pub fn is_possible(options: &Options) -> bool {
-    !options.backup.path.is_empty() && !matches!(options.storage.kind, StorageKind::S3 | StorageKind::Gcs | StorageKind::Azure)
+/// Whether there is a job for it.
+pub fn is_possible(options: &Options, kind: CopyKind) -> bool {
+    !options.backup.path.is_empty() && (kind == CopyKind::Restore || !options.storage.kind.is_object_store())
 }
 
 #[cfg(test)]
@@ -202,11 +231,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_added_to_an_object_store_says_what_is_beside_it_and_what_was_refused() {
+        let mut part = copying(CopyPhase::Done, None);
+        part.kind = CopyKind::Addition;
+        let said = of_copying(&part).said;
+        assert_eq!(
+            said,
+            "the registry has, of the backup, 3 images in 10 blobs (2.0 MB); 4 of them (1.0 MB) were copied, in 5 s. What it had beside them is still there"
+        );
+        (part.counts.damaged, part.counts.damaged_images) = (1, vec!["a:1: manifest unknown".into()]);
+        let standing = of_copying(&part);
+        assert!(standing.failed && standing.said.ends_with("It has refused 1 images of the backup: a:1: manifest unknown"), "{standing:?}");
+    }
+
+    #[test]
     fn what_cannot_be_copied_is_refused_with_the_remedy() {
         let refused = |given: serde_json::Value, kind| refused(&Options::from_json(&given).unwrap(), kind).unwrap_or_default();
         assert!(refused(json!({}), CopyKind::Backup).contains("backup.path"));
         assert!(refused(json!({ "registry": { "enabled": false } }), CopyKind::Backup).contains("registry.enabled"));
-        assert!(refused(json!({ "storage": { "kind": "s3", "bucket": "b" } }), CopyKind::Backup).contains("object store"));
+        let store = |more: serde_json::Value| {
+            let mut given = json!({ "storage": { "kind": "s3", "bucket": "b" }, "backup": { "path": "/mnt/b" } });
+            given.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            given
+        };
+        assert!(refused(store(json!({})), CopyKind::Backup).contains("object store"));
+        assert_eq!(refused(store(json!({})), CopyKind::Restore), "");
+        assert!(refused(store(json!({ "registry": { "read_only": true } })), CopyKind::Restore).contains("registry.read_only"));
         assert_eq!(refused(json!({ "backup": { "path": "/mnt/b" } }), CopyKind::Restore), "");
     }
 }

@@ -249,11 +249,14 @@ fn jobs(options: &Options, facts: &Facts) -> Vec<(String, Value)> {
     let collect = job(collect_id, "init", collects, &uri, env.clone());
     let dry_run = job(dry_run_id, "init", "Says what a garbage collection would delete, and deletes nothing.", &uri, env.clone());
     let mut copies = Vec::new();
-    for (id, kind) in copy_job_ids(options).into_iter().filter(|_| copying::is_possible(options)) {
+    for (id, kind) in copy_job_ids(options).into_iter().filter(|(_, kind)| copying::is_possible(options, *kind)) {
         let does = match kind {
             CopyKind::Backup => "Copies the images that backup.path does not have yet there, and verifies them.",
             CopyKind::VerifiedBackup => "The same, and reads again what backup.path has already.",
-            CopyKind::Restore => "Puts the images of the backup in the place of all that the registry has.",
+            CopyKind::Restore | CopyKind::Addition if options.storage.kind.is_object_store() => {
+                "Adds the images of the backup to those in the object store."
+            }
+            CopyKind::Restore | CopyKind::Addition => "Puts the images of the backup in the place of all that the registry has.",
         };
         copies.push(job(id, "init", does, &uri, env.clone()));
     }

@@ -324,7 +324,7 @@ fn main() -> ExitCode {
             if !yes {
                 eprintln!(
                     "{COMMAND}: a restore puts the images of the last backup in the place of all that the registry has; what was pushed since then is \
-                     gone. Say --yes if you mean it."
+                     gone. (Into an object store it adds them, and puts the tags where they were.) Say --yes if you mean it."
                 );
                 return Ok(ExitCode::from(BAD_INPUT));
             }

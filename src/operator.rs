@@ -219,7 +219,7 @@ impl Order {
             Self::Collect { dry_run: true } => "gc-dry-run",
             Self::Copy(CopyKind::Backup) => "backup",
             Self::Copy(CopyKind::VerifiedBackup) => "backup-verify",
-            Self::Copy(CopyKind::Restore) => "restore",
+            Self::Copy(CopyKind::Restore | CopyKind::Addition) => "restore",
         }
     }
 }

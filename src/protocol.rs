@@ -249,6 +249,8 @@ pub enum CopyKind {
     VerifiedBackup,
     /// Out of the backup. What the registry has beside it is gone afterwards.
     Restore,
+    /// What a registry that has no directory makes of a restore: what it has beside the backup stays. Never ordered.
+    Addition,
 }
 
 /// How far a registry is with copying.

@@ -290,12 +290,12 @@ impl Faults<'_> {
             }
             return;
         }
-        if storage.kind.is_object_store() {
+        if storage.kind.is_object_store() && !backup.schedule.is_empty() {
             self.add(
-                "backup.path",
-                path,
-                "the images lie in an object store",
-                "Use that store's own versions and copies, and leave it empty.",
+                "backup.schedule",
+                &backup.schedule,
+                "the images lie in an object store, of which no backup is made",
+                "Use that store's own versions and copies, and leave it empty. backup.path may stay, for restore-images.",
             );
         }
         let odd = path.contains([':', '"', '\\']) || path.chars().any(char::is_control) || !path.starts_with('/');
@@ -460,7 +460,9 @@ pub fn volumes(options: &Options) -> Vec<Value> {
     let state = is_pinned(options)
         .then(|| json!({ "containerPath": STATE, "hostPath": HostRoot::default().registry_state(&options.service.name), "mode": "RW" }));
     let backup = &options.backup.path;
-    let backup = (!backup.is_empty()).then(|| json!({ "containerPath": BACKUP, "hostPath": backup, "mode": "RW" }));
+    // Of an object store nothing is backed up: it only gets images from there.
+    let mode = if storage.kind.is_object_store() { "RO" } else { "RW" };
+    let backup = (!backup.is_empty()).then(|| json!({ "containerPath": BACKUP, "hostPath": backup, "mode": mode }));
     images.into_iter().chain(backup).chain(state).chain(held(options).iter().filter_map(Held::volume)).collect()
 }
 
@@ -563,6 +565,9 @@ mod tests {
         assert_eq!(fields(json!({ "backup": { "path": "/data/docker-registry/copy" } })), ["backup.path"]);
         assert_eq!(fields(json!({ "backup": { "path": "/mnt/../x" } })), ["backup.path"]);
         assert_eq!(fields(json!({ "backup": { "path": "/mnt/backup" } })), Vec::<String>::new());
+        let store = |schedule: &str| json!({ "storage": { "kind": "s3", "bucket": "b" }, "backup": { "path": "/mnt/backup", "schedule": schedule } });
+        assert_eq!(fields(store("")), Vec::<String>::new());
+        assert_eq!(fields(store("0 3 * * 0")), ["backup.schedule"]);
     }
 
     #[test]

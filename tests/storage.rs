@@ -34,6 +34,7 @@ fn images_lie_in_a_volume_of_marathons_of_dockers_or_in_an_object_store() {
     more_and_fewer(&cluster);
     clients_are_sent_to_the_store_if_they_may(&cluster);
     another_store_needs_a_word(&cluster);
+    images_move_into_the_store_by_way_of_a_backup(&cluster);
     cluster.uninstall();
     assert!(store.join("images/docker/registry/v2/repositories/base/hello").exists(), "what the store has is the operator's");
     assert_eq!(keys_of_registries(&cluster), Vec::<String>::new());
@@ -282,4 +283,60 @@ fn another_store_needs_a_word(cluster: &Cluster) {
     cluster.update(&on_a_host(&former));
     cluster.wait_converged();
     assert!(!cluster.sh(OTHER, &format!("docker pull -q {IMAGE}")).status.success(), "the new store is empty");
+}
+
+fn images_move_into_the_store_by_way_of_a_backup(cluster: &Cluster) {
+    const BACKUP: &str = "/mnt/backup/registry";
+    const REPOSITORY: &str = "https://192.168.0.1/v2/base/moved";
+    let with = |storage: Value| json!({ "registry": { "replicas": 1, "host": HOME }, "storage": storage, "backup": { "path": BACKUP } });
+    cluster.update(&with(json!({ "kind": "host_path" })));
+    cluster.wait_converged();
+    // Two images, and a list of both that is made by hand.
+    for tag in [1, 2] {
+        let make = format!("echo {tag} >/tmp/content && tar -C /tmp -cf /tmp/content.tar content && docker import /tmp/content.tar");
+        cluster.sh_ok(OTHER, &format!("{make} 192.168.0.1/base/moved:{tag} >/dev/null && docker push -q 192.168.0.1/base/moved:{tag}"));
+    }
+    let schema_2 = "application/vnd.docker.distribution.manifest.v2+json";
+    let list = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let fetch = |reference: &str, kind: &str| {
+        format!("curl -sf --capath /var/lib/dcos/pki/tls/certs -H 'Accept: {kind}' {REPOSITORY}/manifests/{reference}")
+    };
+    let digest = |reference: &str, kind: &str| {
+        let digest = cluster.sh_ok(OTHER, &format!("{} | sha256sum", fetch(reference, kind)));
+        format!("sha256:{}", digest.split_whitespace().next().unwrap())
+    };
+    let images = ["1", "2"].map(|tag| digest(tag, schema_2));
+    let size = |tag: &str| cluster.sh_ok(OTHER, &format!("{} | wc -c", fetch(tag, schema_2))).trim().parse::<u64>().unwrap();
+    let children: Vec<Value> = ["amd64", "arm64"]
+        .iter()
+        .zip(images.iter().zip([size("1"), size("2")]))
+        .map(|(architecture, (digest, size))| {
+            json!({ "mediaType": schema_2, "digest": digest, "size": size, "platform": { "os": "linux", "architecture": architecture } })
+        })
+        .collect();
+    let text = json!({ "schemaVersion": 2, "mediaType": list, "manifests": children });
+    let put = "curl -sf --capath /var/lib/dcos/pki/tls/certs -X PUT";
+    cluster.sh_ok(OTHER, &format!("{put} -H 'Content-Type: {list}' --data-binary '{text}' {REPOSITORY}/manifests/both"));
+    let both = digest("both", list);
+    cluster.dcos_ok(&["private-registry", "backup"]);
+
+    let store = |abandon: &str| {
+        let keys = json!({ "kind": "s3", "bucket": "images", "endpoint": ENDPOINT, "access_key": "/etc/store/id", "secret_key": "/etc/store/secret" });
+        let mut options = with(keys);
+        options["storage"]["abandon"] = json!(abandon);
+        options
+    };
+    cluster.update(&store("host_path 192.168.1.80:/data/docker-registry"));
+    cluster.wait("the registry to be in the store", 90, || cluster.sh(OTHER, &format!("docker pull -q {IMAGE}")).status.success());
+    cluster.wait_converged();
+    assert!(!cluster.sh(OTHER, &fetch("both", list)).status.success(), "the store does not have them yet");
+    let said = cluster.dcos_ok(&["private-registry", "restore-images", "--yes"]);
+    assert!(said.contains("the registry has, of the backup, 3 images in 7 blobs (") && said.contains("7 of them"), "{said}");
+    assert_eq!(digest(&both, list), both);
+    images.iter().for_each(|image| assert_eq!(digest(image, schema_2), *image));
+    cluster.sh_ok(OTHER, "docker rmi -f 192.168.0.1/base/moved:1 >/dev/null; docker pull -q 192.168.0.1/base/moved:1");
+    // Again, and nothing is sent.
+    let said = cluster.dcos_ok(&["private-registry", "restore-images", "--yes"]);
+    assert!(said.contains("; 0 of them (0 bytes)"), "{said}");
+    cluster.sh_ok(OTHER, &format!("docker pull -q {IMAGE}"));
 }

@@ -24,9 +24,9 @@ use crate::protocol::CopyCounts;
 /// Where the stock registry keeps its files below its root directory.
 const STORE: &str = "docker/registry/v2";
 /// The registry takes no larger manifest.
-const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
+pub(super) const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
 /// Damaged images that are named.
-const NAMED: usize = 5;
+pub(super) const NAMED: usize = 5;
 
 /// Why there is no new backup, or nothing was restored.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +48,17 @@ pub(super) enum CopyError {
         "the blob sha256:{0} of the backup is damaged ({1}); the registry is as it was. A new backup with --verify mends it, if the registry still has the blob"
     )]
     Blob(String, String),
+    #[error(
+        "the blob sha256:{0} of the backup is damaged ({1}); what the registry had stays, and what was restored before it. A backup with --verify mends it, where the former registry still has the blob"
+    )]
+    Damaged(String, String),
+    #[error(
+        "the registry does not take the images: {0}; what it had stays, and what was restored before. Start it again: it goes on where this one ended"
+    )]
+    Registry(String),
 }
 
-type Result<T> = std::result::Result<T, CopyError>;
+pub(super) type Result<T> = std::result::Result<T, CopyError>;
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CopyError {
     let path = path.to_path_buf();
@@ -70,33 +78,46 @@ impl<F: Fn(&CopyCounts)> Watcher for F {
 
 /// What a backup has.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Index {
-    service: String,
+pub(super) struct Index {
+    pub(super) service: String,
     /// Unix time.
-    made: u64,
-    repositories: BTreeMap<String, Repository>,
+    pub(super) made: u64,
+    pub(super) repositories: BTreeMap<String, Repository>,
     /// Sizes by the SHA-256 in hex.
-    blobs: BTreeMap<String, u64>,
+    pub(super) blobs: BTreeMap<String, u64>,
 }
 
 /// Links of a repository; digests are SHA-256 in hex.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Repository {
-    tags: BTreeMap<String, Tag>,
-    revisions: BTreeSet<String>,
-    layers: BTreeSet<String>,
+pub(super) struct Repository {
+    pub(super) tags: BTreeMap<String, Tag>,
+    pub(super) revisions: BTreeSet<String>,
+    pub(super) layers: BTreeSet<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Tag {
-    current: String,
+pub(super) struct Tag {
+    pub(super) current: String,
     /// All that it has been, as the registry notes it.
-    index: BTreeSet<String>,
+    pub(super) index: BTreeSet<String>,
 }
 
 impl Index {
     fn images(&self) -> u64 {
         self.repositories.values().map(|repository| repository.tags.len() as u64).sum()
+    }
+
+    /// Reads the index of a backup that is to be restored, and looks at all that can be seen without reading blobs.
+    pub(super) fn open(backup: &Path) -> Result<Self> {
+        let index = Self::read(backup)?.ok_or_else(|| CopyError::None(backup.to_path_buf()))?;
+        for (digest, size) in &index.blobs {
+            match size_of(&blob_of(backup, digest)) {
+                Some(found) if found == *size => {}
+                Some(found) => return Err(CopyError::Blob(digest.clone(), format!("it has {found} bytes instead of {size}"))),
+                None => return Err(CopyError::Blob(digest.clone(), "it is missing".into())),
+            }
+        }
+        Ok(index)
     }
 
     /// Reads an index, if there is one.
@@ -134,14 +155,14 @@ impl Index {
         if self.blobs.keys().all(|digest| is_digest(digest)) { Ok(()) } else { Err("a blob has no digest".into()) }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let json = serde_json::to_string(self).expect("all keys are strings");
         let digest = sha256_hex(json.as_bytes());
         format!("{json}\n{digest}\n")
     }
 }
 
-fn is_digest(text: &str) -> bool {
+pub(super) fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
@@ -161,7 +182,7 @@ fn blob_in(data: &Path, digest: &str) -> PathBuf {
 }
 
 /// File of a blob in the backup.
-fn blob_of(backup: &Path, digest: &str) -> PathBuf {
+pub(super) fn blob_of(backup: &Path, digest: &str) -> PathBuf {
     backup.join("blobs/sha256").join(&digest[..2]).join(digest)
 }
 
@@ -234,7 +255,7 @@ fn read_repository(directory: &Path) -> Result<Repository> {
 }
 
 /// Blobs without which a manifest is of no use. Images of an index may be absent, and foreign layers lie elsewhere.
-fn needs(manifest: &[u8]) -> BTreeSet<String> {
+pub(super) fn needs(manifest: &[u8]) -> BTreeSet<String> {
     let manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
     let list = |key: &str| manifest[key].as_array().into_iter().flatten();
     let is_own = |part: &&Value| part["urls"].as_array().is_none_or(Vec::is_empty);
@@ -484,15 +505,7 @@ fn stages(data: &Path) -> [PathBuf; 3] {
 /// copied. [`switch`] brings it into force.
 pub(super) fn prepare_restore(place: &Place, called_off: &AtomicBool, watcher: &dyn Watcher) -> Result<CopyCounts> {
     let Place { data, backup, .. } = place;
-    let index = Index::read(backup)?.ok_or_else(|| CopyError::None(backup.clone()))?;
-    // Before anything is done, what needs no reading.
-    for (digest, size) in &index.blobs {
-        match size_of(&blob_of(backup, digest)) {
-            Some(found) if found == *size => {}
-            Some(found) => return Err(CopyError::Blob(digest.clone(), format!("it has {found} bytes instead of {size}"))),
-            None => return Err(CopyError::Blob(digest.clone(), "it is missing".into())),
-        }
-    }
+    let index = Index::open(backup)?;
     recover(data)?;
     let [building, complete, _] = stages(data);
     let done = put_together(place, &index, &building, called_off, watcher);

@@ -101,6 +101,13 @@ impl RegistryConfig {
         matches!(self.settings.storage, StorageAt::Directory | StorageAt::Sandbox { .. })
     }
 
+    /// Where this role itself asks the registry.
+    pub(super) fn own_url(&self) -> String {
+        let ip = if self.listen.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.listen.ip() };
+        let scheme = if self.settings.insecure { "http" } else { "https" };
+        format!("{scheme}://{ip}:{}", self.listen.port())
+    }
+
     /// The key that is served with.
     pub(super) fn key_file(&self) -> PathBuf {
         if self.settings.provided.is_some() { self.provided_files()[0].clone() } else { self.own_files()[0].clone() }

@@ -1,6 +1,6 @@
 //! A backup or restore in this task: when it begins, what the registry does meanwhile, and what has come of it.
 //!
-//! A backup lets the registry be. For a restore the registry is read-only while the images are put together beside those that it
+//! A backup lets the registry be, and so does a restore into an object store, which goes through its API. For any other a restore the registry is read-only while the images are put together beside those that it
 //! serves, then stops for the moment of the change, and is started again. A task that is started anew has forgotten both.
 
 use std::cell::Cell;
@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::access::Access;
 use super::backup::{self, CopyError, Place};
 use super::config::RegistryConfig;
 use super::role::now;
+use super::upload::{self, Registry};
 use crate::protocol::{CopyCounts, CopyKind, CopyPhase, Copying};
 
 /// Between two counts that are worth telling.
@@ -40,6 +42,7 @@ struct Told {
 pub(super) struct Copier {
     pub(super) status: Copying,
     place: Place,
+    registry: Registry,
     called_off: Arc<AtomicBool>,
     /// From the thread, while there is one.
     told: Option<watch::Receiver<Told>>,
@@ -63,6 +66,7 @@ impl Copier {
         kind: CopyKind,
         stop: bool,
         config: &RegistryConfig,
+        access: &Access,
         answers: bool,
     ) -> Result<Then, String> {
         if let Some(copier) = present.as_mut().filter(|copier| copier.status.run == run) {
@@ -77,8 +81,14 @@ impl Copier {
         if let Some(other) = present.as_ref().filter(|copier| copier.is_active()) {
             return Err(format!("the run {} copies here; it has to end first", other.status.run));
         }
-        let Some(directory) = config.backup.clone().filter(|_| config.is_directory()) else {
-            return Err("this registry has no directory of images and one for backups (backup.path)".into());
+        let Some(directory) = config.backup.clone() else {
+            return Err("this registry has no directory for backups (backup.path)".into());
+        };
+        let kind = match kind {
+            _ if config.is_directory() => kind,
+            CopyKind::Restore if *access == Access::NotPossible => return Err("only the authorisation server lets this role in".into()),
+            CopyKind::Restore => CopyKind::Addition,
+            _ => return Err("there is no backup of an object store".into()),
         };
         if !answers {
             return Err("this registry does not serve".into());
@@ -91,7 +101,8 @@ impl Copier {
         };
         let status = Copying { run: run.into(), kind, phase: CopyPhase::Copying, counts: CopyCounts::default(), seconds: 0, error: None };
         tracing::info!(run, ?kind, "copying the images");
-        let copier = present.insert(Self { status, place, called_off: Arc::default(), told: None, began: Instant::now() });
+        let registry = Registry::of(config, access);
+        let copier = present.insert(Self { status, place, registry, called_off: Arc::default(), told: None, began: Instant::now() });
         if kind == CopyKind::Restore && !config.settings.read_only {
             copier.status.phase = CopyPhase::Preparing;
             return Ok(Then::Restart);
@@ -124,9 +135,10 @@ impl Copier {
     fn start(&mut self) -> Then {
         self.status.phase = CopyPhase::Copying;
         let (tell, told) = watch::channel(Told::default());
-        let (place, kind, called_off) = (self.place.clone(), self.status.kind, self.called_off.clone());
+        let (place, registry) = (self.place.clone(), self.registry.clone());
+        let (kind, called_off) = (self.status.kind, self.called_off.clone());
         // A thread of its own: it may take hours, and asks nobody.
-        let spawned = std::thread::Builder::new().name("copy".into()).spawn(move || work(&place, kind, &called_off, &tell));
+        let spawned = std::thread::Builder::new().name("copy".into()).spawn(move || work(&place, &registry, kind, &called_off, &tell));
         match spawned {
             Ok(_) => {
                 self.told = Some(told);
@@ -204,7 +216,7 @@ impl Copier {
     }
 }
 
-fn work(place: &Place, kind: CopyKind, called_off: &AtomicBool, tell: &watch::Sender<Told>) {
+fn work(place: &Place, registry: &Registry, kind: CopyKind, called_off: &AtomicBool, tell: &watch::Sender<Told>) {
     let last = Cell::new(Instant::now());
     let watcher = |counts: &CopyCounts| {
         if last.get().elapsed() >= TELL_EVERY {
@@ -214,9 +226,10 @@ fn work(place: &Place, kind: CopyKind, called_off: &AtomicBool, tell: &watch::Se
     };
     let done = match kind {
         CopyKind::Restore => backup::prepare_restore(place, called_off, &watcher),
-        _ => backup::back_up(place, kind == CopyKind::VerifiedBackup, called_off, &watcher),
+        CopyKind::Addition => upload::upload(&place.backup, registry, called_off, &watcher),
+        CopyKind::Backup | CopyKind::VerifiedBackup => backup::back_up(place, kind == CopyKind::VerifiedBackup, called_off, &watcher),
     };
-    let same_disk = backup::same_disk(&place.data, &place.backup);
+    let same_disk = kind != CopyKind::Addition && backup::same_disk(&place.data, &place.backup);
     tell.send_modify(|told| match done {
         Ok(counts) => *told = Told { counts: CopyCounts { same_disk, ..counts }, ended: Some(Ok(())) },
         Err(error) => told.ended = Some(Err(reason(&error))),

@@ -45,12 +45,9 @@ pub(super) struct Lister {
 
 impl Lister {
     pub(super) fn new(config: &RegistryConfig) -> Result<Self, reqwest::Error> {
-        let listen = config.listen;
-        let ip = if listen.ip().is_unspecified() { std::net::Ipv4Addr::LOCALHOST.into() } else { listen.ip() };
-        let scheme = if config.settings.insecure { "http" } else { "https" };
         // Its certificate is for the names that others use. This is our own child, and nothing leaves the container.
         let client = Api::builder().danger_accept_invalid_certs(true).timeout(PATIENCE).build()?;
-        Ok(Self { client, base: format!("{scheme}://{ip}:{}", listen.port()), known: Arc::default() })
+        Ok(Self { client, base: config.own_url(), known: Arc::default() })
     }
 
     /// Every request goes this way.

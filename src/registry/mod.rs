@@ -3,7 +3,7 @@
 //! It makes the TLS key where it is used, asks for a certificate by its status, takes it by a signed order, and keeps the registry
 //! running with it; or it serves with what the operator has `provided`. `role` decides, `state` keeps files, `supervisor` runs the process,
 //! `server` talks, `collect` collects garbage, `health` looks at the store, `images` lists what is in it, `copy` copies it to a
-//! `backup` and back.
+//! `backup` and back, into an object store by an `upload`.
 
 mod access;
 mod backup;
@@ -19,6 +19,7 @@ mod server;
 mod state;
 mod supervisor;
 mod tool;
+mod upload;
 
 use std::io;
 use std::net::SocketAddr;

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::RegistryError;
-use super::access::{Account, Doorkeeper};
+use super::access::{Access, Account, Doorkeeper};
 use super::collect::{self, Asked, Collecting, Next};
 use super::config::RegistryConfig;
 use super::copy::{Copier, Then};
@@ -77,7 +77,7 @@ pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<
     let account = Account::of(&config.settings.auth)?;
     let Some(found) = wait_for_state(&config, &account, &mut outside).await else { return Ok(()) };
     let mut health = health::watch(&config);
-    let mut role = Role::new(config, found)?;
+    let mut role = Role::new(config, found, account.access())?;
     role.resume().await;
     loop {
         role.publish(&outside.status);
@@ -179,6 +179,8 @@ struct Role {
     watch: Option<Watch>,
     /// Who is let in, if that is decided here.
     doorkeeper: Option<Doorkeeper>,
+    /// How this role itself uses the registry.
+    access: Access,
     request: Option<CertificateRequest>,
     /// What the next start will serve, and what the running registry serves.
     chain: Option<Chain>,
@@ -204,7 +206,7 @@ struct Role {
 }
 
 impl Role {
-    fn new(config: RegistryConfig, found: Found) -> Result<Self, RegistryError> {
+    fn new(config: RegistryConfig, found: Found, access: Access) -> Result<Self, RegistryError> {
         let csr = found.key.as_ref().map(|key| key.csr(&config.service)).transpose().map_err(RegistryError::Request)?;
         let request = csr.map(|csr| CertificateRequest { mac: config.enrolment_key.mac(&csr), csr });
         let launch = Launch {
@@ -224,6 +226,7 @@ impl Role {
             request,
             watch: config.settings.provided.clone().map(Watch::new),
             doorkeeper: found.doorkeeper,
+            access,
             chain: None,
             served: None,
             last: last.as_ref().map(|(signed, order)| LastOrder::of(signed, order)).unwrap_or_default(),
@@ -400,7 +403,7 @@ impl Role {
             self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
             self.last = this;
         }
-        let then = Copier::order(&mut self.copier, run, kind, stop, &self.config, self.answers).map_err(Refusal::Conflict)?;
+        let then = Copier::order(&mut self.copier, run, kind, stop, &self.config, &self.access, self.answers).map_err(Refusal::Conflict)?;
         self.follow_copy(then);
         Ok(())
     }
