@@ -234,8 +234,7 @@ impl Upload<'_> {
             }
         }
         let upload = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
-        let path = upload.and_then(|location| self.place(location, digest));
-        let path = path.ok_or_else(|| Failure::Lasting(CopyError::Registry("it does not say where a blob is to be sent".into())))?;
+        let path = upload.and_then(|location| self.place(location, None)).ok_or_else(nowhere)?;
         let file = File::open(blob_of(self.backup, digest)).map_err(|error| damaged(digest, &error.to_string()))?;
         let (sent, fault) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(None)));
         let content = Content {
@@ -246,14 +245,21 @@ impl Upload<'_> {
             sent: Arc::clone(&sent),
             fault: Arc::clone(&fault),
         };
-        let request = self.request(Method::PUT, &path).header(CONTENT_TYPE, "application/octet-stream");
+        let request = self.request(Method::PATCH, &path).header(CONTENT_TYPE, "application/octet-stream");
         // How long it may take is not known; below, it may only not stand still.
         let request = request.timeout(Duration::from_secs(7 * 24 * 3600)).body(reqwest::Body::wrap(content)).send();
         let answer = self.watched(request, &sent).await;
         if let Some(reason) = fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(damaged(digest, &reason));
         }
-        let answer = answer?;
+        let mut answer = answer?;
+        // In two steps, as docker does: it is what every registry and store is used to.
+        if answer.status() == StatusCode::ACCEPTED {
+            let next = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+            let path = next.and_then(|location| self.place(location, Some(digest))).ok_or_else(nowhere)?;
+            let end = self.request(Method::PUT, &path).header(CONTENT_LENGTH, 0).timeout(STALLED).send();
+            answer = self.watched(end, &sent).await?;
+        }
         match answer.status() {
             StatusCode::CREATED => {
                 self.counts.bytes_copied += size;
@@ -295,10 +301,12 @@ impl Upload<'_> {
         }
     }
 
-    /// Where a blob is sent: a path, whatever host the registry believes to be.
-    fn place(&self, location: &str, digest: &str) -> Option<String> {
+    /// Where a blob is sent, or with its digest, ended: a path, whatever host the registry believes to be.
+    fn place(&self, location: &str, digest: Option<&str>) -> Option<String> {
         let mut url = Url::parse(&self.registry.base).ok()?.join(location).ok()?;
-        url.query_pairs_mut().append_pair("digest", &format!("sha256:{digest}"));
+        if let Some(digest) = digest {
+            url.query_pairs_mut().append_pair("digest", &format!("sha256:{digest}"));
+        }
         Some(format!("{}?{}", url.path(), url.query().unwrap_or_default()))
     }
 
@@ -341,6 +349,10 @@ impl Upload<'_> {
 
 fn damaged(digest: &str, reason: &str) -> Failure {
     Failure::Lasting(CopyError::Damaged(digest.into(), reason.into()))
+}
+
+fn nowhere() -> Failure {
+    Failure::Lasting(CopyError::Registry("it does not say where a blob is to be sent".into()))
 }
 
 fn is_passing(status: StatusCode) -> bool {
