@@ -8,6 +8,7 @@ use std::io::{BufRead, IsTerminal, Read, Write};
 use std::time::{Duration, Instant};
 
 use nix::sys::termios::{self, LocalFlags, SetArg, Termios};
+use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,6 +17,7 @@ use crate::controller::{Report, UsersReport};
 use crate::dcos::ApiError;
 use crate::dcos::grants::{self, Door, Grant};
 use crate::dcos::secrets::Secrets;
+use crate::digest::hex;
 use crate::protocol::env;
 use crate::secret::Secret;
 use crate::users::{self, CHANGE_VARIABLE, Change, UserError, Users};
@@ -148,7 +150,10 @@ impl Service {
 
     async fn change_by_job(&self, change: &Change) -> Result<(), OperatorError> {
         let dotted = self.name.replace('/', ".");
-        let id = format!("{dotted}.user-{:08x}", std::process::id());
+        // Another operator's job, whom this one must not delete, has another id.
+        let mut random = [0_u8; 8];
+        SystemRandom::new().fill(&mut random).map_err(|_| UsersError::User(UserError::Hash("there are no random numbers".into())))?;
+        let id = format!("{dotted}.user-{}", hex(&random));
         let grants = grants::for_call(Door::Metronome, &format!("/v1/jobs/{id}"));
         let failed = |error| self.denied(error, &grants);
         let stored = async |word: &str| self.metronome.get::<Value>(&format!("/v1/jobs/{dotted}.{word}")).await;
@@ -157,10 +162,12 @@ impl Service {
         // From the first moment on: the hash in the job must not stay there.
         let stop = |kind| signal(kind).map_err(|error| OperatorError::Users(UsersError::Unreadable(error)));
         let (mut interrupt, mut terminate) = (stop(SignalKind::interrupt())?, stop(SignalKind::terminate())?);
+        let mut hangup = stop(SignalKind::hangup())?;
         let ran = tokio::select! {
             ran = self.run_job(&id, &job, change.name(), &grants) => ran,
             _ = interrupt.recv() => Err(UsersError::Interrupted.into()),
             _ = terminate.recv() => Err(UsersError::Interrupted.into()),
+            _ = hangup.recv() => Err(UsersError::Interrupted.into()),
         };
         let deleted = self.metronome.call::<Value>("DELETE", &format!("/v1/jobs/{id}?stopCurrentJobRuns=true"), None).await;
         match deleted {
