@@ -235,21 +235,10 @@ mod tests {
             error: None,
         });
         let status = RegistryStatus {
-            service: "s".into(),
-            task: format!("task-{name}"),
-            host: format!("host-{name}"),
             phase: RegistryPhase::Serving,
-            request: None,
-            leaf_fingerprint: None,
-            leaf_not_after: None,
-            leaf_names: vec![],
-            order_version: 0,
             starts: 1,
-            version: None,
             collection,
-            copying: None,
-            errors: vec![],
-            users: None,
+            ..RegistryStatus::first("s", &format!("task-{name}"), &format!("host-{name}"))
         };
         RegistryTask { address: name.into(), status }
     }

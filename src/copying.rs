@@ -170,23 +170,7 @@ mod tests {
     use serde_json::json;
 
     fn task(copying: Option<Copying>) -> RegistryTask {
-        let status = RegistryStatus {
-            service: "s".into(),
-            task: "task-1".into(),
-            host: "h".into(),
-            phase: RegistryPhase::Serving,
-            request: None,
-            leaf_fingerprint: None,
-            leaf_not_after: None,
-            leaf_names: vec![],
-            order_version: 0,
-            starts: 1,
-            version: None,
-            collection: None,
-            copying,
-            errors: vec![],
-            users: None,
-        };
+        let status = RegistryStatus { phase: RegistryPhase::Serving, starts: 1, copying, ..RegistryStatus::first("s", "task-1", "h") };
         RegistryTask { address: "a".into(), status }
     }
 

@@ -461,21 +461,9 @@ fn node(host: &Host, trust: &SignedOrder) -> NodeStatus {
 
 fn registry(host: &Host) -> RegistryStatus {
     RegistryStatus {
-        service: String::new(),
-        task: String::new(),
-        host: host.to_string(),
-        phase: RegistryPhase::AwaitingCertificate,
         request: Some(CertificateRequest { csr: String::new(), mac: String::new() }),
-        leaf_fingerprint: None,
-        leaf_not_after: None,
-        leaf_names: Vec::new(),
-        order_version: 0,
         starts: 1,
-        version: None,
-        collection: None,
-        copying: None,
-        errors: Vec::new(),
-        users: None,
+        ..RegistryStatus::first("", "", &host.to_string())
     }
 }
 

@@ -844,6 +844,14 @@ fn optional_host<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Op
     }
 }
 
+/// The options in which these have a fault, for tests; each fault must have a remedy.
+#[cfg(test)]
+pub(crate) fn faulty_fields(given: Value) -> Vec<String> {
+    let faults = Options::from_json(&given).err().map(|faults| faults.0).unwrap_or_default();
+    assert!(faults.iter().all(|fault| !fault.remedy.is_empty()), "{faults:?}");
+    faults.into_iter().map(|fault| fault.field).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

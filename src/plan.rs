@@ -777,21 +777,10 @@ mod tests {
         let wanted = Wanted { registry: false, retirement: 7, ..wanted() };
         let app = App { spec: wanted.documents.registry.clone(), tasks: vec![] };
         let status = |order_version, phase| RegistryStatus {
-            service: "private-registry".into(),
-            task: "t".into(),
-            host: "10.0.0.1".into(),
             phase,
-            request: None,
-            leaf_fingerprint: None,
-            leaf_not_after: None,
-            leaf_names: vec![],
             order_version,
             starts: 1,
-            version: None,
-            collection: None,
-            copying: None,
-            errors: vec![],
-            users: None,
+            ..RegistryStatus::first("private-registry", "t", "10.0.0.1")
         };
         let about_registry = |status: Option<RegistryStatus>, registry| {
             let registries = status.into_iter().map(task).collect();
@@ -953,21 +942,11 @@ mod tests {
 
     fn registry_status(leaf: &str) -> RegistryStatus {
         RegistryStatus {
-            service: "private-registry".into(),
-            task: String::new(),
-            host: String::new(),
             phase: RegistryPhase::Serving,
-            request: None,
             leaf_fingerprint: Some(leaf.into()),
-            leaf_not_after: None,
-            leaf_names: vec![],
             order_version: 1,
             starts: 1,
-            version: None,
-            collection: None,
-            copying: None,
-            errors: vec![],
-            users: None,
+            ..RegistryStatus::first("private-registry", "", "")
         }
     }
 

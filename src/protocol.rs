@@ -660,6 +660,29 @@ pub struct RegistryStatus {
     pub users: Option<String>,
 }
 
+impl RegistryStatus {
+    /// What a task says that knows nothing yet.
+    pub fn first(service: &str, task: &str, host: &str) -> Self {
+        Self {
+            service: service.into(),
+            task: task.into(),
+            host: host.into(),
+            phase: RegistryPhase::AwaitingCertificate,
+            request: None,
+            leaf_fingerprint: None,
+            leaf_not_after: None,
+            leaf_names: Vec::new(),
+            order_version: 0,
+            starts: 0,
+            version: None,
+            collection: None,
+            copying: None,
+            errors: Vec::new(),
+            users: None,
+        }
+    }
+}
+
 /// A certificate request and the proof that it comes from the holder of the enrolment key.
 ///
 /// Only the public key of the request is used: the names in the certificate come from the controller alone.

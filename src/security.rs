@@ -161,17 +161,8 @@ mod tests {
 
     use super::*;
     use crate::certificates::{Authority, RegistryKey};
+    use crate::options::faulty_fields as fields;
     use crate::protocol::RegistryPhase;
-
-    fn fields(given: Value) -> Vec<String> {
-        match Options::from_json(&given) {
-            Ok(_) => Vec::new(),
-            Err(faults) => {
-                assert!(faults.0.iter().all(|fault| !fault.remedy.is_empty()), "{faults}");
-                faults.0.into_iter().map(|fault| fault.field).collect()
-            }
-        }
-    }
 
     fn options(security: Value) -> Options {
         Options::from_json(&json!({ "security": security, "service": { "service_account_secret": "account" } })).unwrap()
@@ -241,21 +232,12 @@ mod tests {
     fn names_that_the_certificate_lacks_and_its_near_end_are_problems() {
         let names = options(json!({})).trusted_names(&"192.168.1.80".parse().unwrap());
         let mut status = RegistryStatus {
-            service: "s".into(),
-            task: String::new(),
-            host: String::new(),
             phase: RegistryPhase::Serving,
-            request: None,
             leaf_fingerprint: Some("x".into()),
             leaf_not_after: Some(1_800_000_000),
             leaf_names: vec!["192.168.0.1".into(), "*.marathon.l4lb.thisdcos.directory".into()],
-            order_version: 0,
             starts: 1,
-            version: None,
-            collection: None,
-            copying: None,
-            errors: vec![],
-            users: None,
+            ..RegistryStatus::first("s", "", "")
         };
         assert_eq!(names_lacking(&names, &status), Vec::<String>::new());
         assert_eq!(end_nearing(&status, 1_800_000_000 - 31 * DAY), None);

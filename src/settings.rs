@@ -480,16 +480,7 @@ pub fn constraints(options: &Options, host: &Host) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fields(given: Value) -> Vec<String> {
-        match Options::from_json(&given) {
-            Ok(_) => Vec::new(),
-            Err(faults) => {
-                assert!(faults.0.iter().all(|fault| !fault.remedy.is_empty()), "{faults}");
-                faults.0.into_iter().map(|fault| fault.field).collect()
-            }
-        }
-    }
+    use crate::options::faulty_fields as fields;
 
     fn options(given: Value) -> Options {
         Options::from_json(&given).unwrap()

@@ -20,7 +20,7 @@ use crate::certificates::{Certificate, OrderKey, RegistryKey};
 use crate::host_paths::HostRoot;
 use crate::interrupted::{Fault, asked, at_every_call, work};
 use crate::names::HostPort;
-use crate::protocol::{CertificateRequest, OrderKind, RegistryPhase, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
+use crate::protocol::{CertificateRequest, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
 use crate::secret::Secret;
 
 const TEST: &str = "controller::kills::the_work_itself";
@@ -61,23 +61,7 @@ impl Controller {
     fn status(&self) -> RegistryStatus {
         let csr = self.key.csr(SERVICE).unwrap();
         let mac = self.state.enrolment_key().mac(&csr);
-        RegistryStatus {
-            service: SERVICE.into(),
-            task: String::new(),
-            host: String::new(),
-            phase: RegistryPhase::AwaitingCertificate,
-            request: Some(CertificateRequest { csr, mac }),
-            leaf_fingerprint: None,
-            leaf_not_after: None,
-            leaf_names: Vec::new(),
-            order_version: 0,
-            starts: 0,
-            version: None,
-            collection: None,
-            copying: None,
-            users: None,
-            errors: Vec::new(),
-        }
+        RegistryStatus { request: Some(CertificateRequest { csr, mac }), ..RegistryStatus::first(SERVICE, "", "") }
     }
 
     fn send(&self, order: &SignedOrder) {

@@ -735,7 +735,7 @@ mod tests {
     use super::*;
     use crate::certificates::{OrderKey, RegistryKey};
     use crate::host_paths::HostRoot;
-    use crate::protocol::{CertificateRequest, RegistryPhase};
+    use crate::protocol::CertificateRequest;
     use std::os::unix::fs::PermissionsExt;
 
     const NOW: i64 = 1_800_000_000;
@@ -753,23 +753,7 @@ mod tests {
     fn status(state: &State, key: &RegistryKey) -> RegistryStatus {
         let csr = key.csr("private-registry").unwrap();
         let mac = state.enrolment_key().mac(&csr);
-        RegistryStatus {
-            service: "private-registry".into(),
-            task: "t".into(),
-            host: "h".into(),
-            phase: RegistryPhase::AwaitingCertificate,
-            request: Some(CertificateRequest { csr, mac }),
-            leaf_fingerprint: None,
-            leaf_not_after: None,
-            leaf_names: vec![],
-            order_version: 0,
-            starts: 0,
-            version: None,
-            collection: None,
-            copying: None,
-            errors: vec![],
-            users: None,
-        }
+        RegistryStatus { request: Some(CertificateRequest { csr, mac }), ..RegistryStatus::first("private-registry", "t", "h") }
     }
 
     #[tokio::test]

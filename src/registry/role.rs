@@ -53,23 +53,7 @@ pub(super) struct Outside {
 
 /// The status of a task that knows nothing yet.
 pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
-    RegistryStatus {
-        service: config.service.clone(),
-        task: config.task.clone(),
-        host: config.host.clone(),
-        phase: RegistryPhase::AwaitingCertificate,
-        request: None,
-        leaf_fingerprint: None,
-        leaf_not_after: None,
-        leaf_names: Vec::new(),
-        order_version: 0,
-        starts: 0,
-        version: None,
-        collection: None,
-        copying: None,
-        errors: Vec::new(),
-        users: None,
-    }
+    RegistryStatus::first(&config.service, &config.task, &config.host)
 }
 
 /// Runs until a signal asks to stop and the registry has been drained.

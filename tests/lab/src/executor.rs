@@ -317,11 +317,15 @@ impl Executor<'_> {
         for (key, value) in &container.parameters {
             run.arg(format!("--{key}={value}"));
         }
+        // As Mesos does (src/docker/docker.cpp, MESOS-1770): a shell line is run by the shell, and not by the image's entrypoint.
+        if let Some(Command::Shell(_)) = &self.spec.command {
+            run.args(["--entrypoint", "/bin/sh"]);
+        }
         run.arg(&container.image);
         match &self.spec.command {
             None => {}
             Some(Command::Shell(line)) => {
-                run.args(["/bin/sh", "-c", line]);
+                run.args(["-c", line]);
             }
             Some(Command::Argv(argv)) => {
                 run.args(argv);
