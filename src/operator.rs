@@ -106,6 +106,12 @@ pub enum OperatorError {
         /// Name of the service.
         service: String,
     },
+    /// No such job.
+    #[error(
+        "there is no job {0}: the service (--name) has another name, the options do not ask for it (a backup needs backup.path), or the \
+         controller has not made it yet; `status` says what is still to be done"
+    )]
+    NoJob(String),
     /// The run has ended badly.
     #[error("the run {0} of the job has failed; `dcos job history --failures` and `dcos private-registry logs controller` say more")]
     RunFailed(String),
@@ -268,15 +274,25 @@ impl Service {
         self.controller.get("/v1/discovery").await.map_err(|source| self.unreachable(source))
     }
 
+    /// Starts a run of the job of an order: the path of the job's runs, and the run's id.
+    async fn start_run(&self, order: Order) -> Result<(String, String), OperatorError> {
+        let job = format!("{}.{}", self.name.replace('/', "."), order.word());
+        let path = format!("/v1/jobs/{job}/runs");
+        tracing::info!("POST /service/metronome{path}");
+        let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| match &source {
+            // The words are Metronome's own: Admin Router, without one, answers 404 as well.
+            ApiError::Refused { status: 404, message, .. } if message.contains("Job not found") => OperatorError::NoJob(job),
+            _ => self.unreachable(source),
+        })?;
+        Ok((path, run["id"].as_str().unwrap_or_default().to_string()))
+    }
+
     /// Runs the job of a garbage collection, backup or restore, tells `progress` how it goes on, and returns what has come of it.
     ///
     /// # Errors
     /// When somebody does not answer.
     pub async fn work(&self, order: Order, mut progress: impl FnMut(&RunReport)) -> Result<RunReport, OperatorError> {
-        let path = format!("/v1/jobs/{}.{}/runs", self.name.replace('/', "."), order.word());
-        tracing::info!("POST /service/metronome{path}");
-        let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
-        let id = run["id"].as_str().unwrap_or_default().to_string();
+        let (path, id) = self.start_run(order).await?;
         let mut shown = String::new();
         loop {
             let active = self.is_active(&format!("{path}/{id}")).await?;
@@ -318,10 +334,7 @@ impl Service {
     /// # Errors
     /// When somebody does not answer, or the run does not end.
     pub async fn order(&self, order: Order, mut progress: impl FnMut(&Report)) -> Result<Report, OperatorError> {
-        let path = format!("/v1/jobs/{}.{}/runs", self.name.replace('/', "."), order.word());
-        tracing::info!("POST /service/metronome{path}");
-        let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| self.unreachable(source))?;
-        let id = run["id"].as_str().unwrap_or_default().to_string();
+        let (path, id) = self.start_run(order).await?;
         let started = Instant::now();
         let mut shown = String::new();
         loop {

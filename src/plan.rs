@@ -429,7 +429,13 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let reason = match &observed.registry {
         None => "it does not run yet",
         Some(app) if !documents::same(&app.spec, &documents.registry) => "its definition has changed",
-        Some(_) => return,
+        Some(_) => {
+            // Until then what answers may still be the task that is being replaced.
+            if observed.locked.contains(&documents.registry_id) {
+                plan.waiting.push(format!("the deployment of {} to end", documents.registry_id));
+            }
+            return;
+        }
     };
     if wanted.ca.holds_names_back && observed.registry.is_some() {
         plan.waiting.push("a CA that may speak for the new names; until then the registry stays as it is".into());
@@ -804,6 +810,21 @@ mod tests {
             ..Observed::default()
         };
         assert_eq!(pod_scale(&converge(&wanted, &observed)), Some(2));
+    }
+
+    #[test]
+    fn while_the_registry_is_being_replaced_nothing_is_done_and_it_is_said() {
+        let wanted = wanted();
+        let registry = Some(App { spec: wanted.documents.registry.clone(), tasks: vec![] });
+        let waited_for = |locked: &[&str]| {
+            let locked = locked.iter().map(|id| id.to_string()).collect();
+            let mut plan = Plan::default();
+            plan_registry(&wanted, &Observed { registry: registry.clone(), locked, ..Observed::default() }, &mut plan);
+            assert!(plan.actions.is_empty());
+            plan.waiting
+        };
+        assert_eq!(waited_for(&["/registry"]), ["the deployment of /registry to end"]);
+        assert!(waited_for(&["/private-registry-node"]).is_empty());
     }
 
     #[test]

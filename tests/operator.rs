@@ -148,6 +148,8 @@ fn faults_have_codes(cluster: &Cluster) {
     let (status, said) = code(&["logs", "10.0.0.1"]);
     assert!(status == Some(64) && said.contains("192.168.1.50, 192.168.1.80"), "{said}");
     assert_eq!(code(&["no-such-verb"]).0, Some(64));
+    let (status, said) = code(&["backup"]);
+    assert!(status == Some(69) && said.contains("there is no job private-registry.backup") && said.contains("backup.path"), "{said}");
     assert_eq!(code(&["logs", "registry", "--name", "no-such"]).0, Some(69));
     let check = |options: &Value| {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -290,14 +290,13 @@ fn images_move_into_the_store_by_way_of_a_backup(cluster: &Cluster) {
     const REPOSITORY: &str = "https://192.168.0.1/v2/base/moved";
     let with = |storage: Value| json!({ "registry": { "replicas": 1, "host": HOME }, "storage": storage, "backup": { "path": BACKUP } });
     cluster.update(&with(json!({ "kind": "host_path" })));
+    // What is converged at first is what was there before the update.
+    cluster.wait("the job", 60, || cluster.jobs().contains(&"private-registry.backup".to_owned()));
     cluster.wait_converged();
     // Two images, and a list of both that is made by hand.
     for tag in [1, 2] {
         let make = format!("echo {tag} >/tmp/content && tar -C /tmp -cf /tmp/content.tar content && docker import /tmp/content.tar");
-        cluster.sh_ok(OTHER, &format!("{make} 192.168.0.1/base/moved:{tag} >/dev/null"));
-        // What was converged may have been what was there before the update.
-        let push = format!("docker push -q 192.168.0.1/base/moved:{tag}");
-        cluster.wait("the registry in the directory", 60, || cluster.sh(OTHER, &push).status.success());
+        cluster.sh_ok(OTHER, &format!("{make} 192.168.0.1/base/moved:{tag} >/dev/null && docker push -q 192.168.0.1/base/moved:{tag}"));
     }
     let schema_2 = "application/vnd.docker.distribution.manifest.v2+json";
     let list = "application/vnd.docker.distribution.manifest.list.v2+json";
