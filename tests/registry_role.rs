@@ -1035,6 +1035,28 @@ impl Host {
 }
 
 #[test]
+fn where_users_log_in_the_role_lists_the_images_by_its_own_account_and_says_where_it_has_none() {
+    let mut host = Host::plain(generations()[0].clone());
+    host.push_image("team/app", "1.0", "x", media::SCHEMA_2);
+    assert!(host.stop());
+    host.more = serde_json::json!({ "auth": { "kind": "htpasswd", "file": null } });
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!(http(&[&host.plain_url("/v2/_catalog")]).unwrap().0, 401);
+    let (code, text) = wait_for("the list", || Some(host.images(now(), &host.enrolment, "/images?last=")).filter(|(code, _)| *code == 200));
+    assert!(code == 200 && text.contains("team/app"), "{text}");
+    assert!(host.stop());
+    let issuer = crate::token_server::Issuer::new("the-issuer", "the-service");
+    host.more = serde_json::json!({ "auth": {
+        "kind": "token", "realm": "http://127.0.0.1:9/token", "service": "the-service", "issuer": "the-issuer", "certificates": issuer.certificate(),
+    } });
+    host.start();
+    host.wait_for_phase(RegistryPhase::Serving);
+    let (code, text) = host.images(now(), &host.enrolment, "/images?last=");
+    assert!(code != 200 && text.contains("auth.kind token"), "{code} {text}");
+}
+
+#[test]
 fn the_program_says_its_version_and_its_metrics_are_shown_and_nothing_else_of_its_debug_server() {
     for (program, version) in generations().into_iter().zip(["2.8", "3.1.1"]) {
         let host = Host::plain(program);

@@ -1,5 +1,7 @@
 //! Who is let in by htpasswd: the operator's users or those whom the service keeps, and always this role's own account.
 
+use reqwest::RequestBuilder;
+
 use super::config::RegistryConfig;
 use super::provided;
 use super::state::{State, StateError};
@@ -21,6 +23,16 @@ pub enum Access {
     },
     /// Only the authorisation server could let it in.
     NotPossible,
+}
+
+impl Access {
+    /// A request as whom it is made.
+    pub(super) fn on(&self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Self::Basic { user, password } => request.basic_auth(user, Some(password.expose())),
+            Self::Open | Self::NotPossible => request,
+        }
+    }
 }
 
 /// This role's own account, made anew at every start.

@@ -9,6 +9,7 @@ use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::access::Access;
 use super::config::RegistryConfig;
 use crate::dcos::{Api, chain, read_to_end};
 use crate::protocol::{Image, ImagesPage, media};
@@ -40,21 +41,22 @@ struct Known {
 pub(super) struct Lister {
     client: reqwest::Client,
     base: String,
+    access: Access,
     known: Arc<Mutex<HashMap<String, Known>>>,
 }
 
 impl Lister {
-    pub(super) fn new(config: &RegistryConfig) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(config: &RegistryConfig, access: Access) -> Result<Self, reqwest::Error> {
         // Its certificate is for the names that others use. This is our own child, and nothing leaves the container.
         let client = Api::builder().danger_accept_invalid_certs(true).timeout(PATIENCE).build()?;
-        Ok(Self { client, base: config.own_url(), known: Arc::default() })
+        Ok(Self { client, base: config.own_url(), access, known: Arc::default() })
     }
 
     /// Every request goes this way.
     async fn ask(&self, method: Method, path: &str) -> Result<Response, String> {
         let accepted = media::ALL.join(", ");
         let request = self.client.request(method, format!("{}{path}", self.base)).header(ACCEPT, accepted);
-        request.send().await.map_err(|error| format!("the registry does not answer: {}", chain(&error)))
+        self.access.on(request).send().await.map_err(|error| format!("the registry does not answer: {}", chain(&error)))
     }
 
     async fn read<T: for<'a> Deserialize<'a>>(&self, path: &str, most: usize) -> Result<Option<T>, String> {
@@ -75,6 +77,11 @@ impl Lister {
     /// # Errors
     /// Why there is none, for people.
     pub(super) async fn page(&self, last: Option<&str>) -> Result<ImagesPage, String> {
+        if self.access == Access::NotPossible {
+            return Err("only the authorisation server could let this service list the images (auth.kind token); ask the registry with a \
+                        login of yours, as in skopeo list-tags"
+                .into());
+        }
         let end = Instant::now() + PAGE_TIME;
         let (mut page, mut after) = (ImagesPage::default(), last.unwrap_or_default().to_string());
         // First the rest of a repository that has been begun.

@@ -82,9 +82,10 @@ pub async fn run(config: RegistryConfig) -> Result<(), RegistryError> {
     let listener = TcpListener::bind(address).await.map_err(|source| RegistryError::Listen { address, source })?;
     let (status, status_of_desk) = watch::channel(role::first_status(&config));
     let (orders_of_desk, orders) = mpsc::channel(1);
-    let desk = server::Desk::new(&config, status_of_desk, orders_of_desk)?;
+    let account = Account::of(&config.settings.auth)?;
+    let desk = server::Desk::new(&config, account.access(), status_of_desk, orders_of_desk)?;
     let server = tokio::spawn(server::serve(listener, desk));
-    let result = role::run(config, role::Outside { status, orders, signals }).await;
+    let result = role::run(config, account, role::Outside { status, orders, signals }).await;
     server.abort();
     result
 }

@@ -57,8 +57,7 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
 }
 
 /// Runs until a signal asks to stop and the registry has been drained.
-pub(super) async fn run(config: RegistryConfig, mut outside: Outside) -> Result<(), RegistryError> {
-    let account = Account::of(&config.settings.auth)?;
+pub(super) async fn run(config: RegistryConfig, account: Account, mut outside: Outside) -> Result<(), RegistryError> {
     let Some(found) = wait_for_state(&config, &account, &mut outside).await else { return Ok(()) };
     let mut health = health::watch(&config);
     let mut role = Role::new(config, found, account.access())?;

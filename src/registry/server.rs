@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
+use super::access::Access;
 use super::config::RegistryConfig;
 use super::images::Lister;
 use super::role::now;
@@ -78,11 +79,12 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new(
         config: &RegistryConfig,
+        access: Access,
         status: watch::Receiver<RegistryStatus>,
         orders: mpsc::Sender<Delivery>,
     ) -> Result<Self, reqwest::Error> {
         let metrics_url = format!("http://{}/metrics", config.debug_listen);
-        let (lister, enrolment_key) = (Lister::new(config)?, config.enrolment_key.clone());
+        let (lister, enrolment_key) = (Lister::new(config, access)?, config.enrolment_key.clone());
         Ok(Self { status, orders, client: Api::client()?, metrics_url, lister, enrolment_key })
     }
 }

@@ -311,11 +311,7 @@ impl Upload<'_> {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.client.request(method, format!("{}{path}", self.registry.base));
-        match &self.registry.access {
-            Access::Basic { user, password } => request.basic_auth(user, Some(password.expose())),
-            Access::Open | Access::NotPossible => request,
-        }
+        self.registry.access.on(self.client.request(method, format!("{}{path}", self.registry.base)))
     }
 
     /// Asks until there is an answer that another attempt would not change.
