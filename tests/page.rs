@@ -8,18 +8,18 @@ use crate::support::Cluster;
 
 const HOST: &str = "192.168.1.80";
 const PAGE: &str = "/service/private-registry/";
-const EVENTS: &str = "/tmp/page-events";
 
 #[test]
 fn the_page_comes_through_admin_router_and_what_happens_follows_it_as_a_stream() {
     let cluster = Cluster::start(2, 0);
     cluster.install_and_wait(&json!({ "registry": { "host": HOST }, "exposure": { "marathon_lb": false } }));
     the_page_says_what_the_service_is_made_of(&cluster);
-    let listen = format!("timeout 120 curl -sN {}{PAGE}v1/events >{EVENTS} & echo $! >{EVENTS}.pid; wait", cluster.admin());
+    let events = events_file(&cluster);
+    let listen = format!("timeout 120 curl -sN {}{PAGE}v1/events >{events} & echo $! >{events}.pid; wait", cluster.admin());
     std::thread::scope(|scope| {
         scope.spawn(|| cluster.sh("master", &listen));
         a_rotation_is_told_as_it_goes_on(&cluster);
-        cluster.sh_ok("master", &format!("kill $(cat {EVENTS}.pid)"));
+        cluster.sh_ok("master", &format!("kill $(cat {events}.pid)"));
     });
     cluster.uninstall();
     cluster.assert_servers_answered_as_the_real_ones();
@@ -48,9 +48,14 @@ fn the_page_says_what_the_service_is_made_of(cluster: &Cluster) {
     assert_eq!(status["registries"][0]["fingerprint"].as_str().map(str::len), Some(64), "{status:#}");
 }
 
+/// Where the stream is written: a file of this lab, for the master's disk is that of the machine.
+fn events_file(cluster: &Cluster) -> String {
+    cluster.lab.path().join("page-events").display().to_string()
+}
+
 /// The events so far; signs of life are null.
 fn events(cluster: &Cluster) -> Vec<Value> {
-    let text = cluster.sh("master", &format!("cat {EVENTS}")).stdout;
+    let text = cluster.sh("master", &format!("cat {}", events_file(cluster))).stdout;
     let whole = text.rsplit_once("\n\n").map_or("", |(whole, _)| whole);
     let data = |event: &str| event.strip_prefix("data: ").map_or(Value::Null, |data| serde_json::from_str(data).unwrap());
     whole.split("\n\n").filter(|event| !event.is_empty()).map(data).collect()
