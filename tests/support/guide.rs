@@ -12,7 +12,7 @@
 //! numbers, sizes and digests may be others. Every command must end well. A block ```` ```json FILE ```` is the content of a file.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Cluster, made};
 
@@ -25,7 +25,9 @@ const PLACES: [(&str, &str); 6] = [
     ("outside$ ", "outside"),
     ("master$ ", "master"),
 ];
-const OPERATOR: &str = "operator";
+pub(crate) const OPERATOR: &str = "operator";
+/// Address of the machine outside.
+const OUTSIDE: &str = "192.168.1.200";
 
 /// A fenced block of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,16 +108,33 @@ pub(crate) struct Reader<'a> {
     cluster: &'a Cluster,
     /// What the lab has instead of what the document says: names of machines outside, images.
     words: Vec<(String, String)>,
+    /// Files that somebody carries from a machine to another, where they are next used.
+    carried: Vec<(&'static str, &'static str, &'static str)>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(cluster: &'a Cluster) -> Self {
-        Self { cluster, words: Vec::new() }
+        Self { cluster, words: Vec::new(), carried: Vec::new() }
     }
 
     /// From now on the second takes the place of the first.
     pub(crate) fn reads(&mut self, written: &str, there: &str) {
         self.words.push((written.to_owned(), there.to_owned()));
+    }
+
+    /// Before a machine uses this file it is brought there from another one.
+    pub(crate) fn carries(&mut self, file: &'static str, from: &'static str, to: &'static str) {
+        self.carried.push((file, from, to));
+    }
+
+    /// Where files lie that commands name without a directory.
+    fn folder(&self, place: &str) -> PathBuf {
+        let address = if place == "outside" { OUTSIDE } else { place };
+        if place == OPERATOR {
+            self.cluster.home.path().to_owned()
+        } else {
+            self.cluster.lab.path().join(format!("agents/{address}/root/root"))
+        }
     }
 
     fn here(&self, text: &str) -> String {
@@ -124,25 +143,30 @@ impl<'a> Reader<'a> {
 
     /// Does all that a section says.
     pub(crate) fn follow(&self, file: &str, section: &str) {
-        let found: Vec<Block> = blocks(file).into_iter().filter(|block| block.section == section).collect();
-        assert!(!found.is_empty(), "{file} has no blocks below {section:?}");
-        for block in found {
+        let found = blocks(file);
+        let last = found.iter().rposition(|block| block.section == section).unwrap_or_else(|| panic!("{file}: {section:?} has no blocks"));
+        for block in &found[..=last] {
+            // A file may have been written in a section before.
             if let Some(name) = block.file() {
                 fs::write(self.cluster.home.path().join(name), self.here(&block.lines.join("\n"))).unwrap();
             }
-            for typed in block.commands() {
-                self.run(file, &typed);
+            for typed in block.commands().iter().filter(|_| block.section == section) {
+                self.run(file, typed);
             }
         }
     }
 
     fn run(&self, file: &str, typed: &Typed) {
         let line = self.here(&typed.line);
+        for (file, from, to) in self.carried.iter().filter(|(file, _, to)| *to == typed.place && line.contains(file)) {
+            fs::copy(self.folder(from).join(file), self.folder(to).join(file)).unwrap();
+        }
+        let line = format!("cd {} && {{ {line}\n}} 2>&1", if typed.place == OPERATOR { "~" } else { "/root" });
         let output = if typed.place == OPERATOR { self.operate(&line) } else { self.cluster.sh(typed.place, &line) };
-        let said = format!("{}{}", output.stdout, output.stderr);
+        let said = output.stdout;
         assert!(output.status.success(), "{file}: `{line}` has failed: {said}");
         let mut lines = said.lines();
-        for shown in &typed.shown {
+        for shown in typed.shown.iter().filter(|shown| *shown != "…") {
             let found = lines.any(|line| matches(&self.here(shown), line));
             assert!(found, "{file}: `{line}` does not print, or not in this place:\n{shown}\nbut:\n{said}");
         }
@@ -160,8 +184,7 @@ impl<'a> Reader<'a> {
             "LC_ALL=C.UTF-8".to_owned(),
             "LANG=C.UTF-8".to_owned(),
         ];
-        let line = format!("cd '{home}' && {line}");
-        let argv: Vec<&str> = ["env"].into_iter().chain(environment.iter().map(String::as_str)).chain(["sh", "-c", &line]).collect();
+        let argv: Vec<&str> = ["env"].into_iter().chain(environment.iter().map(String::as_str)).chain(["sh", "-c", line]).collect();
         self.cluster.lab.exec("master", &argv).unwrap()
     }
 }
@@ -195,10 +218,13 @@ fn plain(line: &str) -> String {
             out += if digest || number { "0" } else { piece };
         }
         // 3.0 is as good as 12.
-        if out == "0.0" { "0".to_owned() } else { out }
+        out.replace("0.0", "0")
     });
     let units = ["bytes", "kB", "MB", "GB", "KiB", "MiB", "GiB"];
-    words.map(|word| if units.contains(&word.trim_matches(|c: char| !c.is_alphanumeric())) { "bytes".to_owned() } else { word }).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| if units.contains(&word.trim_matches(|c: char| !c.is_alphanumeric())) { "bytes".to_owned() } else { word })
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]
@@ -222,7 +248,8 @@ mod tests {
     fn commands_have_a_place_go_on_behind_a_backslash_and_print_what_stands_below() {
         let lines = ["$ echo a \\", "  b", "a b", "agent$ ls", "outside$ true"].map(str::to_owned).to_vec();
         let commands = Block { section: String::new(), info: "console".into(), lines }.commands();
-        let typed = |place, line: &str, shown: &[&str]| Typed { place, line: line.into(), shown: shown.iter().map(|s| s.to_string()).collect() };
+        let typed =
+            |place, line: &str, shown: &[&str]| Typed { place, line: line.into(), shown: shown.iter().map(|s| s.to_string()).collect() };
         assert_eq!(commands[0], typed(OPERATOR, "echo a \\\n  b", &["a b"]));
         assert_eq!((&commands[1], &commands[2]), (&typed("192.168.1.81", "ls", &[]), &typed("outside", "true", &[])));
     }
