@@ -122,6 +122,7 @@ fn an_operator_who_follows_the_documents_comes_to_what_they_show() {
     course.follow("docs/images.md", "Where there is no way out at all");
     oci_image(&cluster);
     course.follow("docs/registry.md", "Which images Mesos can read");
+    make_garbage(&cluster);
     course.follow("docs/registry.md", "Garbage collection");
     course.follow("docs/storage.md", "An external volume");
 
@@ -148,6 +149,15 @@ fn an_operator_who_follows_the_documents_comes_to_what_they_show() {
 fn oci_image(cluster: &Cluster) {
     let copy = "skopeo copy -q --format oci --dest-cert-dir /etc/docker/certs.d/192.168.0.1 docker-daemon:canary:1 docker://192.168.0.1/team/oci:1";
     cluster.sh_ok(OTHER, copy);
+}
+
+/// A tag that is moved leaves a layer behind.
+fn make_garbage(cluster: &Cluster) {
+    for _ in 0..2 {
+        let push = "head -c 3000000 /dev/urandom >/tmp/junk && tar -C /tmp -cf /tmp/junk.tar junk && \
+                    docker import /tmp/junk.tar 192.168.0.1/team/junk:1 >/dev/null && docker push --quiet 192.168.0.1/team/junk:1";
+        cluster.sh_ok(OTHER, push);
+    }
 }
 
 #[test]
