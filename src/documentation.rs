@@ -1,7 +1,7 @@
 //! For tests: the documents in `docs/` say what the program and the package say.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -90,4 +90,60 @@ fn the_document_of_the_options_is_the_packages_schema() {
         fs::read_to_string(path).unwrap_or_default() == options(),
         "docs/options.md is not config.json: run this test once with WRITE_DOCS=1"
     );
+}
+
+fn below(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            files.extend(below(&path, extension));
+        } else if path.extension().is_some_and(|found| found == extension) {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// Every text in the program's sources, as it is printed but for the values in it; without those of tests.
+fn texts() -> Vec<String> {
+    let mut texts = Vec::new();
+    for path in below(&Path::new(ROOT).join("src"), "rs") {
+        let source = fs::read_to_string(&path).unwrap();
+        let source = source.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default().replace("\\\"", "\u{201d}");
+        for piece in source.split('"') {
+            texts.push(piece.split("\\\n").enumerate().map(|(line, part)| if line == 0 { part } else { part.trim_start() }).collect());
+        }
+    }
+    texts
+}
+
+/// What stands between backquotes in the first column of the tables whose first column is called so.
+fn quotes<'a>(document: &'a str, column: &str) -> Vec<&'a str> {
+    let (mut quotes, mut wanted) = (Vec::new(), false);
+    for line in document.lines() {
+        let cell = line.trim_start_matches('|').split('|').next().unwrap_or_default();
+        wanted = line.starts_with('|') && (wanted || cell.trim() == column);
+        if wanted {
+            quotes.extend(cell.split('`').skip(1).step_by(2));
+        }
+    }
+    quotes
+}
+
+/// Whether the parts of the quote stand in this text in their order; `…` is anything.
+fn says(text: &str, quote: &str) -> bool {
+    let mut rest = text;
+    quote.split('…').map(str::trim).all(|part| {
+        let found = rest.split_once(part);
+        found.inspect(|(_, after)| rest = after).is_some()
+    })
+}
+
+#[test]
+fn what_the_document_of_troubles_quotes_of_the_program_is_in_the_program() {
+    let document = fs::read_to_string(Path::new(ROOT).join("docs/troubleshooting.md")).unwrap();
+    let (quotes, texts) = (quotes(&document, "the program says"), texts());
+    assert!(quotes.len() > 40, "the tables are not found: {quotes:?}");
+    let unsaid: Vec<&str> = quotes.into_iter().filter(|quote| !texts.iter().any(|text| says(text, quote))).collect();
+    assert!(unsaid.is_empty(), "nothing says: {unsaid:#?}");
 }
