@@ -147,3 +147,35 @@ fn what_the_document_of_troubles_quotes_of_the_program_is_in_the_program() {
     let unsaid: Vec<&str> = quotes.into_iter().filter(|quote| !texts.iter().any(|text| says(text, quote))).collect();
     assert!(unsaid.is_empty(), "nothing says: {unsaid:#?}");
 }
+
+/// What the links of a document lead to.
+fn links(document: &str) -> Vec<&str> {
+    document.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target).collect()
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let kept = |c: char| c.is_alphanumeric() || c == ' ' || c == '-' || c == '_';
+    heading.trim_start_matches('#').trim().to_lowercase().chars().filter(|c| kept(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_between_documents_leads_to_a_file_and_a_heading_that_are_there() {
+    let root = Path::new(ROOT);
+    let mut documents = below(&root.join("docs"), "md");
+    documents.extend(["README.md", "README.zh-CN.md", "ARCHITECTURE.md", "docker/README.md"].map(|name| root.join(name)));
+    let mut broken = Vec::new();
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
+            let headings = || fs::read_to_string(&target).unwrap_or_default();
+            let has = |text: &str| text.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == heading);
+            if !target.exists() || !(heading.is_empty() || has(&headings())) {
+                broken.push(format!("{}: {link}", document.strip_prefix(root).unwrap().display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
+}
