@@ -41,6 +41,8 @@ pub use users::UsersError;
 const PAUSE: Duration = Duration::from_secs(1);
 /// As long as the job itself waits, and a little.
 const DEADLINE: Duration = Duration::from_secs(960);
+/// How long the first job may take to be there: Mesos has to fetch the controller first.
+const FIRST_JOB_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the cluster is and how to enter it, as the dcos CLI tells its plugins.
 #[derive(Debug, Clone)]
@@ -278,13 +280,23 @@ impl Service {
     async fn start_run(&self, order: Order) -> Result<(String, String), OperatorError> {
         let job = format!("{}.{}", self.name.replace('/', "."), order.word());
         let path = format!("/v1/jobs/{job}/runs");
-        tracing::info!("POST /service/metronome{path}");
-        let run: Value = self.metronome.call("POST", &path, None).await.map_err(|source| match &source {
-            // The words are Metronome's own: Admin Router, without one, answers 404 as well.
-            ApiError::Refused { status: 404, message, .. } if message.contains("Job not found") => OperatorError::NoJob(job),
-            _ => self.unreachable(source),
-        })?;
-        Ok((path, run["id"].as_str().unwrap_or_default().to_string()))
+        // Who has just installed the package need not wait for the job to be made before following it.
+        let patience = if order == Order::Converge { FIRST_JOB_PATIENCE } else { Duration::ZERO };
+        let deadline = Instant::now() + patience;
+        loop {
+            tracing::info!("POST /service/metronome{path}");
+            match self.metronome.call::<Value>("POST", &path, None).await {
+                Ok(run) => return Ok((path, run["id"].as_str().unwrap_or_default().to_string())),
+                // The words are Metronome's own: Admin Router, without one, answers 404 as well.
+                Err(ApiError::Refused { status: 404, message, .. }) if message.contains("Job not found") => {
+                    if Instant::now() >= deadline {
+                        return Err(OperatorError::NoJob(job));
+                    }
+                }
+                Err(error) => return Err(self.unreachable(error)),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Runs the job of a garbage collection, backup or restore, tells `progress` how it goes on, and returns what has come of it.

@@ -11,6 +11,7 @@ mod collection;
 mod conformance;
 mod copying;
 mod docker_in_docker;
+mod docs;
 mod enterprise;
 mod enterprise_doors;
 mod enterprise_tasks;

@@ -79,6 +79,7 @@ fn report(agents: usize) -> Report {
         certificates: vec![certificate(1, "5b")],
         registries: vec![RegistryReport {
             host: "10.0.0.2".into(),
+            status_address: "192.168.1.80:31001".into(),
             phase: "serving".into(),
             version: Some("2.8.3".into()),
             starts: 1,

@@ -51,6 +51,9 @@ impl RotationReport {
 pub struct RegistryReport {
     /// Host name of the agent.
     pub host: String,
+    /// `host:port` where it answers `/status` and `/metrics`, inside the cluster.
+    #[serde(default)]
+    pub status_address: String,
     /// How it stands, in a few words.
     pub phase: String,
     /// Version of its program, as it says itself.
@@ -70,6 +73,7 @@ impl RegistryReport {
         let status = &task.status;
         Self {
             host: status.host.clone(),
+            status_address: task.address.clone(),
             phase: words(&status.phase).into(),
             version: status.version.clone(),
             starts: status.starts,

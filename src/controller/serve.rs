@@ -2,6 +2,7 @@
 //!
 //! Everything is read-only. Whoever wants something done runs a Metronome job.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use super::events::{self, Listeners, View};
 use super::images::{self, Asked, Source};
 use super::metrics::Metrics;
 use super::page;
-use super::report::Report;
+use super::report::{AgentReport, Report};
 use crate::security::PUBLIC_CA;
 
 /// A pass takes seconds; a loop that has not turned for so long hangs, and Marathon should restart it.
@@ -71,6 +72,7 @@ impl Shared {
         if report.summary != now.report.summary {
             tracing::info!("{}", report.summary);
         }
+        tell_agents(&now.report.agents, &report.agents);
         now.report = report;
         drop(now);
         self.listeners.changed();
@@ -123,6 +125,20 @@ impl Shared {
 
     pub(super) fn wake(&self) {
         self.wake.notify_one();
+    }
+}
+
+/// A line for every agent that stands otherwise than before, with the reason.
+fn tell_agents(before: &[AgentReport], now: &[AgentReport]) {
+    let known: BTreeMap<&str, &AgentReport> = before.iter().map(|agent| (agent.host.as_str(), agent)).collect();
+    for AgentReport { host, state, detail, .. } in now {
+        if known.get(host.as_str()).is_none_or(|earlier| (&earlier.state, &earlier.detail) != (state, detail)) {
+            tracing::info!(agent = host, "{state}: {detail}");
+        }
+    }
+    let there: BTreeSet<&str> = now.iter().map(|agent| agent.host.as_str()).collect();
+    for host in known.keys().filter(|host| !there.contains(*host)) {
+        tracing::info!(agent = host, "Mesos has this agent no more");
     }
 }
 

@@ -124,6 +124,9 @@ impl Board {
         if inner.order.digest != order.digest {
             return;
         }
+        if (inner.status.phase, &inner.status.errors) != (phase, &errors) {
+            tell(order, phase, &errors);
+        }
         inner.status.files.clone_from(&report.files);
         inner.status.sysctl = report.sysctl.clone();
         inner.status.proofs = proofs.to_vec();
@@ -168,4 +171,16 @@ impl Board {
         // Every change under the lock is a plain assignment, so a panic elsewhere leaves it whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A line for how the host stands, and one for each thing that is wrong.
+fn tell(order: &Accepted, phase: NodePhase, errors: &[String]) {
+    let stands = match phase {
+        NodePhase::Trusted => "the registry is trusted on this host: proven by its own clients",
+        NodePhase::Pending => "not proven yet",
+        NodePhase::Failed => "the registry is not trusted on this host",
+        NodePhase::Restored => "this host is as it was",
+    };
+    tracing::info!(version = order.version, "{stands}");
+    errors.iter().for_each(|error| tracing::warn!("{error}"));
 }

@@ -193,7 +193,7 @@ impl HostFiles {
             // The first error is the one to tell; a left-over is removed by the next write or removal of this path.
             let _ = unlink(&dir, &temporary);
         }
-        done.map(|()| true)
+        done.map(|()| self.tell("written", path)).map(|()| true)
     }
 
     /// Replaces the content of a file that is not ours alone; its mode and owner stay. A new one gets mode 0644. `found` is what it was
@@ -222,7 +222,7 @@ impl HostFiles {
             // As in `put`.
             let _ = unlink(&dir, &temporary);
         }
-        done.map(|()| true)
+        done.map(|()| self.tell("written", path)).map(|()| true)
     }
 
     /// Removes `path` if its content is one of `ours` (digests), and what an interrupted write left beside it.
@@ -237,6 +237,7 @@ impl HostFiles {
         }
         unlink(&dir, &name).map_err(failed("remove", path))?;
         fsync(&dir).map_err(failed("sync the directory of", path))?;
+        self.tell("removed", path);
         Ok(Removal::Gone)
     }
 
@@ -308,7 +309,18 @@ impl HostFiles {
         let (dir, name) = self.parent(path)?.ok_or(Errno::ENOENT).map_err(failed("set", path))?;
         let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = openat(&dir, name.as_os_str(), flags, Mode::empty()).map_err(failed("set", path))?;
-        File::from(file).write_all(format!("{value}\n").as_bytes()).map_err(|e| failed("set", path)(errno(&e)))
+        File::from(file).write_all(format!("{value}\n").as_bytes()).map_err(|e| failed("set", path)(errno(&e)))?;
+        tracing::info!(path = %path.display(), value, "set");
+        Ok(())
+    }
+
+    /// Whoever reads a node's log sees every change of the host there. Its own notes are of use to us alone.
+    fn tell(&self, what: &str, path: &Path) {
+        if path.starts_with(self.root.shared_state()) {
+            tracing::debug!(path = %path.display(), "{what}");
+        } else {
+            tracing::info!(path = %path.display(), "{what}");
+        }
     }
 
     /// Opens a directory without following links. `None` if it, or one on the way, is absent.

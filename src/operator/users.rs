@@ -36,6 +36,9 @@ pub enum UsersError {
     /// The registry knows no users.
     #[error("the registry has no users of its own: auth.kind is {0}; set it to htpasswd in the package's options first")]
     OtherKind(String),
+    /// Nothing is known of the options yet.
+    #[error("the controller has only just started and has not looked at its options yet; try again in some seconds")]
+    TooEarly,
     /// The operator keeps them.
     #[error("the users are those of {0}, as auth.htpasswd says: change them there (htpasswd -B); the registry takes it within seconds")]
     Elsewhere(String),
@@ -87,6 +90,7 @@ impl Service {
         let users = self.report().await?.users;
         match &users.elsewhere {
             Some(place) => Err(UsersError::Elsewhere(place.clone()).into()),
+            None if users.kind.is_empty() => Err(UsersError::TooEarly.into()),
             None if users.kind != "htpasswd" => Err(UsersError::OtherKind(users.kind).into()),
             None => Ok(users),
         }

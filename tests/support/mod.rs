@@ -11,6 +11,8 @@ use lab::server::{NEWEST, Pose, Security};
 use lab::{ExecOutput, Lab, LabOptions};
 use serde_json::{Value, json};
 
+pub(crate) mod guide;
+
 /// Admin Router, as a user of the cluster knows it.
 pub(crate) const ADMIN: &str = "http://192.168.1.69";
 /// Where the package repository of the lab is.
