@@ -176,7 +176,8 @@ fn an_operator_who_reads_chinese_comes_to_what_the_readme_shows() {
         course.follow(CHINESE, section);
     }
     course.end();
-    cluster.wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
+    cluster
+        .wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
 }
 
 /// An image as newer dockers push it.
