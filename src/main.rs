@@ -4,6 +4,9 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod documentation;
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::Write as _;

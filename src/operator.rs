@@ -87,7 +87,7 @@ pub enum OperatorError {
     #[error("the cluster wants a login: run `dcos auth login` and try again")]
     LoggedOut,
     /// Admin Router refuses this user.
-    #[error("this user may not do that; README.md lists the permissions it takes")]
+    #[error("this user may not do that; docs/enterprise.md lists the permissions it takes")]
     Forbidden(#[source] ApiError),
     /// Mesos, or an agent.
     #[error("the cluster does not answer as it should")]
@@ -587,10 +587,10 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_what_grants_prints() {
-        let readme = include_str!("../README.md");
+    fn the_document_of_enterprise_lists_what_grants_prints() {
+        let document = include_str!("../docs/enterprise.md");
         for line in account_commands(&defaults().unwrap()).lines() {
-            assert!(readme.contains(line), "README.md lacks: {line}");
+            assert!(document.contains(line), "docs/enterprise.md lacks: {line}");
         }
     }
 

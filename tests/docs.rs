@@ -18,6 +18,8 @@ const ALPINE: &str = "docker.io/library/alpine:3.20";
 enum By {
     /// A test of this file.
     Operator,
+    /// The same, who reads Chinese.
+    Chinese,
     /// The same, of a registry with users and a backup.
     Keeper,
     /// Nobody here, and why.
@@ -25,6 +27,8 @@ enum By {
 }
 
 const CLOSED: &str = "`dcos security` is a part of the Enterprise CLI, which is closed; tests/enterprise.rs makes the calls that it makes";
+
+const CHINESE: &str = "README.zh-CN.md";
 
 /// Every section that has commands.
 const FOLLOWED: &[(&str, &str, By)] = &[
@@ -41,8 +45,20 @@ const FOLLOWED: &[(&str, &str, By)] = &[
     ("docs/images.md", "By hand, from outside", By::Operator),
     ("docs/images.md", "Where there is no way out at all", By::Operator),
     ("docs/storage.md", "An external volume", By::Operator),
+    ("docs/troubleshooting.md", "Troubleshooting", By::Operator),
+    ("docs/troubleshooting.md", "A machine outside", By::Operator),
+    ("docs/enterprise.md", "The service account", By::Operator),
+    ("docs/air-gap.md", "The folder", By::Operator),
+    ("docs/air-gap.md", "The registry's image", By::Operator),
+    ("docs/air-gap.md", "All other images", By::Operator),
     ("docs/uninstall.md", "Uninstall", By::Operator),
     ("docs/uninstall.md", "If the controller was deleted first", By::Operator),
+    (CHINESE, "安装", By::Chinese),
+    (CHINESE, "使用", By::Chinese),
+    (CHINESE, "常用选项", By::Chinese),
+    (CHINESE, "遇到问题", By::Chinese),
+    (CHINESE, "证书轮换", By::Chinese),
+    (CHINESE, "卸载", By::Chinese),
     ("docs/authentication.md", "Users that the service keeps", By::Keeper),
     ("docs/authentication.md", "Apps that pull with a login", By::Nobody(CLOSED)),
     ("docs/backup-and-migrate.md", "Backup", By::Keeper),
@@ -77,7 +93,7 @@ impl<'a> Course<'a> {
 
 #[test]
 fn every_block_says_what_it_is_and_every_section_with_commands_is_followed() {
-    let mut files = vec!["README.md".to_owned(), "docker/README.md".to_owned()];
+    let mut files = ["README.md", CHINESE, "docker/README.md"].map(str::to_owned).to_vec();
     let docs = fs::read_dir(made("docs")).unwrap().map(|entry| format!("docs/{}", entry.unwrap().file_name().to_string_lossy()));
     files.extend(docs.filter(|name| name.ends_with(".md")));
     let mut found = Vec::new();
@@ -108,6 +124,12 @@ fn an_operator_who_follows_the_documents_comes_to_what_they_show() {
     course.follow("docs/install.md", "By the CLI");
     course.follow("docs/install.md", "What it does, agent by agent");
     course.follow("docs/registry.md", "Health and metrics");
+    course.follow("docs/troubleshooting.md", "Troubleshooting");
+    course.follow("docs/troubleshooting.md", "A machine outside");
+    course.follow("docs/enterprise.md", "The service account");
+    course.follow("docs/air-gap.md", "The folder");
+    course.follow("docs/air-gap.md", "The registry's image");
+    course.follow("docs/air-gap.md", "All other images");
 
     // The lab has no way out: what the documents pull is there already.
     for machine in [OTHER, "outside"] {
@@ -143,6 +165,19 @@ fn an_operator_who_follows_the_documents_comes_to_what_they_show() {
     course.follow("docs/uninstall.md", "If the controller was deleted first");
     cluster.wait("the end of what it left", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
     course.end();
+}
+
+#[test]
+fn an_operator_who_reads_chinese_comes_to_what_the_readme_shows() {
+    let cluster = Cluster::start(3, 1);
+    let mut course = Course::new(&cluster, By::Chinese);
+    cluster.dcos_ok(&["package", "repo", "remove", "lab"]);
+    for section in ["安装", "使用", "常用选项", "遇到问题", "证书轮换", "卸载"] {
+        course.follow(CHINESE, section);
+    }
+    course.end();
+    cluster
+        .wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
 }
 
 /// An image as newer dockers push it.

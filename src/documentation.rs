@@ -1,0 +1,181 @@
+//! For tests: the documents in `docs/` say what the program and the package say.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The document that explains a section, and how it is called there.
+const EXPLAINED: [(&str, &str, &str); 15] = [
+    ("service", "enterprise.md", "The service account"),
+    ("names", "names-and-exposure.md", "Names and exposure"),
+    ("security", "choosing.md#whose-certificate", "Whose certificate"),
+    ("other_registries", "other-registries.md", "Registries that this package has not installed"),
+    ("exposure", "names-and-exposure.md", "Names and exposure"),
+    ("registry", "registry.md", "The registry"),
+    ("storage", "storage.md", "Where the images lie"),
+    ("auth", "authentication.md", "Who may pull and push"),
+    ("garbage_collection", "registry.md#garbage-collection", "Garbage collection"),
+    ("proxy", "cache.md", "A cache of another registry"),
+    ("backup", "backup-and-migrate.md", "Backup and restore"),
+    ("preload", "images.md", "How images get into the registry"),
+    ("trust", "other-registries.md#further-stores", "Further stores"),
+    ("takeover", "migrate-from-the-tutorial.md", "From the tutorial's registry"),
+    ("uninstall", "uninstall.md", "Uninstall"),
+];
+
+/// `docs/options.md`, as it should be.
+fn options() -> String {
+    let schema: Value = serde_json::from_str(private_registry::options::CONFIG_SCHEMA).unwrap();
+    let mut text = String::from(
+        "# Options\n\nEvery option of the package, made from `universe/config.json`; a test keeps it as it is. All have a default. Give the others in a file, for\n\
+         `dcos package install private-registry --options=options.json`:\n\n\
+         ```json\n{ \"registry\": { \"host\": \"192.168.1.80\" }, \"names\": { \"external_host\": \"192.168.1.50\" } }\n```\n\n\
+         `dcos private-registry check --options options.json` says what is wrong with the file. How options are changed later:\n\
+         [README](../README.md#over-its-life).\n",
+    );
+    for (section, described) in described(&schema) {
+        text += &format!("\n## {section}\n\n{}", described["description"].as_str().unwrap());
+        if let Some((_, file, title)) = EXPLAINED.iter().find(|(name, ..)| name == section) {
+            text += &format!(" More: [{title}]({file}).");
+        }
+        text += "\n\n| option | value | default | what |\n|---|---|---|---|\n";
+        for (option, described) in self::described(described) {
+            let what = described["description"].as_str().unwrap().replace('|', "\\|");
+            text += &format!("| `{section}.{option}` | {} | {} | {what} |\n", value(described), default(described));
+        }
+    }
+    text
+}
+
+fn described(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    schema["properties"].as_object().unwrap().iter()
+}
+
+/// What may be given.
+fn value(option: &Value) -> String {
+    if let Some(choices) = option["enum"].as_array() {
+        return choices.iter().map(|choice| format!("`{}`", choice.as_str().unwrap())).collect::<Vec<_>>().join(", ");
+    }
+    let kind = match option["type"].as_str().unwrap() {
+        "boolean" => return "`true`, `false`".into(),
+        "string" => return option["maxLength"].as_u64().map_or("text".into(), |most| format!("text of at most {most} characters")),
+        "integer" => "whole number",
+        other => other,
+    };
+    match (&option["minimum"], &option["maximum"]) {
+        (Value::Null, Value::Null) => kind.into(),
+        (least, Value::Null) => format!("{kind} from {least}"),
+        (least, most) => format!("{kind} from {least} to {most}"),
+    }
+}
+
+fn default(option: &Value) -> String {
+    match &option["default"] {
+        Value::String(text) if text.is_empty() => "empty".into(),
+        Value::String(text) => format!("`{text}`"),
+        other => format!("`{other}`"),
+    }
+}
+
+#[test]
+fn the_document_of_the_options_is_the_packages_schema() {
+    let path = Path::new(ROOT).join("docs/options.md");
+    if std::env::var_os("WRITE_DOCS").is_some() {
+        fs::write(&path, options()).unwrap();
+    }
+    assert!(
+        fs::read_to_string(path).unwrap_or_default() == options(),
+        "docs/options.md is not config.json: run this test once with WRITE_DOCS=1"
+    );
+}
+
+fn below(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            files.extend(below(&path, extension));
+        } else if path.extension().is_some_and(|found| found == extension) {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// Every text in the program's sources, as it is printed but for the values in it; without those of tests.
+fn texts() -> Vec<String> {
+    let mut texts = Vec::new();
+    for path in below(&Path::new(ROOT).join("src"), "rs") {
+        let source = fs::read_to_string(&path).unwrap();
+        let source = source.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default().replace("\\\"", "\u{201d}");
+        for piece in source.split('"') {
+            texts.push(piece.split("\\\n").enumerate().map(|(line, part)| if line == 0 { part } else { part.trim_start() }).collect());
+        }
+    }
+    texts
+}
+
+/// What stands between backquotes in the first column of the tables whose first column is called so.
+fn quotes<'a>(document: &'a str, column: &str) -> Vec<&'a str> {
+    let (mut quotes, mut wanted) = (Vec::new(), false);
+    for line in document.lines() {
+        let cell = line.trim_start_matches('|').split('|').next().unwrap_or_default();
+        wanted = line.starts_with('|') && (wanted || cell.trim() == column);
+        if wanted {
+            quotes.extend(cell.split('`').skip(1).step_by(2));
+        }
+    }
+    quotes
+}
+
+/// Whether the parts of the quote stand in this text in their order; `…` is anything.
+fn says(text: &str, quote: &str) -> bool {
+    let mut rest = text;
+    quote.split('…').map(str::trim).all(|part| {
+        let found = rest.split_once(part);
+        found.inspect(|(_, after)| rest = after).is_some()
+    })
+}
+
+#[test]
+fn what_the_document_of_troubles_quotes_of_the_program_is_in_the_program() {
+    let document = fs::read_to_string(Path::new(ROOT).join("docs/troubleshooting.md")).unwrap();
+    let (quotes, texts) = (quotes(&document, "the program says"), texts());
+    assert!(quotes.len() > 40, "the tables are not found: {quotes:?}");
+    let unsaid: Vec<&str> = quotes.into_iter().filter(|quote| !texts.iter().any(|text| says(text, quote))).collect();
+    assert!(unsaid.is_empty(), "nothing says: {unsaid:#?}");
+}
+
+/// What the links of a document lead to.
+fn links(document: &str) -> Vec<&str> {
+    document.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target).collect()
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let kept = |c: char| c.is_alphanumeric() || c == ' ' || c == '-' || c == '_';
+    heading.trim_start_matches('#').trim().to_lowercase().chars().filter(|c| kept(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_between_documents_leads_to_a_file_and_a_heading_that_are_there() {
+    let root = Path::new(ROOT);
+    let mut documents = below(&root.join("docs"), "md");
+    documents.extend(["README.md", "README.zh-CN.md", "ARCHITECTURE.md", "docker/README.md"].map(|name| root.join(name)));
+    let mut broken = Vec::new();
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
+            let headings = || fs::read_to_string(&target).unwrap_or_default();
+            let has = |text: &str| text.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line) == heading);
+            if !target.exists() || !(heading.is_empty() || has(&headings())) {
+                broken.push(format!("{}: {link}", document.strip_prefix(root).unwrap().display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
+}
