@@ -22,6 +22,8 @@ enum By {
     Chinese,
     /// The same, of a registry with users and a backup.
     Keeper,
+    /// The same, of the first thing that somebody reads, in both languages.
+    Newcomer,
     /// Nobody here, and why.
     Nobody(&'static str),
 }
@@ -65,6 +67,21 @@ const FOLLOWED: &[(&str, &str, By)] = &[
     ("docs/backup-and-migrate.md", "Restore", By::Keeper),
     ("docs/backup-and-migrate.md", "To an object store", By::Nobody("tests/storage.rs moves a backup into an object store")),
     ("docs/cache.md", "A cache of another registry", By::Nobody("tests/cache.rs installs a cache of a registry that asks for a password")),
+    ("README.md", "Install", By::Newcomer),
+    ("README.md", "Asking it", By::Newcomer),
+    ("README.md", "Over its life", By::Newcomer),
+    ("README.zh-CN.md", "安装", By::Newcomer),
+    ("README.zh-CN.md", "使用", By::Newcomer),
+    ("README.zh-CN.md", "常用选项", By::Newcomer),
+    ("README.zh-CN.md", "证书轮换", By::Newcomer),
+    ("README.zh-CN.md", "卸载", By::Newcomer),
+    ("README.zh-CN.md", "遇到问题", By::Newcomer),
+    ("docs/troubleshooting.md", "Troubleshooting", By::Newcomer),
+    ("docs/troubleshooting.md", "A machine outside", By::Newcomer),
+    ("docs/air-gap.md", "The folder", By::Newcomer),
+    ("docs/air-gap.md", "The registry's image", By::Newcomer),
+    ("docs/air-gap.md", "All other images", By::Newcomer),
+    ("docs/enterprise.md", "The service account", By::Newcomer),
     ("docs/storage.md", "S3, and stores that speak it", By::Nobody(CLOSED)),
 ];
 
@@ -210,3 +227,32 @@ fn a_keeper_of_users_and_backups_who_follows_the_documents_comes_to_what_they_sh
 
 const KEEPER: &str = r#"{ "auth": { "kind": "htpasswd" }, "registry": { "host": "192.168.1.80" }, "exposure": { "marathon_lb": false },
                           "backup": { "path": "/mnt/share/registry", "schedule": "30 2 * * *" } }"#;
+
+#[test]
+fn a_newcomer_who_follows_what_is_read_first_comes_to_what_is_shown() {
+    let cluster = Cluster::start(3, 1);
+    let gone = || cluster.wait("the end", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
+    let mut course = Course::new(&cluster, By::Newcomer);
+    cluster.dcos_ok(&["package", "repo", "remove", "lab"]);
+    course.follow("README.md", "Install");
+    course.follow("README.md", "Asking it");
+    for section in ["Troubleshooting", "A machine outside"] {
+        course.reader.carries("ca.pem", OPERATOR, "outside");
+        course.follow("docs/troubleshooting.md", section);
+    }
+    for section in ["The folder", "The registry's image", "All other images"] {
+        course.follow("docs/air-gap.md", section);
+    }
+    course.follow("README.md", "Over its life");
+    gone();
+    course.follow("docs/enterprise.md", "The service account");
+    cluster.dcos_ok(&["package", "repo", "remove", "private-registry"]);
+    course.follow("README.zh-CN.md", "安装");
+    for section in ["使用", "常用选项", "证书轮换", "遇到问题"] {
+        course.follow("README.zh-CN.md", section);
+    }
+    cluster.wait_converged();
+    course.follow("README.zh-CN.md", "卸载");
+    gone();
+    course.end();
+}
