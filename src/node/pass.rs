@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::daemon_json::{InsecureList, LastRefusal};
 use super::files::{FileError, HostFiles, Removal};
-use super::manifest::{HostState, Manifest, SharedLock};
+use super::leftovers::Leftovers;
+use super::manifest::{HostState, Manifest, SharedLock, remove_state};
 use super::sysctl::Sysctl;
 use super::system_store::SystemStore;
 use super::trust::{self, Bundle};
@@ -19,6 +20,7 @@ pub(crate) struct Host {
     pub(crate) root: HostRoot,
     pub(crate) service: String,
     last_refusal: LastRefusal,
+    pub(super) leftovers: Leftovers,
 }
 
 /// How the host stands after a pass.
@@ -66,7 +68,8 @@ impl Report {
 impl Host {
     /// A service on a host.
     pub(crate) fn new(root: HostRoot, service: String) -> Self {
-        Self { root, service, last_refusal: LastRefusal::default() }
+        let leftovers = Leftovers::new(root.clone(), service.clone());
+        Self { root, service, last_refusal: LastRefusal::default(), leftovers }
     }
 
     /// The order that the manifest keeps, if there is one.
@@ -175,6 +178,7 @@ impl Host {
             errors.extend(self.sysctl(&files).release(&mut state).err());
             let mut errors = texts(std::mem::take(&mut errors));
             errors.extend(self.insecure_list(&files).settle(&mut state, &BTreeSet::new()).err());
+            errors.extend(self.leftovers.clean().err());
             if errors.is_empty() {
                 self.forget(&files, state)?;
             } else {
@@ -300,12 +304,6 @@ fn directory_of(path: &Path) -> &Path {
 
 fn texts(errors: Vec<FileError>) -> Vec<String> {
     errors.iter().map(FileError::to_string).collect()
-}
-
-fn remove_state(files: &HostFiles, path: &Path) -> Result<(), FileError> {
-    let found = files.look(path)?;
-    let digest: Vec<String> = found.digest().into_iter().collect();
-    files.remove(path, &digest).map(drop)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{RegistryError, provided};
 use crate::certificates::{EnrolmentKey, OrderKey};
+use crate::host_paths::ACCOUNT;
 use crate::protocol::{AuthBy, HeldAt, REGISTRY_PORT, REGISTRY_STATUS_PORT, RegistrySettings, StorageAt, env};
 use crate::secret::Secret;
 use crate::settings;
@@ -137,8 +138,9 @@ impl RegistryConfig {
     }
 
     /// The configuration and all that it may name.
-    pub(super) fn written_files(&self) -> [PathBuf; 5] {
-        [self.config_file(), self.users_file(), self.service_users_file(), self.state.join("gcs.json"), self.state.join("token.pem")]
+    pub(super) fn written_files(&self) -> [PathBuf; 6] {
+        let [gcs, token] = ["gcs.json", "token.pem"].map(|name| self.state.join(name));
+        [self.config_file(), self.users_file(), self.service_users_file(), self.account_file(), gcs, token]
     }
 
     /// Directory of CA certificates that the registry is to know beside those of its image, and of nothing else.
@@ -160,6 +162,11 @@ impl RegistryConfig {
     /// Users and their hashes. The registry reads it again whenever it has changed.
     pub(super) fn users_file(&self) -> PathBuf {
         self.state.join("htpasswd")
+    }
+
+    /// Name and password of this role's own account, for the node on this host.
+    pub(super) fn account_file(&self) -> PathBuf {
+        self.state.join(ACCOUNT)
     }
 
     /// The registry's `config.yml` and what it refers to. It holds secrets, so it is written for root alone. `read_only`: whatever the
