@@ -51,16 +51,14 @@ impl Upstream {
         cluster.wait("a push to the upstream", 30, || cluster.sh("outside", &push).status.success());
     }
 
-    /// Lets in `alice` by htpasswd from now on, without an authorisation server.
-    pub(crate) fn ask_by_htpasswd(&self, cluster: &Cluster) {
+    /// Lets in `alice` by htpasswd from its next start on, without an authorisation server.
+    pub(crate) fn ask_by_htpasswd(&self) {
         let hash = private_registry::users::hash(&private_registry::secret::Secret::new("wonderland".to_owned())).unwrap();
         fs::write(self.dir.join("htpasswd"), format!("alice:{hash}\n")).unwrap();
         let config = fs::read_to_string(self.dir.join("config.yml")).unwrap();
         let (before, _) = config.split_once("auth:").unwrap();
         let auth = "auth:\n  htpasswd:\n    realm: hub\n    path: /tmp/upstream/htpasswd\n";
         fs::write(self.dir.join("config.yml"), before.to_owned() + auth).unwrap();
-        self.stop(cluster);
-        self.resume(cluster);
     }
 
     /// Starts it.
