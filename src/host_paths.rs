@@ -11,6 +11,22 @@ pub(crate) const SYSTEM_ROOTS: [&str; 3] =
 /// The registry's own account in the directory of its state: `name:password`, for root alone and anew at every start.
 pub(crate) const ACCOUNT: &str = "account";
 
+/// All that a registry writes into the directory of its state. A registry that has moved to another agent has left it behind.
+pub(crate) const REGISTRY_FILES: [&str; 12] = [
+    "tls.key",
+    "tls.crt",
+    "provided.key",
+    "provided.crt",
+    "config.yml",
+    "htpasswd",
+    "users",
+    ACCOUNT,
+    "gcs.json",
+    "token.pem",
+    "upstream-ca/ca.pem",
+    "order.json",
+];
+
 /// The root of the host's file system as this process sees it.
 #[derive(Debug, Clone)]
 pub struct HostRoot(PathBuf);

@@ -32,6 +32,8 @@ fn a_backup_gives_the_images_back_to_the_same_registry_and_to_one_on_another_age
     the_registry_moves_to_another_agent_by_way_of_the_backup(&cluster, &options);
     cluster.uninstall();
     assert!(cluster.sh(OTHER, &format!("ls {SHARE}/index")).status.success(), "an uninstall leaves backups");
+    let left = cluster.sh(HOST, "find /var/lib/private-registry").stdout;
+    assert_eq!(left, "", "nor is anything left where the registry was before");
     // No recording shows the health of a registry that was stopped for a moment, as for a restore.
     cluster.assert_nothing_was_lost();
 }

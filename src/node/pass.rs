@@ -11,7 +11,7 @@ use super::sysctl::Sysctl;
 use super::system_store::SystemStore;
 use super::trust::{self, Bundle};
 use super::tutorial::Tutorial;
-use crate::host_paths::HostRoot;
+use crate::host_paths::{HostRoot, REGISTRY_FILES};
 use crate::protocol::{OwnedFile, SignedOrder, SysctlState, SysctlStatus};
 
 /// The host, and the service that acts on it.
@@ -197,8 +197,16 @@ impl Host {
         Report { files: owned, sysctl, errors, notes, changed: true, in_place: false, exposed_key, cleaned }
     }
 
-    /// Removes our own record, and what all services share if this was the last one.
+    /// Removes our own record, what a registry has left that moved away, and what all services share if this was the last one.
     fn forget(&self, files: &HostFiles, mut state: HostState) -> Result<(), FileError> {
+        let registry = self.root.registry_state(&self.service);
+        for name in REGISTRY_FILES {
+            // What it was writing when it was killed, too.
+            for name in [name.to_string(), format!("{name}.tmp")] {
+                remove_state(files, &registry.join(name))?;
+            }
+        }
+        files.remove_empty_dir(&registry.join("upstream-ca"))?;
         state.services.remove(&self.service);
         self.remove_created_dirs(files, &mut state)?;
         if state.services.is_empty() {
@@ -209,12 +217,7 @@ impl Host {
         // Last: until here a kill makes the next start go on with the restore.
         remove_state(files, &Manifest::path(&self.root, &self.service))?;
         // Docker has made the registry's directory as a mount point, so the registry itself could not remove it.
-        let dirs = [
-            self.root.node_state(&self.service),
-            self.root.registry_state(&self.service),
-            self.root.service_state(&self.service),
-            self.root.shared_state(),
-        ];
+        let dirs = [self.root.node_state(&self.service), registry, self.root.service_state(&self.service), self.root.shared_state()];
         for dir in dirs {
             files.remove_empty_dir(&dir)?;
         }
@@ -911,6 +914,26 @@ mod tests {
         let before = host.picture();
         assert_eq!(host.service("s").restore(&signed("1")).errors, Vec::<String>::new());
         assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn what_a_registry_has_left_that_moved_away_goes_with_the_restore_and_nothing_else_beside_it() {
+        let host = TestHost::new();
+        let before = host.picture();
+        let service = host.service("s");
+        let left =
+            |names: &[&str]| names.iter().for_each(|name| host.write(&format!("var/lib/private-registry/s/registry/{name}"), "left"));
+        assert!(service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)])).in_place);
+        left(&["tls.key", "account", "config.yml.tmp", "upstream-ca/ca.pem"]);
+        assert_eq!(service.restore(&signed("2")).errors, Vec::<String>::new());
+        assert_eq!(host.picture(), before);
+
+        assert!(service.apply(&signed("3"), &bundle(&["192.168.0.1:443"], &[&ca(1)])).in_place);
+        left(&["tls.key", "notes-of-an-operator"]);
+        assert_eq!(service.restore(&signed("4")).errors, Vec::<String>::new());
+        let stays: Vec<_> =
+            fs::read_dir(host.path("var/lib/private-registry/s/registry")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(stays, ["notes-of-an-operator"]);
     }
 
     #[test]

@@ -299,8 +299,9 @@ fn parse_settings(text: &str) -> Result<RegistrySettings, String> {
 mod tests {
     use super::*;
     use crate::certificates::OrderSigner;
+    use crate::host_paths::REGISTRY_FILES;
     use crate::protocol::ProxyOf;
-    use std::collections::HashMap;
+    use std::collections::{BTreeSet, HashMap};
 
     fn variables() -> HashMap<&'static str, String> {
         HashMap::from([
@@ -341,6 +342,15 @@ mod tests {
         let mut variables = variables();
         variables.insert(env::REGISTRY_SETTINGS, r#"{"log_level":"loud","delete_enabled":true,"drain_seconds":30}"#.into());
         assert!(read(&variables).unwrap_err().to_string().contains("error, warn, info, debug"));
+    }
+
+    #[test]
+    fn every_file_of_the_state_is_known_to_whoever_removes_what_a_registry_has_left() {
+        let config = read(&variables()).unwrap();
+        let files = config.own_files().into_iter().chain(config.provided_files()).chain(config.written_files());
+        let files = files.chain([config.order_file(), config.upstream_ca_directory().join("ca.pem")]);
+        let written: BTreeSet<_> = files.map(|path| path.strip_prefix(&config.state).unwrap().display().to_string()).collect();
+        assert_eq!(written, REGISTRY_FILES.map(String::from).into());
     }
 
     #[test]
