@@ -591,7 +591,9 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         let reason = match (wanted.leaves.get(&task.address), &status.leaf_fingerprint) {
             (Some(leaf), _) if wanted.now >= leaf.renew_at => "the present one has reached two thirds of its life",
             (Some(leaf), Some(served)) if leaf.fingerprint == *served => continue,
-            (_, None) => "it has none",
+            (_, None) if status.phase == RegistryPhase::AwaitingCertificate => "it has none",
+            // It is being started, perhaps again and again: another certificate is no cure.
+            (_, None) => continue,
             (_, Some(_)) => "names, key or CA have changed",
         };
         if is_serving(task) && !std::mem::replace(&mut one_may_restart, false) {
@@ -940,6 +942,7 @@ mod tests {
         assert_eq!(certified([Some("new"), Some("old")], [Serving, Serving]), (vec![addresses[1].to_string()], 0));
         assert_eq!(certified([None, Some("old")], [AwaitingCertificate, Serving]), (vec![addresses[0].to_string()], 1));
         assert_eq!(certified([None, None], [AwaitingCertificate, AwaitingCertificate]).0.len(), 2);
+        assert_eq!(certified([Some("new"), None], [Serving, Restarting]).0.len(), 0, "one that cannot start gets no other certificate");
     }
 
     #[test]

@@ -179,6 +179,9 @@ impl Collection {
 pub struct PreloadOrder {
     /// The registry as docker is to spell it.
     pub registry: String,
+    /// Whether docker has to log in there, with the account that the registry leaves on its host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub login: bool,
     /// In this order.
     pub images: Vec<PreloadImage>,
 }

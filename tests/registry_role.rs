@@ -874,18 +874,24 @@ fn users_of_the_service_come_sealed_survive_a_restart_and_go_with_the_retirement
     let own = || fs::read_to_string(host.state("htpasswd")).unwrap().lines().next().unwrap().to_owned();
     let first = own();
     assert!(first.starts_with("private-registry-internal:$2"), "{first}");
+    // It lies there for the node on this host.
+    let account = || fs::read_to_string(host.state("account")).unwrap();
+    let old = account();
+    assert_eq!((as_user(&host, &old), mode(&host.state("account"))), (200, 0o600));
+    assert!(!host.log().contains(old.split_once(':').unwrap().1));
 
     assert!(host.stop());
     host.start();
     host.wait_for_phase(RegistryPhase::Serving);
     assert_eq!(as_user(&host, "alice:wonderland"), 200);
+    assert_eq!((as_user(&host, &old), as_user(&host, &fs::read_to_string(host.state("account")).unwrap())), (401, 200));
     let again = fs::read_to_string(host.state("htpasswd")).unwrap();
     assert!(!again.contains(&first) && again.contains("alice:"), "{again}");
     assert_eq!(host.status().users, Some(host.enrolment.digest(&users)));
 
     assert_eq!(host.give(3, OrderKind::Retire { delete_data: false }).0, 200);
     host.wait_for_phase(RegistryPhase::Retired);
-    assert!(!host.state("users").exists() && !host.state("htpasswd").exists());
+    assert!(["users", "htpasswd", "account"].iter().all(|name| !host.state(name).exists()));
     let sealed = host.enrolment.seal(&users, SERVICE, 4).unwrap();
     assert_eq!(host.give(4, OrderKind::Users { sealed }).0, 409);
 }

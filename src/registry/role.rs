@@ -495,7 +495,11 @@ impl Role {
                     copier.answers();
                 }
             }
-            Event::Failed(reason) => {
+            Event::Failed(mut reason) => {
+                if let Some(proxy) = &self.config.settings.proxy {
+                    // The program asks it at its start, whatever lies in the cache.
+                    reason += &format!("; a cache starts only while {} answers", proxy.url);
+                }
                 tracing::error!("{reason}");
                 self.answers = false;
                 self.process_error = Some(reason);
