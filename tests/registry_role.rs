@@ -1082,6 +1082,16 @@ fn the_program_says_its_version_and_its_metrics_are_shown_and_nothing_else_of_it
 }
 
 #[test]
+fn a_collection_of_a_registry_that_nothing_was_pushed_to_frees_nothing() {
+    for program in generations() {
+        let host = Host::plain(program);
+        host.wait_for_phase(RegistryPhase::Serving);
+        let collection = host.collect_whole(1, "run", false);
+        assert_eq!((collection.error, collection.freed_bytes, collection.blobs), (None, Some(0), 0));
+    }
+}
+
+#[test]
 fn a_collection_makes_the_registry_read_only_frees_what_nobody_uses_and_opens_it_again() {
     for program in generations() {
         let host = Host::plain(program);
