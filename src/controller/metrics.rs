@@ -246,6 +246,7 @@ fn kind(action: &Action) -> &'static str {
         Action::SwitchCa { .. } => "switch_ca",
         Action::RetireCa { .. } => "retire_ca",
         Action::SendUsers { .. } => "send_users",
+        Action::Restart { .. } => "restart",
         Action::Certify { .. } => "certify",
     }
 }
