@@ -704,7 +704,7 @@ fn proof_words(status: &NodeStatus) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::dcos::marathon::Instance;
     use crate::dcos::mesos::Ports;
@@ -713,7 +713,7 @@ mod tests {
     use crate::protocol::{SysctlState, SysctlStatus};
     use serde_json::json;
 
-    fn agent(host: &str) -> Agent {
+    pub(crate) fn agent(host: &str) -> Agent {
         let free = Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 };
         Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, free, ports: Ports::default() }
     }
@@ -722,7 +722,7 @@ mod tests {
         Agent { free: Resources::default(), ..agent(host) }
     }
 
-    fn wanted() -> Wanted {
+    pub(crate) fn wanted() -> Wanted {
         let trust = SignedOrder { payload: "e30=".into(), signature: String::new() };
         let facts = Facts {
             registry_host: "10.0.0.1".parse().unwrap(),
@@ -894,7 +894,7 @@ mod tests {
         assert_eq!(scale_of(versions::Version(1, 11, 24)), Value::Null);
     }
 
-    fn node(host: &str, digest: &str, phase: NodePhase, passes: u64) -> (Host, NodeStatus) {
+    pub(crate) fn node(host: &str, digest: &str, phase: NodePhase, passes: u64) -> (Host, NodeStatus) {
         let sysctl = SysctlStatus { state: SysctlState::Set, value: None, found: None };
         let status = NodeStatus {
             service: "private-registry".into(),
@@ -918,7 +918,7 @@ mod tests {
 
     const ADDRESS: &str = "10.0.0.1:31000";
 
-    fn task(status: RegistryStatus) -> RegistryTask {
+    pub(crate) fn task(status: RegistryStatus) -> RegistryTask {
         RegistryTask { address: ADDRESS.into(), status }
     }
 
@@ -971,7 +971,8 @@ mod tests {
         };
         let planned = |due: [bool; 2], certified: bool| {
             let registries = ["a", "b"].into_iter().zip(due).map(|(name, due)| of(name, due)).collect();
-            let known = |healthy| crate::dcos::marathon::AppTask { id: String::new(), host: "10.0.0.1".parse().unwrap(), ports: vec![], healthy };
+            let known =
+                |healthy| crate::dcos::marathon::AppTask { id: String::new(), host: "10.0.0.1".parse().unwrap(), ports: vec![], healthy };
             let registry = Some(App { spec: Value::Null, tasks: vec![known(true), known(true)] });
             let mut plan = Plan::default();
             if certified {
@@ -1008,7 +1009,7 @@ mod tests {
         assert_eq!(planned(&wanted, Some("old"), Retired), 0);
     }
 
-    fn registry_status(leaf: &str) -> RegistryStatus {
+    pub(crate) fn registry_status(leaf: &str) -> RegistryStatus {
         RegistryStatus {
             phase: RegistryPhase::Serving,
             leaf_fingerprint: Some(leaf.into()),

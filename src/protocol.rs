@@ -666,6 +666,20 @@ pub struct RegistryStatus {
     /// Whether it has to restart, and waits for its turn.
     #[serde(default)]
     pub restart_due: bool,
+    /// The room for images, where they lie in a directory.
+    #[serde(default)]
+    pub room: Option<Room>,
+}
+
+/// A disk with images on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Size of the disk.
+    pub total_bytes: u64,
+    /// What is free of it.
+    pub free_bytes: u64,
+    /// What the images take; none before they have been counted for the first time.
+    pub images_bytes: Option<u64>,
 }
 
 impl RegistryStatus {
@@ -688,6 +702,7 @@ impl RegistryStatus {
             errors: Vec::new(),
             users: None,
             restart_due: false,
+            room: None,
         }
     }
 }

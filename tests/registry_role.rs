@@ -512,7 +512,8 @@ fn one_of_several_waits_for_its_turn_to_serve_with_the_operators_new_certificate
     assert_eq!(host.give(2, OrderKind::Restart).0, 200);
     let status = host.status();
     assert_eq!((status.phase, status.restart_due, health(&host)), (RegistryPhase::Restarting, false, 503));
-    let status = wait_for("the restart", || host.try_status().filter(|status| status.starts == 2 && status.phase == RegistryPhase::Serving));
+    let status =
+        wait_for("the restart", || host.try_status().filter(|status| status.starts == 2 && status.phase == RegistryPhase::Serving));
     assert_eq!((status.leaf_fingerprint, status.errors), (Some(second), vec![]));
 }
 
@@ -1221,15 +1222,20 @@ fn a_collection_that_is_cut_short_leaves_the_registry_writable() {
     collecting(&host, 3, "off");
     assert_eq!(host.collect(5, "off", CollectStep::Finish, false, false).0, 200);
     assert!(host.wait_for_collection(CollectPhase::Done).error.unwrap().contains("called off"));
+    // It was read-only for another one that has collected.
+    assert_eq!(host.collect(6, "other", CollectStep::Prepare, false, false).0, 200);
+    host.wait_for_collection(CollectPhase::ReadOnly);
+    assert_eq!(host.collect(7, "other", CollectStep::Finish, false, false).0, 200);
+    assert_eq!(host.wait_for_collection(CollectPhase::Done).error, None);
     // The task is killed in its middle, and started anew.
-    collecting(&host, 6, "killed");
+    collecting(&host, 8, "killed");
     kill("KILL", host.role_pid());
     host.task.take().unwrap().wait().unwrap();
     host.start();
     let status = host.wait_for_phase(RegistryPhase::Serving);
     assert_eq!((status.collection, host.can_begin_a_push()), (None, 202));
     // It is stopped in its middle.
-    collecting(&host, 9, "stopped");
+    collecting(&host, 11, "stopped");
     assert!(host.stop());
     // The program fails.
     host.program = script(
@@ -1238,15 +1244,15 @@ fn a_collection_that_is_cut_short_leaves_the_registry_writable() {
     );
     host.start();
     host.wait_for_phase(RegistryPhase::Serving);
-    assert_eq!(host.collect(12, "fails", CollectStep::Prepare, false, false).0, 200);
+    assert_eq!(host.collect(14, "fails", CollectStep::Prepare, false, false).0, 200);
     host.wait_for_collection(CollectPhase::ReadOnly);
-    assert_eq!(host.collect(13, "fails", CollectStep::Collect, false, false).0, 200);
+    assert_eq!(host.collect(15, "fails", CollectStep::Collect, false, false).0, 200);
     assert!(host.wait_for_collection(CollectPhase::Collected).error.unwrap().contains("exit status: 1): failed to mark: oops"));
-    assert_eq!(host.collect(14, "fails", CollectStep::Finish, false, false).0, 200);
+    assert_eq!(host.collect(16, "fails", CollectStep::Finish, false, false).0, 200);
     host.wait_for_collection(CollectPhase::Done);
     assert_eq!(host.can_begin_a_push(), 202);
-    assert_eq!(host.collect(15, "last", CollectStep::Prepare, false, false).0, 200);
-    assert_eq!(host.give(16, OrderKind::Retire { delete_data: true }).0, 200);
+    assert_eq!(host.collect(17, "last", CollectStep::Prepare, false, false).0, 200);
+    assert_eq!(host.give(18, OrderKind::Retire { delete_data: true }).0, 200);
     host.wait_for_phase(RegistryPhase::Retired);
 }
 

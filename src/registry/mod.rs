@@ -2,7 +2,7 @@
 //!
 //! It makes the TLS key where it is used, asks for a certificate by its status, takes it by a signed order, and keeps the registry
 //! running with it; or it serves with what the operator has `provided`. `role` decides, `state` keeps files, `supervisor` runs the process,
-//! `server` talks, `collect` collects garbage, `health` looks at the store, `images` lists what is in it, `copy` copies it to a
+//! `server` talks, `collect` collects garbage, `health` looks at the store, `room` at its disk, `images` lists what is in it, `copy` copies it to a
 //! `backup` and back, into an object store by an `upload`. Where others serve meanwhile, a restart begins with a `leave`.
 
 mod access;
@@ -16,6 +16,7 @@ mod leave;
 mod provided;
 mod reaper;
 mod role;
+mod room;
 mod server;
 mod state;
 mod supervisor;

@@ -204,8 +204,8 @@ struct Role {
     /// Asks the program for its version.
     asked_version: Option<Tool>,
     version: Option<String>,
-    /// What is wrong with the store.
-    health: Vec<String>,
+    /// How the store is.
+    health: health::Found,
     state_error: Option<String>,
     process_error: Option<String>,
 }
@@ -248,7 +248,7 @@ impl Role {
             // Whether it can be started at all shows when it is to serve.
             asked_version: Tool::start(&config.program, ["--version"]).ok(),
             version: None,
-            health: Vec::new(),
+            health: health::Found::default(),
             state_error: None,
             process_error: None,
             config,
@@ -593,6 +593,7 @@ impl Role {
             collection: self.collecting.as_ref().map(|collecting| collecting.status.clone()),
             copying: self.copier.as_ref().map(|copier| copier.status.clone()),
             errors: self.errors().cloned().collect(),
+            room: self.health.room,
             restart_due: self.due_until.is_some(),
             users: self.doorkeeper.as_ref().and_then(Doorkeeper::services).map(|users| self.config.enrolment_key.digest(&users)),
             ..first_status(&self.config)
@@ -607,7 +608,7 @@ impl Role {
     fn errors(&self) -> impl Iterator<Item = &String> {
         let provided = self.watch.as_ref().and_then(|watch| watch.error.as_ref());
         let users = self.doorkeeper.iter().flat_map(|keeper| &keeper.problems);
-        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(&self.health).chain(users)
+        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(&self.health.problems).chain(users)
     }
 
     fn phase(&self) -> RegistryPhase {

@@ -148,7 +148,9 @@ fn health(desk: &Desk) -> Response<Full<Bytes>> {
     let reason = match status.phase {
         RegistryPhase::Serving => return text(StatusCode::OK, "ok".into()),
         RegistryPhase::Failed => status.errors.join("\n"),
-        RegistryPhase::AwaitingCertificate | RegistryPhase::Restarting | RegistryPhase::Retired => "this registry does not serve now".into(),
+        RegistryPhase::AwaitingCertificate | RegistryPhase::Restarting | RegistryPhase::Retired => {
+            "this registry does not serve now".into()
+        }
     };
     desk.refused.send_modify(|count| *count += 1);
     text(StatusCode::SERVICE_UNAVAILABLE, reason)
