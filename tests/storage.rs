@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::server::{NEWEST, Security};
 use serde_json::{Value, json};
@@ -235,7 +235,7 @@ fn replicas_restart_one_after_the_other(cluster: &Cluster) {
                   https://192.168.0.1/v2/base/hello/manifests/1; echo \"$(date +%s.%N) $?\"; sleep 0.05; done >/tmp/loop.log";
     cluster.sh_ok(HOME, &format!("setsid sh -c '{client}' >/dev/null 2>&1 </dev/null &"));
     for (what, said) in [("rotate", "3 of 3 agents are proven to trust the registry"), ("gc", "the registry was read-only for")] {
-        let over = AtomicBool::new(false);
+        let (over, began) = (AtomicBool::new(false), Instant::now());
         let (answer, seen) = std::thread::scope(|scope| {
             let watch = scope.spawn(|| watch_health(cluster, &over));
             let answer = cluster.dcos(&["private-registry", what]);
@@ -243,7 +243,7 @@ fn replicas_restart_one_after_the_other(cluster: &Cluster) {
             (answer, watch.join().unwrap())
         });
         assert!(answer.status.success() && answer.stdout.contains(said), "{what}: {}{}", answer.stdout, answer.stderr);
-        println!("{what}: {seen:?} of at most {most} failures of a task's health check");
+        println!("{what} in {:.0} s: {seen:?} of at most {most} failures of a task's health check", began.elapsed().as_secs_f64());
         assert_eq!(seen.unwell.len(), 2, "{what}: each has left before it restarted");
         assert!(!seen.both && seen.failures > 0 && seen.failures + 2 <= most, "{what}: {seen:?}");
     }
@@ -339,6 +339,7 @@ fn another_store_needs_a_word(cluster: &Cluster) {
     assert!(!cluster.sh(OTHER, &format!("docker pull -q {IMAGE}")).status.success(), "the new store is empty");
     let said = || cluster.dcos_ok(&["private-registry", "status"]);
     cluster.wait("the room to be measured", 30, || said().contains(&format!("\nOn {HOME}, images: 0 bytes; free: ")));
+    println!("{}", said());
     let metrics = cluster.lab.http("GET", &format!("{ADMIN}/service/private-registry/metrics"), None).unwrap().1;
     assert!(metrics.contains("\nprivate_registry_images_bytes 0\n"), "{metrics}");
 }
