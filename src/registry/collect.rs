@@ -297,8 +297,11 @@ impl Collecting {
         if phase >= CollectPhase::Reopening {
             return Next::Nothing;
         }
+        // Who was only read-only for another one's sake has nothing to fail at.
+        let called_off =
+            || (phase == CollectPhase::Collecting).then(|| "it was called off before its end; what it had deleted nobody used".into());
         if phase < CollectPhase::Collected && self.status.error.is_none() {
-            self.status.error = Some(why.unwrap_or_else(|| "it was called off before its end; what it had deleted nobody used".into()));
+            self.status.error = why.or_else(called_off);
         }
         // Dropped, it is killed. It deletes only what no manifest refers to, so it may end anywhere.
         self.tool = None;
