@@ -18,8 +18,6 @@ const ALPINE: &str = "docker.io/library/alpine:3.20";
 enum By {
     /// A test of this file.
     Operator,
-    /// The same, who reads Chinese.
-    Chinese,
     /// The same, of a registry with users and a backup.
     Keeper,
     /// The same, of the first thing that somebody reads, in both languages.
@@ -55,12 +53,12 @@ const FOLLOWED: &[(&str, &str, By)] = &[
     ("docs/air-gap.md", "All other images", By::Operator),
     ("docs/uninstall.md", "Uninstall", By::Operator),
     ("docs/uninstall.md", "If the controller was deleted first", By::Operator),
-    (CHINESE, "安装", By::Chinese),
-    (CHINESE, "使用", By::Chinese),
-    (CHINESE, "常用选项", By::Chinese),
-    (CHINESE, "遇到问题", By::Chinese),
-    (CHINESE, "证书轮换", By::Chinese),
-    (CHINESE, "卸载", By::Chinese),
+    (CHINESE, "安装", By::Newcomer),
+    (CHINESE, "使用", By::Newcomer),
+    (CHINESE, "常用选项", By::Newcomer),
+    (CHINESE, "遇到问题", By::Newcomer),
+    (CHINESE, "证书轮换", By::Newcomer),
+    (CHINESE, "卸载", By::Newcomer),
     ("docs/authentication.md", "Users that the service keeps", By::Keeper),
     ("docs/authentication.md", "Apps that pull with a login", By::Nobody(CLOSED)),
     ("docs/backup-and-migrate.md", "Backup", By::Keeper),
@@ -70,18 +68,6 @@ const FOLLOWED: &[(&str, &str, By)] = &[
     ("README.md", "Install", By::Newcomer),
     ("README.md", "Asking it", By::Newcomer),
     ("README.md", "Over its life", By::Newcomer),
-    ("README.zh-CN.md", "安装", By::Newcomer),
-    ("README.zh-CN.md", "使用", By::Newcomer),
-    ("README.zh-CN.md", "常用选项", By::Newcomer),
-    ("README.zh-CN.md", "证书轮换", By::Newcomer),
-    ("README.zh-CN.md", "卸载", By::Newcomer),
-    ("README.zh-CN.md", "遇到问题", By::Newcomer),
-    ("docs/troubleshooting.md", "Troubleshooting", By::Newcomer),
-    ("docs/troubleshooting.md", "A machine outside", By::Newcomer),
-    ("docs/air-gap.md", "The folder", By::Newcomer),
-    ("docs/air-gap.md", "The registry's image", By::Newcomer),
-    ("docs/air-gap.md", "All other images", By::Newcomer),
-    ("docs/enterprise.md", "The service account", By::Newcomer),
     ("docs/storage.md", "S3, and stores that speak it", By::Nobody(CLOSED)),
 ];
 
@@ -173,28 +159,14 @@ fn an_operator_who_follows_the_documents_comes_to_what_they_show() {
         cluster.status().is_some_and(|status| status["converged"] == true && status["names"].to_string().contains("registry.example.com"))
     });
     course.follow("docs/uninstall.md", "Uninstall");
-    cluster
-        .wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
+    gone(&cluster);
     course.follow("docs/install.md", "Without `dcos package install`");
     cluster.wait_converged();
     assert_eq!(cluster.marathon("DELETE", "/apps/private-registry", &json!(null)).0, 200);
     cluster.wait("the end of the controller", 60, || cluster.status().is_none() && cluster.is_calm());
     course.follow("docs/uninstall.md", "If the controller was deleted first");
-    cluster.wait("the end of what it left", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
+    gone(&cluster);
     course.end();
-}
-
-#[test]
-fn an_operator_who_reads_chinese_comes_to_what_the_readme_shows() {
-    let cluster = Cluster::start(3, 1);
-    let mut course = Course::new(&cluster, By::Chinese);
-    cluster.dcos_ok(&["package", "repo", "remove", "lab"]);
-    for section in ["安装", "使用", "常用选项", "遇到问题", "证书轮换", "卸载"] {
-        course.follow(CHINESE, section);
-    }
-    course.end();
-    cluster
-        .wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
 }
 
 /// An image as newer dockers push it.
@@ -229,30 +201,23 @@ const KEEPER: &str = r#"{ "auth": { "kind": "htpasswd" }, "registry": { "host": 
                           "backup": { "path": "/mnt/share/registry", "schedule": "30 2 * * *" } }"#;
 
 #[test]
-fn a_newcomer_who_follows_what_is_read_first_comes_to_what_is_shown() {
+fn a_newcomer_who_follows_what_is_read_first_comes_to_what_it_shows_in_both_languages() {
     let cluster = Cluster::start(3, 1);
-    let gone = || cluster.wait("the end", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
     let mut course = Course::new(&cluster, By::Newcomer);
     cluster.dcos_ok(&["package", "repo", "remove", "lab"]);
-    course.follow("README.md", "Install");
-    course.follow("README.md", "Asking it");
-    for section in ["Troubleshooting", "A machine outside"] {
-        course.reader.carries("ca.pem", OPERATOR, "outside");
-        course.follow("docs/troubleshooting.md", section);
+    for section in ["Install", "Asking it", "Over its life"] {
+        course.follow("README.md", section);
     }
-    for section in ["The folder", "The registry's image", "All other images"] {
-        course.follow("docs/air-gap.md", section);
-    }
-    course.follow("README.md", "Over its life");
-    gone();
-    course.follow("docs/enterprise.md", "The service account");
+    gone(&cluster);
     cluster.dcos_ok(&["package", "repo", "remove", "private-registry"]);
-    course.follow("README.zh-CN.md", "安装");
-    for section in ["使用", "常用选项", "证书轮换", "遇到问题"] {
-        course.follow("README.zh-CN.md", section);
+    for section in ["安装", "使用", "常用选项", "遇到问题", "证书轮换", "卸载"] {
+        course.follow(CHINESE, section);
     }
-    cluster.wait_converged();
-    course.follow("README.zh-CN.md", "卸载");
-    gone();
+    gone(&cluster);
     course.end();
+}
+
+fn gone(cluster: &Cluster) {
+    cluster
+        .wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
 }
