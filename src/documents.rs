@@ -417,7 +417,6 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "vip_labels": if vips.is_empty() { Value::Null } else { Value::Object(vips) },
         "registry_labels": labels,
         "kill_grace_seconds": options.registry.drain_seconds + 10,
-        "replicated": options.registry.replicas > 1,
         "check_every": registry::CHECK_EVERY,
         // While it drains it takes no connection: Marathon must not kill it meanwhile.
         "most_failures": if options.registry.replicas > 1 {
@@ -508,19 +507,20 @@ pub(crate) mod tests {
         assert_eq!((&port["labels"]["VIP_0"], &port["servicePort"]), (&json!("192.168.0.1:443"), &json!(5000)));
         assert_eq!(registry["labels"]["HAPROXY_GROUP"], "external");
         assert_eq!(registry["constraints"], json!([["hostname", "LIKE", "^192\\.168\\.1\\.80$"]]));
-        assert_eq!(registry["healthChecks"][0]["protocol"], "MESOS_TCP");
+        // By TCP at the registry's own port, every check would be a failed handshake in its log.
+        let check = &registry["healthChecks"][0];
+        assert_eq!((&check["protocol"], &check["portIndex"], &check["path"]), (&json!("MESOS_HTTP"), &json!(1), &json!("/health")));
     }
 
     #[test]
-    fn one_of_several_registries_says_itself_whether_connections_are_to_come() {
+    fn one_of_several_registries_may_be_unhealthy_for_as_long_as_it_takes_to_leave_the_vip() {
         let several = |replicas: u32, drain: u32| {
             let registry = json!({ "replicas": replicas, "drain_seconds": drain });
             let options = json!({ "registry": registry, "storage": { "kind": "s3", "bucket": "b" } });
             documents(options).registry["healthChecks"][0].clone()
         };
         let (one, two) = (several(1, 30), several(2, 30));
-        assert_eq!((&one["protocol"], &one["portIndex"], &one["maxConsecutiveFailures"]), (&json!("MESOS_TCP"), &json!(0), &json!(9)));
-        assert_eq!((&two["protocol"], &two["portIndex"], &two["path"]), (&json!("MESOS_HTTP"), &json!(1), &json!("/health")));
+        assert_eq!(one["maxConsecutiveFailures"], 9);
         // 63 s at the most, and a check every 5 s.
         assert_eq!((&two["intervalSeconds"], &two["maxConsecutiveFailures"]), (&json!(5), &json!(15)));
     }

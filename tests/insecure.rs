@@ -99,7 +99,7 @@ fn docker_is_told(cluster: &Cluster) {
         assert!([VIP, NAMED_VIP].iter().all(|name| names.contains(&(*name).to_owned())), "{agent}: {names:?}");
     }
     let registry = cluster.get("/marathon/v2/apps/registry")["app"]["healthChecks"][0]["protocol"].clone();
-    assert_eq!(registry, "MESOS_TCP");
+    assert_eq!(registry, "MESOS_HTTP");
     let foreign = daemon_json(cluster, PRIVATE).unwrap();
     assert!(foreign.starts_with("{ \"log-level\":\"info\",\n\"insecure-registries\" : [ \"other.example:5000\", \""), "{foreign}");
     assert!(foreign.ends_with(" ]\n\n  ,\"max-concurrent-downloads\": 4}"), "{foreign}");

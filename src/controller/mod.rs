@@ -71,6 +71,8 @@ pub use users::{UsersReport, apply as apply_users};
 
 /// Between two passes while something is still to be done: what is awaited is a task that starts or a node that proves.
 const EAGER: Duration = Duration::from_millis(500);
+/// What has not changed for so long is not worth so many questions: an agent that is away, a store that does not answer.
+const EAGER_FOR: Duration = Duration::from_secs(60);
 /// Between two passes when all is in place. Mesos 1.2 sends no event for a dead agent, so the poll is the truth.
 const CALM: Duration = Duration::from_secs(3);
 
@@ -338,13 +340,20 @@ struct Controller {
 impl Controller {
     async fn converge_for_ever(mut self) -> Result<(), ControllerError> {
         let mut logged = String::new();
+        let (mut summary, mut changed_at) = (String::new(), Instant::now());
         loop {
             let started = Instant::now();
             let passed = self.pass().await;
             self.shared.metrics.passed(started.elapsed(), passed.is_ok());
             let pause = match passed {
                 Ok(Pass::Done) => CALM,
-                Ok(Pass::Unfinished) => EAGER,
+                Ok(Pass::Unfinished) => {
+                    let now = self.shared.summary();
+                    if now != summary {
+                        (summary, changed_at) = (now, Instant::now());
+                    }
+                    if changed_at.elapsed() < EAGER_FOR { EAGER } else { CALM }
+                }
                 Ok(Pass::Remove) => {
                     tracing::info!("a run of the uninstall job asks for the removal of the service");
                     return uninstall::run(&self.setting, &self.options, &self.cluster, &self.shared, uninstall::Order::Job).await;

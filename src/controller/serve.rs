@@ -78,6 +78,10 @@ impl Shared {
         self.listeners.changed();
     }
 
+    pub(super) fn summary(&self) -> String {
+        self.now().report.summary.clone()
+    }
+
     pub(super) fn describe(&self, discovery: Discovery) {
         self.now().discovery = Some(discovery);
     }

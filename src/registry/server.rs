@@ -142,7 +142,7 @@ async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>>
     }
 }
 
-/// Whether new connections are to come here. Mesos asks this where there are several registries, and nobody else.
+/// Whether new connections are to come here. Mesos asks this, and nobody else.
 fn health(desk: &Desk) -> Response<Full<Bytes>> {
     let status = desk.status.borrow();
     let reason = match status.phase {
