@@ -193,7 +193,8 @@ mod tests {
     fn apps_that_log_in_say_with_what() {
         let app = |place| serde_json::from_str::<Value>(&snippet(place, &report()).unwrap()).unwrap();
         let text = include_str!("../../docs/authentication.md");
-        let shown = text.split_once("```json\n").unwrap().1.split_once("```").unwrap().0;
+        let section = text.split_once("## Apps that pull with a login").unwrap().1;
+        let shown = section.split_once("```json\n").unwrap().1.split_once("```").unwrap().0;
         assert_eq!(serde_json::from_str::<Value>(shown).unwrap(), app(Snippet::MarathonAppLogin));
         let secret = app(Snippet::MarathonAppSecret);
         let name = secret["container"]["docker"]["pullConfig"]["secret"].as_str().unwrap();
