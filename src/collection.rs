@@ -8,8 +8,13 @@ use std::collections::BTreeMap;
 use crate::plan::RegistryTask;
 use crate::protocol::{CollectPhase, CollectStep, Collection, RegistryPhase};
 
-/// So long all registries may take to become read-only: their uploads are waited for, and one may just have been started.
+/// So long a registry may take to become read-only: its uploads are waited for, and it may just have been started. They do it one
+/// after the other.
 const PREPARATION: i64 = 600;
+
+fn preparation(tasks: &[RegistryTask]) -> i64 {
+    PREPARATION * i64::try_from(tasks.len().max(1)).unwrap_or(1)
+}
 
 /// A run that is followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +56,7 @@ impl Run {
     }
 
     /// Part of a task in this run.
-    fn of<'a>(&self, task: &'a RegistryTask) -> Option<&'a Collection> {
+    pub fn of<'a>(&self, task: &'a RegistryTask) -> Option<&'a Collection> {
         task.status.collection.as_ref().filter(|collection| collection.run == self.id)
     }
 
@@ -129,7 +134,7 @@ impl Run {
             let there = tasks.iter().find(|task| task.status.task == *collector);
             // It has had time to take the order.
             let lost = there.is_some_and(|task| {
-                self.of(task).is_none_or(|part| part.phase < CollectPhase::Collecting) && now - self.since > PREPARATION
+                self.of(task).is_none_or(|part| part.phase < CollectPhase::Collecting) && now - self.since > preparation(tasks)
             });
             if lost || (there.is_none() && all_answer) {
                 return Some("the registry's task ended while it collected; start it again".into());
@@ -142,8 +147,9 @@ impl Run {
             }
             return None;
         }
-        let waited = now - self.since > PREPARATION;
-        waited.then(|| format!("not every registry has become read-only within {PREPARATION} s; look at `dcos private-registry status`"))
+        let longest = preparation(tasks);
+        let waited = now - self.since > longest;
+        waited.then(|| format!("not every registry has become read-only within {longest} s; look at `dcos private-registry status`"))
     }
 
     fn is_collector(&self, task: &RegistryTask) -> bool {

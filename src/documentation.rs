@@ -34,7 +34,7 @@ fn options() -> String {
          `dcos package install private-registry --options=options.json`:\n\n\
          ```json\n{ \"registry\": { \"host\": \"192.168.1.80\" }, \"names\": { \"external_host\": \"192.168.1.50\" } }\n```\n\n\
          `dcos private-registry check --options options.json` says what is wrong with the file. How options are changed later:\n\
-         [README](../README.md#over-its-life).\n",
+         [install.md](install.md#other-options-later).\n",
     );
     for (section, described) in described(&schema) {
         text += &format!("\n## {section}\n\n{}", described["description"].as_str().unwrap());

@@ -4,6 +4,7 @@
 //! not know, so the stored document cannot be compared with ours.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use handlebars::{Context, Handlebars, Helper, HelperResult, Output, RenderContext, RenderErrorReason};
 use serde_json::{Map, Value, json};
@@ -17,7 +18,7 @@ use crate::held::Held;
 use crate::names::Host;
 use crate::options::Options;
 use crate::protocol::{CopyKind, env};
-use crate::{settings, storage};
+use crate::{registry, settings, storage};
 
 /// Label that carries the digest of a document as we rendered it.
 const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
@@ -416,8 +417,14 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         "vip_labels": if vips.is_empty() { Value::Null } else { Value::Object(vips) },
         "registry_labels": labels,
         "kill_grace_seconds": options.registry.drain_seconds + 10,
-        // While it drains it takes no connection: Marathon must not kill it meanwhile. One look every 5 s.
-        "most_failures": options.registry.drain_seconds.div_ceil(5) + 3,
+        "replicated": options.registry.replicas > 1,
+        "check_every": registry::CHECK_EVERY,
+        // While it drains it takes no connection: Marathon must not kill it meanwhile.
+        "most_failures": if options.registry.replicas > 1 {
+            registry::most_failures(Duration::from_secs(options.registry.drain_seconds))
+        } else {
+            options.registry.drain_seconds.div_ceil(registry::CHECK_EVERY) + 3
+        },
     });
     match values {
         Value::Object(values) => values,
@@ -502,6 +509,20 @@ pub(crate) mod tests {
         assert_eq!(registry["labels"]["HAPROXY_GROUP"], "external");
         assert_eq!(registry["constraints"], json!([["hostname", "LIKE", "^192\\.168\\.1\\.80$"]]));
         assert_eq!(registry["healthChecks"][0]["protocol"], "MESOS_TCP");
+    }
+
+    #[test]
+    fn one_of_several_registries_says_itself_whether_connections_are_to_come() {
+        let several = |replicas: u32, drain: u32| {
+            let registry = json!({ "replicas": replicas, "drain_seconds": drain });
+            let options = json!({ "registry": registry, "storage": { "kind": "s3", "bucket": "b" } });
+            documents(options).registry["healthChecks"][0].clone()
+        };
+        let (one, two) = (several(1, 30), several(2, 30));
+        assert_eq!((&one["protocol"], &one["portIndex"], &one["maxConsecutiveFailures"]), (&json!("MESOS_TCP"), &json!(0), &json!(9)));
+        assert_eq!((&two["protocol"], &two["portIndex"], &two["path"]), (&json!("MESOS_HTTP"), &json!(1), &json!("/health")));
+        // 63 s at the most, and a check every 5 s.
+        assert_eq!((&two["intervalSeconds"], &two["maxConsecutiveFailures"]), (&json!(5), &json!(15)));
     }
 
     #[test]

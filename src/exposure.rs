@@ -395,7 +395,7 @@ mod tests {
         let elsewhere = AppClaims { host: Some("10.0.0.2".parse().unwrap()), ..other.clone() };
         assert!(clashes(given.clone(), elsewhere, &none).is_empty());
         assert!(clashes(given.clone(), AppClaims { public_only: true, ..other.clone() }, &none).is_empty());
-        let task = AppTask { id: "registry.1".into(), host: "10.0.0.1".parse().unwrap(), ports: vec![5000, 1025] };
+        let task = AppTask { id: "registry.1".into(), host: "10.0.0.1".parse().unwrap(), ports: vec![5000, 1025], healthy: true };
         let running = Observed { registry: Some(App { spec: json!({}), tasks: vec![task] }), ..Observed::default() };
         assert!(clashes(given, other, &running).is_empty(), "who has the port keeps it");
     }

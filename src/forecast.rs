@@ -369,7 +369,7 @@ impl Play {
             }
             Action::PutRegistry { app, .. } | Action::TakeOver { app, .. } => {
                 self.wanted.takeover = None;
-                let task = |number| AppTask { id: String::new(), host: self.registry_host.clone(), ports: vec![0, number] };
+                let task = |number| AppTask { id: String::new(), host: self.registry_host.clone(), ports: vec![0, number], healthy: true };
                 let tasks: Vec<AppTask> = (1..=u16::try_from(self.replicas).unwrap_or(1)).map(task).collect();
                 self.wanted.leaves.clear();
                 self.observed.registries =
@@ -416,7 +416,7 @@ impl Play {
                 self.wanted.ca.rotation = None;
                 self.renew_bundle();
             }
-            Action::SendUsers { .. } => {}
+            Action::SendUsers { .. } | Action::Restart { .. } => {}
             Action::Certify { address, .. } => {
                 if let Some(index) = self.observed.registries.iter().position(|task| task.address == *address) {
                     let mut status = self.observed.registries[index].status.clone();

@@ -8,6 +8,25 @@ use std::path::{Path, PathBuf};
 pub(crate) const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
 
+/// The registry's own account in the directory of its state: `name:password`, for root alone and anew at every start.
+pub(crate) const ACCOUNT: &str = "account";
+
+/// All that a registry writes into the directory of its state. A registry that has moved to another agent has left it behind.
+pub(crate) const REGISTRY_FILES: [&str; 12] = [
+    "tls.key",
+    "tls.crt",
+    "provided.key",
+    "provided.crt",
+    "config.yml",
+    "htpasswd",
+    "users",
+    ACCOUNT,
+    "gcs.json",
+    "token.pem",
+    "upstream-ca/ca.pem",
+    "order.json",
+];
+
 /// The root of the host's file system as this process sees it.
 #[derive(Debug, Clone)]
 pub struct HostRoot(PathBuf);
@@ -117,6 +136,11 @@ impl HostRoot {
     /// The registry's key and certificate; mounted into its container at the same path.
     pub fn registry_state(&self, service: &str) -> PathBuf {
         self.service_state(service).join("registry")
+    }
+
+    /// Name and password of the registry's own account, for the node beside it; see [`ACCOUNT`].
+    pub fn registry_account(&self, service: &str) -> PathBuf {
+        self.registry_state(service).join(ACCOUNT)
     }
 
     /// The docker daemon's socket.

@@ -34,4 +34,5 @@ pub mod security;
 pub mod settings;
 pub mod storage;
 pub mod takeover;
+pub mod turns;
 pub mod users;

@@ -542,6 +542,9 @@ fn show(report: &Report, json: bool) -> ExitCode {
         if !report.agents.is_empty() {
             say(format_args!("\n{}", report.table()));
         }
+        for (host, room) in report.registries.iter().filter_map(|task| Some((&task.host, task.room_in_words()?))) {
+            say(format_args!("\nOn {host}, {room}\n"));
+        }
         let problems: Vec<String> = report.trouble.iter().chain(&report.problems).cloned().collect();
         for (title, lines) in [("Problems", &problems), ("Advice", &report.advice), ("Next", &report.next)] {
             if !lines.is_empty() {

@@ -23,6 +23,7 @@ use crate::options::{Fault, Faults, Generation, Options};
 use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
 use crate::storage;
 use crate::takeover::{self, Takeover};
+use crate::turns;
 
 /// What one instance of the node pod asks for: executor (RAML minimum) plus container, as in the pod's template.
 pub const NODE_NEEDS: Resources = Resources { cpus: 0.12, mem: 64.0, disk: 26.0 };
@@ -218,6 +219,11 @@ pub enum Action {
         /// Address of the task.
         address: String,
     },
+    /// Let a registry's task restart that has said that it has to.
+    Restart {
+        /// Address of the task.
+        address: String,
+    },
     /// Sign the request of a registry's task and send the certificate.
     Certify {
         /// Address of the task.
@@ -254,6 +260,7 @@ impl fmt::Display for Action {
             }
             Self::SendTrust { host } => write!(f, "send the trust bundle to {host}"),
             Self::SendUsers { address } => write!(f, "tell the registry at {address} which users to let in"),
+            Self::Restart { address } => write!(f, "let the registry at {address} restart with another certificate: the others serve"),
             Self::Certify { reason, .. } => write!(f, "sign a certificate for the registry: {reason}"),
         }
     }
@@ -385,6 +392,7 @@ pub fn converge(wanted: &Wanted, observed: &Observed) -> Plan {
     // Before a registry gets its certificate and serves.
     plan_users(wanted, observed, &mut plan);
     plan_leaf(wanted, observed, &mut plan);
+    plan_restart(wanted, observed, &mut plan);
     plan
 }
 
@@ -571,9 +579,8 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         return;
     }
     let is_serving = |task: &RegistryTask| task.status.phase == RegistryPhase::Serving;
-    let tasks = observed.registry.as_ref().map_or(0, |app| app.tasks.len());
     // A new certificate is a restart, and one registry serves while another restarts.
-    let mut one_may_restart = tasks <= 1 || (observed.all_registries_answer() && observed.registries.iter().all(is_serving));
+    let mut one_may_restart = turns::one_may_restart(observed);
     let collecting = collection::holds_back(&observed.registries);
     for task in &observed.registries {
         let status = &task.status;
@@ -591,7 +598,9 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         let reason = match (wanted.leaves.get(&task.address), &status.leaf_fingerprint) {
             (Some(leaf), _) if wanted.now >= leaf.renew_at => "the present one has reached two thirds of its life",
             (Some(leaf), Some(served)) if leaf.fingerprint == *served => continue,
-            (_, None) => "it has none",
+            (_, None) if status.phase == RegistryPhase::AwaitingCertificate => "it has none",
+            // It is being started, perhaps again and again: another certificate is no cure.
+            (_, None) => continue,
             (_, Some(_)) => "names, key or CA have changed",
         };
         if is_serving(task) && !std::mem::replace(&mut one_may_restart, false) {
@@ -599,6 +608,18 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
             continue;
         }
         plan.actions.push(Action::Certify { address: task.address.clone(), reason: reason.into() });
+    }
+}
+
+fn plan_restart(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let mut one_may_restart = turns::one_may_restart(observed) && !plan.actions.iter().any(turns::is_restart);
+    for task in observed.registries.iter().filter(|task| task.status.restart_due && wanted.registry) {
+        if std::mem::replace(&mut one_may_restart, false) {
+            plan.actions.push(Action::Restart { address: task.address.clone() });
+        } else {
+            let host = &task.status.host;
+            plan.waiting.push(format!("the other registries to serve, before the one on {host} restarts with another certificate"));
+        }
     }
 }
 
@@ -685,7 +706,7 @@ fn proof_words(status: &NodeStatus) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::dcos::marathon::Instance;
     use crate::dcos::mesos::Ports;
@@ -694,7 +715,7 @@ mod tests {
     use crate::protocol::{SysctlState, SysctlStatus};
     use serde_json::json;
 
-    fn agent(host: &str) -> Agent {
+    pub(crate) fn agent(host: &str) -> Agent {
         let free = Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 };
         Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, free, ports: Ports::default() }
     }
@@ -703,7 +724,7 @@ mod tests {
         Agent { free: Resources::default(), ..agent(host) }
     }
 
-    fn wanted() -> Wanted {
+    pub(crate) fn wanted() -> Wanted {
         let trust = SignedOrder { payload: "e30=".into(), signature: String::new() };
         let facts = Facts {
             registry_host: "10.0.0.1".parse().unwrap(),
@@ -875,7 +896,7 @@ mod tests {
         assert_eq!(scale_of(versions::Version(1, 11, 24)), Value::Null);
     }
 
-    fn node(host: &str, digest: &str, phase: NodePhase, passes: u64) -> (Host, NodeStatus) {
+    pub(crate) fn node(host: &str, digest: &str, phase: NodePhase, passes: u64) -> (Host, NodeStatus) {
         let sysctl = SysctlStatus { state: SysctlState::Set, value: None, found: None };
         let status = NodeStatus {
             service: "private-registry".into(),
@@ -899,7 +920,7 @@ mod tests {
 
     const ADDRESS: &str = "10.0.0.1:31000";
 
-    fn task(status: RegistryStatus) -> RegistryTask {
+    pub(crate) fn task(status: RegistryStatus) -> RegistryTask {
         RegistryTask { address: ADDRESS.into(), status }
     }
 
@@ -915,6 +936,7 @@ mod tests {
                 id: address.into(),
                 host: address.split(':').next().unwrap().parse().unwrap(),
                 ports: vec![0, 1],
+                healthy: true,
             });
             Some(App { spec: wanted.documents.registry.clone(), tasks: tasks.into() })
         };
@@ -940,6 +962,35 @@ mod tests {
         assert_eq!(certified([Some("new"), Some("old")], [Serving, Serving]), (vec![addresses[1].to_string()], 0));
         assert_eq!(certified([None, Some("old")], [AwaitingCertificate, Serving]), (vec![addresses[0].to_string()], 1));
         assert_eq!(certified([None, None], [AwaitingCertificate, AwaitingCertificate]).0.len(), 2);
+        assert_eq!(certified([Some("new"), None], [Serving, Restarting]).0.len(), 0, "one that cannot start gets no other certificate");
+    }
+
+    #[test]
+    fn registries_that_have_to_restart_are_called_one_after_the_other() {
+        let wanted = wanted();
+        let of = |name: &str, restart_due| RegistryTask {
+            address: name.into(),
+            status: RegistryStatus { host: name.into(), restart_due, ..registry_status("") },
+        };
+        let planned = |due: [bool; 2], certified: bool| {
+            let registries = ["a", "b"].into_iter().zip(due).map(|(name, due)| of(name, due)).collect();
+            let known =
+                |healthy| crate::dcos::marathon::AppTask { id: String::new(), host: "10.0.0.1".parse().unwrap(), ports: vec![], healthy };
+            let registry = Some(App { spec: Value::Null, tasks: vec![known(true), known(true)] });
+            let mut plan = Plan::default();
+            if certified {
+                plan.actions.push(Action::Certify { address: "c".into(), reason: String::new() });
+            }
+            plan_restart(&wanted, &Observed { registry, registries, ..Observed::default() }, &mut plan);
+            let restarts = plan.actions.iter().filter(|action| matches!(action, Action::Restart { .. }));
+            (restarts.map(ToString::to_string).collect::<Vec<_>>(), plan.waiting)
+        };
+        let called = |name: &str| vec![format!("let the registry at {name} restart with another certificate: the others serve")];
+        let waits = |name: &str| format!("the other registries to serve, before the one on {name} restarts with another certificate");
+        assert_eq!(planned([false, false], false), (vec![], vec![]));
+        assert_eq!(planned([true, true], false), (called("a"), vec![waits("b")]));
+        assert_eq!(planned([false, true], false), (called("b"), vec![]));
+        assert_eq!(planned([true, false], true), (vec![], vec![waits("a")]), "another one restarts in this pass");
     }
 
     #[test]
@@ -961,7 +1012,7 @@ mod tests {
         assert_eq!(planned(&wanted, Some("old"), Retired), 0);
     }
 
-    fn registry_status(leaf: &str) -> RegistryStatus {
+    pub(crate) fn registry_status(leaf: &str) -> RegistryStatus {
         RegistryStatus {
             phase: RegistryPhase::Serving,
             leaf_fingerprint: Some(leaf.into()),

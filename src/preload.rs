@@ -9,6 +9,9 @@ const FIELD: &str = "preload.images";
 /// Where docker looks for an image that names no registry.
 const DOCKER_HUB: &str = "docker.io";
 
+/// How what is wrong with the registry's own account begins.
+pub const LOGIN: &str = "the registry's own login";
+
 /// What is wrong with the images.
 pub fn faults(images: &[String]) -> Vec<Fault> {
     let fault = |image: &str, reason: &str, remedy: &str| Fault {
@@ -60,9 +63,13 @@ pub fn refused(options: &Options) -> Option<String> {
             Some(format!("{FIELD}: this registry is a cache, which takes no pushes; leave it empty"))
         }
         () if options.registry.read_only => Some(format!("{FIELD}: the registry is read-only (registry.read_only) and takes no pushes")),
-        () if options.auth.kind != AuthKind::None => Some(format!(
-            "{FIELD}: the images are not copied, because the agents have no password for a registry with auth.kind {}; {by_hand}",
-            settings::word(options.auth.kind)
+        () if options.auth.kind == AuthKind::Token => Some(format!(
+            "{FIELD}: the images are not copied, because with auth.kind token only the authorisation server lets in, and the service has \
+             no account there; {by_hand}"
+        )),
+        () if options.auth.kind == AuthKind::Htpasswd && !settings::is_pinned(options) => Some(format!(
+            "{FIELD}: the images are not copied, because the registry may run on any agent and leaves its login on none; {}{by_hand}",
+            if options.registry.replicas > 1 { "" } else { "give registry.host, or " }
         )),
         () => None,
     }
@@ -79,7 +86,7 @@ pub fn wanted(options: &Options, tasks: &[RegistryTask]) -> Option<(String, Prel
     let registry = if options.is_insecure() { name.plain_spellings() } else { name.spellings() }.into_iter().next()?;
     // Those that cannot be read are refused with the other options.
     let images = options.preload.iter().filter_map(|image| parse(image).ok()).collect();
-    Some((host.clone(), PreloadOrder { registry, images }))
+    Some((host.clone(), PreloadOrder { registry, login: options.auth.kind == AuthKind::Htpasswd, images }))
 }
 
 /// Lines about what is under way, and about what has failed.
@@ -102,6 +109,7 @@ fn going(image: &PreloadedImage) -> String {
 pub fn remedy(error: &str) -> &'static str {
     let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
     match () {
+        () if error.starts_with(LOGIN) => "it is another one at every start of the registry, and is tried again",
         () if has(&["toomanyrequests", "rate limit"]) => {
             "that registry limits pulls; it is tried again later, or push it by hand (docs/images.md)"
         }
@@ -118,6 +126,7 @@ pub fn remedy(error: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certificates::Authority;
     use serde_json::json;
 
     #[test]
@@ -148,7 +157,19 @@ mod tests {
             Options::from_json(&given).unwrap()
         };
         assert_eq!(refused(&options(json!({}))), None);
-        assert!(refused(&options(json!({ "auth": { "kind": "htpasswd" } }))).unwrap().contains("docs/images.md"));
+        assert_eq!(refused(&options(json!({ "auth": { "kind": "htpasswd" } }))), None);
+        // Where the registry may be on any agent, its password is in memory alone.
+        let store = json!({ "kind": "s3", "bucket": "b" });
+        let anywhere = |registry: serde_json::Value| {
+            refused(&options(json!({ "auth": { "kind": "htpasswd" }, "storage": store, "registry": registry })))
+        };
+        assert!(anywhere(json!({})).unwrap().contains("give registry.host, or push them by hand (docs/images.md)"));
+        assert!(!anywhere(json!({ "replicas": 2 })).unwrap().contains("give registry.host"));
+        assert_eq!(anywhere(json!({ "host": "10.0.0.1" })), None);
+        let ca = Authority::create("test", 1, &["10.0.0.1:443".parse().unwrap()], 1_700_000_000, 3650).unwrap().certificate().pem();
+        let token =
+            json!({ "kind": "token", "token_realm": "https://a", "token_service": "s", "token_issuer": "i", "token_certificates": ca });
+        assert!(refused(&options(json!({ "auth": token }))).unwrap().contains("no account there; push them by hand (docs/images.md)"));
         assert!(refused(&options(json!({ "proxy": { "remote_url": "https://r" } }))).unwrap().contains("cache"));
         assert!(refused(&options(json!({ "registry": { "read_only": true } }))).unwrap().contains("read_only"));
     }

@@ -105,6 +105,8 @@ pub enum OrderKind {
         /// See [`EnrolmentKey::seal`](crate::certificates::EnrolmentKey::seal).
         sealed: String,
     },
+    /// To the registry: it is your turn to restart, as you have said that you have to.
+    Restart,
     /// To the registry: stop serving, remove key and certificate, and the images too if `delete_data`.
     Retire {
         /// Whether the stored images go as well.
@@ -179,6 +181,9 @@ impl Collection {
 pub struct PreloadOrder {
     /// The registry as docker is to spell it.
     pub registry: String,
+    /// Whether docker has to log in there, with the account that the registry leaves on its host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub login: bool,
     /// In this order.
     pub images: Vec<PreloadImage>,
 }
@@ -519,6 +524,9 @@ pub struct RegistrySettings {
     /// Whether a directory for backups is mounted.
     #[serde(default)]
     pub backup: bool,
+    /// Whether others serve the same images, so that this one leaves the VIP before it restarts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replicated: bool,
 }
 
 /// Where the images lie, as the registry's container sees it.
@@ -658,6 +666,23 @@ pub struct RegistryStatus {
     /// Which users of the service's it lets in: an HMAC by the enrolment key. Absent where it has none of those.
     #[serde(default)]
     pub users: Option<String>,
+    /// Whether it has to restart, and waits for its turn.
+    #[serde(default)]
+    pub restart_due: bool,
+    /// The room for images, where they lie in a directory.
+    #[serde(default)]
+    pub room: Option<Room>,
+}
+
+/// A disk with images on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Size of the disk.
+    pub total_bytes: u64,
+    /// What is free of it.
+    pub free_bytes: u64,
+    /// What the images take; none before they have been counted for the first time.
+    pub images_bytes: Option<u64>,
 }
 
 impl RegistryStatus {
@@ -679,6 +704,8 @@ impl RegistryStatus {
             copying: None,
             errors: Vec::new(),
             users: None,
+            restart_due: false,
+            room: None,
         }
     }
 }

@@ -397,6 +397,7 @@ pub fn settings(options: &Options, upstream_certificates: &str) -> RegistrySetti
         key_type: security.key_type,
         provided: security::provided(security),
         read_only: registry.read_only,
+        replicated: registry.replicas > 1,
         access_log: registry.access_log,
         upload_purge_hours: registry.upload_purge_hours,
         storage: match storage.kind {

@@ -306,7 +306,7 @@ mod tests {
     }
 
     fn observed(spec: Value, runs_on: Option<&str>) -> Observed {
-        let task = |host: &str| AppTask { id: "t".into(), host: host.parse().unwrap(), ports: vec![31000] };
+        let task = |host: &str| AppTask { id: "t".into(), host: host.parse().unwrap(), ports: vec![31000], healthy: true };
         let agent = |host: &str, public| Agent {
             id: host.into(),
             host: host.parse().unwrap(),

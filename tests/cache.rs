@@ -6,6 +6,7 @@ use std::fs;
 
 use crate::support::Cluster;
 use crate::upstream::{UPSTREAM, Upstream};
+use lab::server::{NEWEST, Security};
 use serde_json::{Value, json};
 
 const HOST: &str = "192.168.1.80";
@@ -19,7 +20,7 @@ fn mirror(cluster: &Cluster) -> Option<Value> {
 
 #[test]
 fn a_second_installation_caches_a_registry_outside_and_goes_on_while_that_is_away() {
-    let cluster = Cluster::start(2, 0);
+    let cluster = Cluster::start_with(&["registry3.tar"], 2, 0, NEWEST, Security::Open);
     let upstream = Upstream::start(&cluster, true);
     cluster.install_and_wait(&json!({ "registry": { "host": OTHER }, "exposure": { "marathon_lb": false } }));
     // The password is a file of the registry's agent; an editor has ended its line.
@@ -37,12 +38,11 @@ fn a_second_installation_caches_a_registry_outside_and_goes_on_while_that_is_awa
     assert!(output.status.success(), "{}{}", output.stdout, output.stderr);
     cluster.wait("the cache", 120, || mirror(&cluster).is_some_and(|status| status["converged"] == true));
 
-    let pull = "docker rmi -f 192.168.0.2/base/hello:1 >/dev/null 2>&1; docker pull -q 192.168.0.2/base/hello:1";
-    cluster.sh_ok(OTHER, pull);
+    pulls(&cluster, OTHER, "base/hello:1");
     upstream.stop(&cluster);
-    cluster.sh_ok(OTHER, pull);
+    pulls(&cluster, OTHER, "base/hello:1");
     // From an agent that has never asked for it.
-    cluster.sh_ok(HOST, pull);
+    pulls(&cluster, HOST, "base/hello:1");
     assert!(!cluster.sh(HOST, "docker pull -q 192.168.0.2/base/unknown:1").status.success());
 
     cluster.sh_ok(OTHER, "docker tag canary:1 192.168.0.2/own/image:1");
@@ -56,6 +56,8 @@ fn a_second_installation_caches_a_registry_outside_and_goes_on_while_that_is_awa
     let collected = cluster.dcos(&["private-registry", "gc", "--name", "mirror"]);
     assert!(!collected.status.success() && collected.stdout.contains("a cache of another one"), "{}", collected.stdout);
 
+    the_other_generation_goes_on_with_what_is_in_the_cache(&cluster, &upstream);
+
     // Both are trusted by everybody, and each takes away only its own.
     let trusted = || cluster.sh_ok(OTHER, "ls /etc/docker/certs.d");
     assert_eq!(trusted().lines().filter(|name| name.starts_with("192.168.0.")).count(), 4, "{}", trusted());
@@ -67,4 +69,32 @@ fn a_second_installation_caches_a_registry_outside_and_goes_on_while_that_is_awa
     assert!(trusted().contains("192.168.0.1") && !trusted().contains("192.168.0.2"), "{}", trusted());
     cluster.sh_ok(HOST, "docker rmi 192.168.0.1/own/image:1 && docker pull -q 192.168.0.1/own/image:1");
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// Docker on this agent pulls from the cache, whether it has the image or not.
+fn pulls(cluster: &Cluster, agent: &str, image: &str) {
+    let image = format!("192.168.0.2/{image}");
+    cluster.sh_ok(agent, &format!("docker rmi -f {image} >/dev/null 2>&1; docker pull -q {image}"));
+}
+
+/// The program asks the other registry at its start. Generation 3 logs in also where there is no authorisation server.
+fn the_other_generation_goes_on_with_what_is_in_the_cache(cluster: &Cluster, upstream: &Upstream) {
+    cluster.update_service("mirror", &json!({ "registry": { "generation": "3" } }));
+    let is_three = |status: &Value| status["converged"] == true && status["registry_version"].as_str().is_some_and(|v| v.starts_with("3."));
+    let words = format!("a cache starts only while https://{UPSTREAM} answers");
+    cluster.wait("the word that the other registry is away", 60, || {
+        mirror(cluster).is_some_and(|status| status["problems"].to_string().contains(&words))
+    });
+    upstream.ask_by_htpasswd();
+    upstream.resume(cluster);
+    cluster.wait("generation 3", 90, || mirror(cluster).is_some_and(|status| is_three(&status)));
+    pulls(cluster, HOST, "base/hello:1");
+    upstream.push(cluster, "base/later:1");
+    pulls(cluster, OTHER, "base/later:1");
+    upstream.stop(cluster);
+    ["base/hello:1", "base/later:1"].iter().for_each(|image| pulls(cluster, HOST, image));
+    // As the push of docker's, which tries it again for half a minute.
+    let post =
+        "curl -s -o /dev/null -w %{http_code} -X POST --capath /var/lib/dcos/pki/tls/certs https://192.168.0.2/v2/own/image/blobs/uploads/";
+    assert_eq!(cluster.sh_ok(OTHER, post), "405");
 }

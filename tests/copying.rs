@@ -32,6 +32,8 @@ fn a_backup_gives_the_images_back_to_the_same_registry_and_to_one_on_another_age
     the_registry_moves_to_another_agent_by_way_of_the_backup(&cluster, &options);
     cluster.uninstall();
     assert!(cluster.sh(OTHER, &format!("ls {SHARE}/index")).status.success(), "an uninstall leaves backups");
+    let left = cluster.sh(HOST, "find /var/lib/private-registry").stdout;
+    assert_eq!(left, "", "nor is anything left where the registry was before");
     // No recording shows the health of a registry that was stopped for a moment, as for a restore.
     cluster.assert_nothing_was_lost();
 }
@@ -141,6 +143,7 @@ fn images_of_a_registry_outside_are_copied_in_after_the_install_and_leave_nothin
     let upstream = Upstream::start(&cluster, false);
     // Somebody uses one of them here already.
     upstream.push(&cluster, "base/used:1");
+    let before = cluster.pictures();
     let (hello, used, absent) =
         (format!("{UPSTREAM}/base/hello:1"), format!("{UPSTREAM}/base/used:1"), format!("{UPSTREAM}/base/absent:1"));
     cluster.install_and_wait(&json!({
@@ -158,8 +161,7 @@ fn images_of_a_registry_outside_are_copied_in_after_the_install_and_leave_nothin
     assert!(problems.contains(&format!("preload.images: {absent}: ")) && problems.contains("name and the tag"), "{problems}");
     let entry = preloaded(&status, &hello).unwrap();
     assert!(entry["copied"]["target"].as_str().unwrap().starts_with("sha256:") && entry["bytes"].as_u64().unwrap() > 0, "{entry}");
-    let images = cluster.sh_ok(HOST, "docker images --format '{{.Repository}}:{{.Tag}}'");
-    assert!(!images.contains("base/hello"), "{images}");
+    assert_eq!(of_base(&cluster), Vec::<String>::new());
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/hello:1");
 
     // Another list; what failed is there now, and what is there already is not copied again.
@@ -170,9 +172,63 @@ fn images_of_a_registry_outside_are_copied_in_after_the_install_and_leave_nothin
     let status = cluster.status().unwrap();
     assert_eq!(preloaded(&status, &hello).unwrap()["detail"], "it was there already");
     assert_eq!(preloaded(&status, &used).unwrap()["detail"], "copied");
-    let images = cluster.sh_ok(HOST, "docker images --format '{{.Repository}}:{{.Tag}}'");
-    assert_eq!(images.lines().filter(|image| image.contains("/base/")).collect::<Vec<_>>(), [used.as_str()], "the operator's stays");
+    assert_eq!(of_base(&cluster), [used.as_str()], "the operator's stays");
     cluster.sh_ok(OTHER, "docker pull -q 192.168.0.1/base/used:1");
+    images_are_copied_in_also_where_users_log_in(&cluster, &upstream, &[&hello, &used]);
+    a_killed_node_leaves_nothing_in_docker(&cluster, &used);
     cluster.uninstall();
+    assert_eq!(of_base(&cluster), [used.as_str()]);
+    cluster.assert_as_before(&before);
     cluster.assert_servers_answered_as_the_real_ones();
+}
+
+/// The images of the upstream, and copies of them, that docker on the registry's agent has.
+fn of_base(cluster: &Cluster) -> Vec<String> {
+    let images = cluster.sh_ok(HOST, "docker images --format '{{.Repository}}:{{.Tag}}'");
+    images.lines().filter(|image| image.contains("/base/")).map(str::to_owned).collect()
+}
+
+fn images_are_copied_in_also_where_users_log_in(cluster: &Cluster, upstream: &Upstream, known: &[&str]) {
+    upstream.push(cluster, "base/later:1");
+    let later = format!("{UPSTREAM}/base/later:1");
+    cluster.update(&json!({ "auth": { "kind": "htpasswd" }, "preload": { "images": format!("{}, {later}", known.join(", ")) } }));
+    let entry = |image: &str| cluster.status().and_then(|status| preloaded(&status, image).cloned());
+    cluster.wait("the image", 120, || entry(&later).is_some_and(|entry| entry["state"] == "done"));
+    assert_eq!(entry(&later).unwrap()["detail"], "copied");
+    for image in known {
+        assert_eq!(entry(image).unwrap()["detail"], "it was there already");
+    }
+    assert!(!cluster.sh(OTHER, "docker pull -q 192.168.0.1/base/later:1").status.success(), "without a login");
+    let account = "/var/lib/private-registry/private-registry/registry/account";
+    assert_eq!(cluster.sh_ok(HOST, &format!("stat -c '%a %u' {account} $(dirname {account})")), "600 0\n700 0");
+    let text = cluster.sh_ok(HOST, &format!("cat {account}"));
+    let pulled =
+        format!("curl -sf -o /dev/null --capath /var/lib/dcos/pki/tls/certs -u '{text}' https://192.168.0.1/v2/base/later/manifests/1");
+    cluster.sh_ok(OTHER, &pulled);
+    let password = text.split_once(':').unwrap().1;
+    let shown = cluster.status().unwrap().to_string()
+        + &cluster.get("/marathon/v2/apps").to_string()
+        + &cluster.get("/marathon/v2/pods").to_string();
+    assert!(!shown.contains(password));
+    let logged = cluster.sh(HOST, &format!("grep -rlF -- '{password}' /var/lib/mesos /tmp /var/log"));
+    assert_eq!(logged.stdout, "", "it is in no log and no sandbox");
+}
+
+fn a_killed_node_leaves_nothing_in_docker(cluster: &Cluster, used: &str) {
+    let big =
+        "head -c 300000000 /dev/urandom >/tmp/content && tar -C /tmp -cf - content | docker import - 127.0.0.1:5443/base/big:1 >/dev/null";
+    cluster.sh_ok("outside", big);
+    cluster.sh_ok("outside", "HOME=/tmp/home docker push -q 127.0.0.1:5443/base/big:1");
+    let big = format!("{UPSTREAM}/base/big:1");
+    cluster.update(&json!({ "preload": { "images": big } }));
+    // It is pulled, and on its way into the registry.
+    cluster.wait("the image in docker", 60, || of_base(cluster).contains(&big));
+    let record = "/var/lib/private-registry/private-registry/node/preload.json";
+    // The brackets: this line of shell is not meant.
+    cluster.sh_ok(HOST, &format!("cat {record} && kill -9 $(pgrep -f '[p]rivate-registry node')"));
+    assert!(of_base(cluster).contains(&big));
+    let done = || cluster.status().and_then(|status| Some(preloaded(&status, &big)?["state"] == "done")) == Some(true);
+    cluster.wait("the copy by the next node", 120, done);
+    assert_eq!(of_base(cluster), [used]);
+    assert!(!cluster.sh(HOST, &format!("cat {record}")).status.success());
 }

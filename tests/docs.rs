@@ -18,10 +18,10 @@ const ALPINE: &str = "docker.io/library/alpine:3.20";
 enum By {
     /// A test of this file.
     Operator,
-    /// The same, who reads Chinese.
-    Chinese,
     /// The same, of a registry with users and a backup.
     Keeper,
+    /// The same, of the first thing that somebody reads, in both languages.
+    Newcomer,
     /// Nobody here, and why.
     Nobody(&'static str),
 }
@@ -53,18 +53,21 @@ const FOLLOWED: &[(&str, &str, By)] = &[
     ("docs/air-gap.md", "All other images", By::Operator),
     ("docs/uninstall.md", "Uninstall", By::Operator),
     ("docs/uninstall.md", "If the controller was deleted first", By::Operator),
-    (CHINESE, "安装", By::Chinese),
-    (CHINESE, "使用", By::Chinese),
-    (CHINESE, "常用选项", By::Chinese),
-    (CHINESE, "遇到问题", By::Chinese),
-    (CHINESE, "证书轮换", By::Chinese),
-    (CHINESE, "卸载", By::Chinese),
+    (CHINESE, "安装", By::Newcomer),
+    (CHINESE, "使用", By::Newcomer),
+    (CHINESE, "常用选项", By::Newcomer),
+    (CHINESE, "遇到问题", By::Newcomer),
+    (CHINESE, "证书轮换", By::Newcomer),
+    (CHINESE, "卸载", By::Newcomer),
     ("docs/authentication.md", "Users that the service keeps", By::Keeper),
     ("docs/authentication.md", "Apps that pull with a login", By::Nobody(CLOSED)),
     ("docs/backup-and-migrate.md", "Backup", By::Keeper),
     ("docs/backup-and-migrate.md", "Restore", By::Keeper),
     ("docs/backup-and-migrate.md", "To an object store", By::Nobody("tests/storage.rs moves a backup into an object store")),
     ("docs/cache.md", "A cache of another registry", By::Nobody("tests/cache.rs installs a cache of a registry that asks for a password")),
+    ("README.md", "Install", By::Newcomer),
+    ("README.md", "Asking it", By::Newcomer),
+    ("README.md", "Over its life", By::Newcomer),
     ("docs/storage.md", "S3, and stores that speak it", By::Nobody(CLOSED)),
 ];
 
@@ -156,28 +159,14 @@ fn an_operator_who_follows_the_documents_comes_to_what_they_show() {
         cluster.status().is_some_and(|status| status["converged"] == true && status["names"].to_string().contains("registry.example.com"))
     });
     course.follow("docs/uninstall.md", "Uninstall");
-    cluster
-        .wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
+    gone(&cluster);
     course.follow("docs/install.md", "Without `dcos package install`");
     cluster.wait_converged();
     assert_eq!(cluster.marathon("DELETE", "/apps/private-registry", &json!(null)).0, 200);
     cluster.wait("the end of the controller", 60, || cluster.status().is_none() && cluster.is_calm());
     course.follow("docs/uninstall.md", "If the controller was deleted first");
-    cluster.wait("the end of what it left", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
+    gone(&cluster);
     course.end();
-}
-
-#[test]
-fn an_operator_who_reads_chinese_comes_to_what_the_readme_shows() {
-    let cluster = Cluster::start(3, 1);
-    let mut course = Course::new(&cluster, By::Chinese);
-    cluster.dcos_ok(&["package", "repo", "remove", "lab"]);
-    for section in ["安装", "使用", "常用选项", "遇到问题", "证书轮换", "卸载"] {
-        course.follow(CHINESE, section);
-    }
-    course.end();
-    cluster
-        .wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
 }
 
 /// An image as newer dockers push it.
@@ -210,3 +199,25 @@ fn a_keeper_of_users_and_backups_who_follows_the_documents_comes_to_what_they_sh
 
 const KEEPER: &str = r#"{ "auth": { "kind": "htpasswd" }, "registry": { "host": "192.168.1.80" }, "exposure": { "marathon_lb": false },
                           "backup": { "path": "/mnt/share/registry", "schedule": "30 2 * * *" } }"#;
+
+#[test]
+fn a_newcomer_who_follows_what_is_read_first_comes_to_what_it_shows_in_both_languages() {
+    let cluster = Cluster::start(3, 1);
+    let mut course = Course::new(&cluster, By::Newcomer);
+    cluster.dcos_ok(&["package", "repo", "remove", "lab"]);
+    for section in ["Install", "Asking it", "Over its life"] {
+        course.follow("README.md", section);
+    }
+    gone(&cluster);
+    cluster.dcos_ok(&["package", "repo", "remove", "private-registry"]);
+    for section in ["安装", "使用", "常用选项", "遇到问题", "证书轮换", "卸载"] {
+        course.follow(CHINESE, section);
+    }
+    gone(&cluster);
+    course.end();
+}
+
+fn gone(cluster: &Cluster) {
+    cluster
+        .wait("the end of the uninstall", 120, || cluster.ids_at_marathon().is_empty() && cluster.jobs().is_empty() && cluster.is_calm());
+}

@@ -97,6 +97,11 @@ fn what_would_be_done_is_foreseen(cluster: &Cluster) {
         std::fs::write(file.path(), options.to_string()).unwrap();
         plan(&["--options", file.path().to_str().unwrap()])
     };
+    let writes = || {
+        let journal = cluster.lab.journal().unwrap();
+        journal.iter().filter(|e| e.method != "GET" && ["marathon", "metronome", "cosmos"].contains(&e.service.as_str())).count()
+    };
+    let before = writes();
     assert_eq!(with(json!({}))["steps"], json!([]));
     let more = with(json!({ "registry": { "cpus": 0.3 } }));
     let steps: Vec<&str> = more["steps"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
@@ -108,7 +113,7 @@ fn what_would_be_done_is_foreseen(cluster: &Cluster) {
     assert!(rotation.contains("send the trust bundle to 2 agents") && rotation.contains("trust the old CA no more"), "{rotation}");
     assert!(plan(&["--uninstall"])["steps"].to_string().contains("delete the job infra.images.init"));
     let status: Value = serde_json::from_str(&cluster.dcos_ok(&["private-registry", "status", "--json", "--name", GROUP])).unwrap();
-    assert_eq!(status["converged"], true, "nothing was changed");
+    assert_eq!((&status["converged"], writes()), (&json!(true), before), "nothing was changed");
 }
 
 fn diagnostics_and_metrics_are_there(cluster: &Cluster) {
@@ -128,6 +133,19 @@ fn diagnostics_and_metrics_are_there(cluster: &Cluster) {
     {
         assert!(metrics.lines().any(|line| line == sample), "{metrics}");
     }
+    prometheus_takes_them(cluster);
+}
+
+/// By the judgement of Prometheus' own tool.
+fn prometheus_takes_them(cluster: &Cluster) {
+    let tool = made("target/tools/promtool/promtool").display().to_string();
+    let rules = made("docs/monitoring/alerts.yml").display().to_string();
+    let said = cluster.sh_ok("master", &format!("{tool} check rules {rules}"));
+    assert!(said.contains("rules found"), "{said}");
+    cluster.sh_ok("master", &format!("curl -fsS {ADMIN}/service/private-registry/metrics | {tool} check metrics"));
+    let registry = cluster.status().unwrap()["registries"][0]["status_address"].as_str().unwrap().to_owned();
+    let said = cluster.sh_ok("master", &format!("curl -fsS {registry}/metrics | grep ^private_registry"));
+    assert!(said.contains("private_registry_serving 1"), "{said}");
 }
 
 fn the_logs_are_of(cluster: &Cluster, name: &str, target: &str, task: &str) {
@@ -181,6 +199,6 @@ fn help_is_that_of_a_command_of_the_cli(cluster: &Cluster) {
 
 fn the_cli_itself_reads_logs(cluster: &Cluster) {
     let log = cluster.dcos(&["task", "log", "--lines=3", "private-registry-node", "stderr"]);
-    assert!(log.status.success() && log.stdout.contains("node starts"), "{}{}", log.stdout, log.stderr);
+    assert!(log.status.success() && log.stdout.contains("proven by its own clients"), "{}{}", log.stdout, log.stderr);
     assert!(cluster.dcos_ok(&["task", "ls", "image-store"]).contains("stderr"));
 }

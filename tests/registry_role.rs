@@ -459,6 +459,64 @@ fn a_new_certificate_is_served_at_once_and_the_same_order_again_is_harmless() {
     assert_eq!(host.status(), second);
 }
 
+/// What a health check is answered with.
+fn health(host: &Host) -> u16 {
+    http(&[&format!("http://{}/health", host.status)]).unwrap().0
+}
+
+#[test]
+fn one_of_several_serves_until_its_health_check_was_refused_and_a_moment_longer() {
+    let mut host = Host::new();
+    host.more = serde_json::json!({ "replicated": true });
+    host.start();
+    assert_eq!(health(&host), 503, "nobody is to come before it serves");
+    host.give_certificate(1);
+    assert_eq!(health(&host), 200);
+    let chain = host.chain();
+    assert_eq!(host.give(2, OrderKind::Certificate { chain: chain.clone() }).0, 200);
+    std::thread::sleep(Duration::from_secs(6));
+    let status = host.status();
+    assert_eq!((status.phase, status.starts), (RegistryPhase::Restarting, 1), "without a check nobody knows that it leaves");
+    assert_eq!(host.get("/v2/"), Some((200, "{}".into())), "who has been sent here is served");
+    let asked = Instant::now();
+    assert_eq!(health(&host), 503);
+    wait_for("the restart", || (host.status().starts == 2).then_some(()));
+    assert!((4..8).contains(&asked.elapsed().as_secs()), "it has restarted after {:?}", asked.elapsed());
+    let status = host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!(status.leaf_fingerprint, Some(Certificate::parse_bundle(&chain).unwrap()[0].fingerprint()));
+    assert_eq!(health(&host), 200);
+
+    // One that crashes has nobody to wait for.
+    assert_eq!(host.give(3, OrderKind::Certificate { chain: host.chain() }).0, 200);
+    kill("KILL", host.registry_pid());
+    let killed = Instant::now();
+    wait_for("the restart", || host.try_status().filter(|status| status.starts == 3 && status.phase == RegistryPhase::Serving));
+    assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
+}
+
+#[test]
+fn one_of_several_waits_for_its_turn_to_serve_with_the_operators_new_certificate() {
+    let operator = Operator::new();
+    let first = operator.certify("rsa:2048", 20);
+    ["pem", "key"].iter().for_each(|file| operator.put(file));
+    let mut host = operator.host();
+    host.more = serde_json::json!({ "replicated": true });
+    host.start();
+    assert!(!host.wait_for_phase(RegistryPhase::Serving).restart_due);
+    assert_eq!(host.give(1, OrderKind::Restart).0, 200);
+    assert_eq!((host.status().phase, host.status().starts), (RegistryPhase::Serving, 1), "it has no reason to");
+    let second = operator.certify("rsa:2048", 20);
+    ["pem", "key"].iter().for_each(|file| operator.put(file));
+    let status = wait_for("the new files to be seen", || host.try_status().filter(|status| status.restart_due));
+    assert_eq!((status.phase, status.leaf_fingerprint), (RegistryPhase::Serving, Some(first)));
+    assert_eq!(host.give(2, OrderKind::Restart).0, 200);
+    let status = host.status();
+    assert_eq!((status.phase, status.restart_due, health(&host)), (RegistryPhase::Restarting, false, 503));
+    let status =
+        wait_for("the restart", || host.try_status().filter(|status| status.starts == 2 && status.phase == RegistryPhase::Serving));
+    assert_eq!((status.leaf_fingerprint, status.errors), (Some(second), vec![]));
+}
+
 #[test]
 fn an_upload_under_way_is_finished_before_the_registry_stops() {
     let mut host = Host::serving();
@@ -874,18 +932,24 @@ fn users_of_the_service_come_sealed_survive_a_restart_and_go_with_the_retirement
     let own = || fs::read_to_string(host.state("htpasswd")).unwrap().lines().next().unwrap().to_owned();
     let first = own();
     assert!(first.starts_with("private-registry-internal:$2"), "{first}");
+    // It lies there for the node on this host.
+    let account = || fs::read_to_string(host.state("account")).unwrap();
+    let old = account();
+    assert_eq!((as_user(&host, &old), mode(&host.state("account"))), (200, 0o600));
+    assert!(!host.log().contains(old.split_once(':').unwrap().1));
 
     assert!(host.stop());
     host.start();
     host.wait_for_phase(RegistryPhase::Serving);
     assert_eq!(as_user(&host, "alice:wonderland"), 200);
+    assert_eq!((as_user(&host, &old), as_user(&host, &fs::read_to_string(host.state("account")).unwrap())), (401, 200));
     let again = fs::read_to_string(host.state("htpasswd")).unwrap();
     assert!(!again.contains(&first) && again.contains("alice:"), "{again}");
     assert_eq!(host.status().users, Some(host.enrolment.digest(&users)));
 
     assert_eq!(host.give(3, OrderKind::Retire { delete_data: false }).0, 200);
     host.wait_for_phase(RegistryPhase::Retired);
-    assert!(!host.state("users").exists() && !host.state("htpasswd").exists());
+    assert!(["users", "htpasswd", "account"].iter().all(|name| !host.state(name).exists()));
     let sealed = host.enrolment.seal(&users, SERVICE, 4).unwrap();
     assert_eq!(host.give(4, OrderKind::Users { sealed }).0, 409);
 }
@@ -1076,6 +1140,16 @@ fn the_program_says_its_version_and_its_metrics_are_shown_and_nothing_else_of_it
 }
 
 #[test]
+fn a_collection_of_a_registry_that_nothing_was_pushed_to_frees_nothing() {
+    for program in generations() {
+        let host = Host::plain(program);
+        host.wait_for_phase(RegistryPhase::Serving);
+        let collection = host.collect_whole(1, "run", false);
+        assert_eq!((collection.error, collection.freed_bytes, collection.blobs), (None, Some(0), 0));
+    }
+}
+
+#[test]
 fn a_collection_makes_the_registry_read_only_frees_what_nobody_uses_and_opens_it_again() {
     for program in generations() {
         let host = Host::plain(program);
@@ -1164,15 +1238,20 @@ fn a_collection_that_is_cut_short_leaves_the_registry_writable() {
     collecting(&host, 3, "off");
     assert_eq!(host.collect(5, "off", CollectStep::Finish, false, false).0, 200);
     assert!(host.wait_for_collection(CollectPhase::Done).error.unwrap().contains("called off"));
+    // It was read-only for another one that has collected.
+    assert_eq!(host.collect(6, "other", CollectStep::Prepare, false, false).0, 200);
+    host.wait_for_collection(CollectPhase::ReadOnly);
+    assert_eq!(host.collect(7, "other", CollectStep::Finish, false, false).0, 200);
+    assert_eq!(host.wait_for_collection(CollectPhase::Done).error, None);
     // The task is killed in its middle, and started anew.
-    collecting(&host, 6, "killed");
+    collecting(&host, 8, "killed");
     kill("KILL", host.role_pid());
     host.task.take().unwrap().wait().unwrap();
     host.start();
     let status = host.wait_for_phase(RegistryPhase::Serving);
     assert_eq!((status.collection, host.can_begin_a_push()), (None, 202));
     // It is stopped in its middle.
-    collecting(&host, 9, "stopped");
+    collecting(&host, 11, "stopped");
     assert!(host.stop());
     // The program fails.
     host.program = script(
@@ -1181,15 +1260,15 @@ fn a_collection_that_is_cut_short_leaves_the_registry_writable() {
     );
     host.start();
     host.wait_for_phase(RegistryPhase::Serving);
-    assert_eq!(host.collect(12, "fails", CollectStep::Prepare, false, false).0, 200);
+    assert_eq!(host.collect(14, "fails", CollectStep::Prepare, false, false).0, 200);
     host.wait_for_collection(CollectPhase::ReadOnly);
-    assert_eq!(host.collect(13, "fails", CollectStep::Collect, false, false).0, 200);
+    assert_eq!(host.collect(15, "fails", CollectStep::Collect, false, false).0, 200);
     assert!(host.wait_for_collection(CollectPhase::Collected).error.unwrap().contains("exit status: 1): failed to mark: oops"));
-    assert_eq!(host.collect(14, "fails", CollectStep::Finish, false, false).0, 200);
+    assert_eq!(host.collect(16, "fails", CollectStep::Finish, false, false).0, 200);
     host.wait_for_collection(CollectPhase::Done);
     assert_eq!(host.can_begin_a_push(), 202);
-    assert_eq!(host.collect(15, "last", CollectStep::Prepare, false, false).0, 200);
-    assert_eq!(host.give(16, OrderKind::Retire { delete_data: true }).0, 200);
+    assert_eq!(host.collect(17, "last", CollectStep::Prepare, false, false).0, 200);
+    assert_eq!(host.give(18, OrderKind::Retire { delete_data: true }).0, 200);
     host.wait_for_phase(RegistryPhase::Retired);
 }
 

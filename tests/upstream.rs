@@ -51,6 +51,16 @@ impl Upstream {
         cluster.wait("a push to the upstream", 30, || cluster.sh("outside", &push).status.success());
     }
 
+    /// Lets in `alice` by htpasswd from its next start on, without an authorisation server.
+    pub(crate) fn ask_by_htpasswd(&self) {
+        let hash = private_registry::users::hash(&private_registry::secret::Secret::new("wonderland".to_owned())).unwrap();
+        fs::write(self.dir.join("htpasswd"), format!("alice:{hash}\n")).unwrap();
+        let config = fs::read_to_string(self.dir.join("config.yml")).unwrap();
+        let (before, _) = config.split_once("auth:").unwrap();
+        let auth = "auth:\n  htpasswd:\n    realm: hub\n    path: /tmp/upstream/htpasswd\n";
+        fs::write(self.dir.join("config.yml"), before.to_owned() + auth).unwrap();
+    }
+
     /// Starts it.
     pub(crate) fn resume(&self, cluster: &Cluster) {
         let serve = "setsid sh -c 'echo $$ >/tmp/upstream/pid; exec docker-registry serve /tmp/upstream/config.yml' >/tmp/upstream/log 2>&1 </dev/null &";

@@ -8,6 +8,7 @@ use crate::controller::CollectionReport;
 use crate::documents;
 use crate::plan::Observed;
 use crate::protocol::{CollectStep, OrderKind, SignedOrder};
+use crate::turns;
 
 /// What the controller knows of collections. All that matters stands in the registries' answers too.
 #[derive(Default)]
@@ -50,8 +51,9 @@ fn report(run: &Run, next: &Next) -> CollectionReport {
 }
 
 impl Controller {
-    /// Takes the next steps of the collection that is asked for, and ends what nobody asks for any more.
-    pub(super) async fn collect(&mut self, observed: &Observed, now: i64) -> Result<(), ControllerError> {
+    /// Takes the next steps of the collection that is asked for, and ends what nobody asks for any more. `turn`: a registry may
+    /// restart.
+    pub(super) async fn collect(&mut self, observed: &Observed, now: i64, turn: &mut bool) -> Result<(), ControllerError> {
         let jobs = documents::collect_job_ids(&self.options).into_iter().zip([false, true]);
         let runs_of = |(id, dry_run): (String, bool)| {
             let active = observed.jobs.get(&id).map(|job| job.active_runs.clone()).unwrap_or_default();
@@ -73,8 +75,8 @@ impl Controller {
         }
         let followed = self.collections.followed.as_ref().map(|(run, _)| run.id.clone());
         self.collections.waiting = due.into_iter().filter(|(id, _)| Some(id) != followed.as_ref()).collect();
-        self.end_forgotten(observed).await?;
-        self.follow_collection(observed, now).await
+        self.end_forgotten(observed, turn).await?;
+        self.follow_collection(observed, now, turn).await
     }
 
     /// Why there can be none, if so.
@@ -89,7 +91,7 @@ impl Controller {
         }
     }
 
-    async fn end_forgotten(&mut self, observed: &Observed) -> Result<(), ControllerError> {
+    async fn end_forgotten(&mut self, observed: &Observed, turn: &mut bool) -> Result<(), ControllerError> {
         let followed = self.collections.followed.as_ref().map(|(run, _)| run);
         let forgotten: Vec<(String, Run)> = collection::forgotten(&observed.registries, followed)
             .into_iter()
@@ -99,16 +101,22 @@ impl Controller {
             self.collections.orders.clear();
         }
         for (address, run) in forgotten {
+            if !turns::may_take(&observed.registries, &address, &run, CollectStep::Finish, turn) {
+                continue;
+            }
             tracing::info!(run = run.id, address, "nobody asks for this garbage collection any more; it is ended");
             self.order_step(observed, &run, &address, CollectStep::Finish).await?;
         }
         Ok(())
     }
 
-    async fn follow_collection(&mut self, observed: &Observed, now: i64) -> Result<(), ControllerError> {
+    async fn follow_collection(&mut self, observed: &Observed, now: i64, turn: &mut bool) -> Result<(), ControllerError> {
         let Some((mut run, before)) = self.collections.followed.take() else { return Ok(()) };
         let next = run.next(&observed.registries, observed.all_registries_answer(), now);
         for (address, step) in &next.steps {
+            if !turns::may_take(&observed.registries, address, &run, *step, turn) {
+                continue;
+            }
             self.order_step(observed, &run, address, *step).await?;
         }
         if next.said != before.said {

@@ -25,7 +25,7 @@ use super::unix_now;
 use super::users::UsersReport;
 use super::{CertificateReport, RegistryReport, RotationReport};
 use crate::options::Options;
-use crate::protocol::{Image, ImagesPage, media};
+use crate::protocol::{Image, ImagesPage, Room, media};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const HOSTILE: &str = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>{{x}}'\"`&amp;";
@@ -86,6 +86,7 @@ fn report(agents: usize) -> Report {
             names: ["192.168.0.1", "registry.marathon.l4lb.thisdcos.directory", "203.0.113.5"].map(String::from).to_vec(),
             fingerprint: Some("c4".repeat(32)),
             not_after: Some(unix_now() + 89 * day + 5),
+            room: Some(Room { total_bytes: 100_000_000_000, free_bytes: 40_100_000_000, images_bytes: Some(1_234_000_000) }),
         }],
         users: UsersReport {
             kind: "htpasswd".into(),

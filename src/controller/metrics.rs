@@ -14,12 +14,12 @@ use crate::certificates::Certificate;
 use crate::dcos::calls::{BUCKETS, Calls, Histogram};
 use crate::names::Host;
 use crate::plan::{Action, Observed, Wanted};
-use crate::protocol::{NodePhase, Order, RegistryPhase};
+use crate::protocol::{NodePhase, Order, RegistryPhase, Room};
 
 /// Every name with its type and what it says. The order is that of the page.
-const NAMES: [(&str, &str, &str); 17] = [
+const NAMES: [(&str, &str, &str); 20] = [
     ("private_registry_build_info", "gauge", "Always 1; the labels say which program the controller is."),
-    ("private_registry_converged", "gauge", "1 if every agent is proven, the registry serves and nothing is left to do."),
+    ("private_registry_converged", "gauge", "1 if every agent is proven, the registry serves without a problem and nothing is left to do."),
     ("private_registry_agents", "gauge", "Registered agents by state and role."),
     ("private_registry_oldest_proof_age_seconds", "gauge", "Seconds since the agent that was proven longest ago was proven."),
     ("private_registry_bundle_version", "gauge", "Version of the trust bundle that every agent should have."),
@@ -37,6 +37,9 @@ const NAMES: [(&str, &str, &str); 17] = [
     ),
     ("private_registry_ca_expiry_timestamp_seconds", "gauge", "Unix time at which the CA that signs ends."),
     ("private_registry_ca_certificates", "gauge", "CA certificates that agents trust; more than one while a CA is replaced."),
+    ("private_registry_storage_size_bytes", "gauge", "Size of the disk on which the images lie; not there for object stores."),
+    ("private_registry_storage_free_bytes", "gauge", "What is free of that disk."),
+    ("private_registry_images_bytes", "gauge", "What the images take of that disk, counted about every quarter of an hour."),
     ("private_registry_last_pass_timestamp_seconds", "gauge", "Unix time of the last pass that came to its end."),
     ("private_registry_reconcile_duration_seconds", "histogram", "Duration of the controller's passes."),
     ("private_registry_reconcile_errors_total", "counter", "Passes that have failed."),
@@ -78,6 +81,7 @@ struct Seen {
     leaf_ends: Option<i64>,
     ca_ends: Option<i64>,
     cas: usize,
+    room: Option<Room>,
 }
 
 impl Metrics {
@@ -188,6 +192,8 @@ impl Seen {
             leaf_ends: report.leaf_not_after,
             ca_ends: signing.or(cas.first()).map(Certificate::not_after),
             cas: cas.len(),
+            // Only one registry has a disk.
+            room: observed.registries.iter().find_map(|task| task.status.room),
         }
     }
 
@@ -218,6 +224,13 @@ impl Seen {
             page.one("private_registry_ca_expiry_timestamp_seconds", &[], end);
         }
         page.one("private_registry_ca_certificates", &[], self.cas);
+        if let Some(room) = self.room {
+            page.one("private_registry_storage_size_bytes", &[], room.total_bytes);
+            page.one("private_registry_storage_free_bytes", &[], room.free_bytes);
+            if let Some(bytes) = room.images_bytes {
+                page.one("private_registry_images_bytes", &[], bytes);
+            }
+        }
         page.one("private_registry_last_pass_timestamp_seconds", &[], self.at);
     }
 }
@@ -246,6 +259,7 @@ fn kind(action: &Action) -> &'static str {
         Action::SwitchCa { .. } => "switch_ca",
         Action::RetireCa { .. } => "retire_ca",
         Action::SendUsers { .. } => "send_users",
+        Action::Restart { .. } => "restart",
         Action::Certify { .. } => "certify",
     }
 }
@@ -327,6 +341,7 @@ mod tests {
             leaf_ends: Some(2000),
             ca_ends: Some(3000),
             cas: 1,
+            room: Some(Room { total_bytes: 100, free_bytes: 40, images_bytes: Some(7) }),
         }
     }
 
@@ -351,6 +366,8 @@ mod tests {
             (r#"private_registry_bundle_agents{version="9"}"#, 3.0),
             (r#"private_registry_bundle_agents{version="other"}"#, 2.0),
             ("private_registry_ca_expiry_timestamp_seconds", 3000.0),
+            ("private_registry_storage_free_bytes", 40.0),
+            ("private_registry_images_bytes", 7.0),
             (r#"private_registry_actions_total{kind="retire_registry"}"#, 2.0),
             (r#"private_registry_reconcile_duration_seconds_bucket{le="0.25"}"#, 0.0),
             (r#"private_registry_reconcile_duration_seconds_bucket{le="0.5"}"#, 1.0),

@@ -53,6 +53,7 @@ use crate::secret::Secret;
 use crate::security;
 use crate::settings;
 use crate::takeover::Takeover;
+use crate::turns;
 use anchor::Anchor;
 use cluster::Cluster;
 use collect::Collections;
@@ -497,7 +498,8 @@ impl Controller {
         self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
         self.follow_runs(&observed, &wanted).await;
         if !self.copies.is_busy() && !copying::holds_back(&observed.registries) {
-            self.collect(&observed, now).await?;
+            let mut turn = turns::one_may_restart(&observed) && !plan.actions.iter().any(turns::is_restart);
+            self.collect(&observed, now, &mut turn).await?;
         }
         let collects = self.collections.is_busy()
             || observed.registries.iter().any(|task| task.status.collection.as_ref().is_some_and(Collection::is_active));
@@ -632,6 +634,13 @@ impl Controller {
                     let task = observed.registries.iter().find(|task| task.address == *address);
                     if let (Some(RegistryTask { status, .. }), Some(state)) = (task, &mut self.state) {
                         let order = self.users.order_for(status, state).await?;
+                        observe::send_to_registry(&self.cluster, address, &order).await;
+                    }
+                    Ok(())
+                }
+                Action::Restart { address } => {
+                    if let Some(state) = &mut self.state {
+                        let order = state.order(OrderKind::Restart).await?;
                         observe::send_to_registry(&self.cluster, address, &order).await;
                     }
                     Ok(())

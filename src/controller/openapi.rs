@@ -121,7 +121,7 @@ mod tests {
             "collections": [{ "run": "r", "dry_run": true, "said": "s", "ended": true, "failed": false }],
             "preload": [{ "image": "i", "state": "done", "bytes": 1, "copied": { "source": "s", "target": "t" }, "detail": "d" }],
             "certificates": [{ "subject": "s", "fingerprint": "f", "not_after": 1 }], "rotating": { "switched": true, "reason": "r", "since": 1 },
-            "registries": [{ "host": "10.0.0.1", "phase": "serving", "version": "2.8.3", "starts": 1, "names": ["n"], "fingerprint": "f", "not_after": 1 }],
+            "registries": [{ "host": "10.0.0.1", "phase": "serving", "version": "2.8.3", "starts": 1, "names": ["n"], "fingerprint": "f", "not_after": 1, "room": { "total_bytes": 3, "free_bytes": 2, "images_bytes": 1 } }],
             "copies": [{ "run": "r", "kind": "verified-backup", "said": "s", "ended": true, "failed": false }],
         });
         for (field, value) in filled.as_object().unwrap() {

@@ -116,6 +116,7 @@ pub(super) fn parts(report: &Report, discovery: Option<&Discovery>, actions: &[S
         "leaves": report.registries.iter().filter(|task| task.fingerprint.is_some()).map(|task| json!({
             "host": task.host, "names": task.names, "fingerprint": task.fingerprint, "ends": task.not_after.map(|end| until(end, now)),
         })).collect::<Vec<_>>(),
+        "rooms": report.registries.iter().filter_map(|task| Some(json!({ "host": task.host, "text": task.room_in_words()? }))).collect::<Vec<_>>(),
         "ca": !report.ca.is_empty() && !report.insecure,
         "sentence": sentence(&report.registry),
         "login": login(report, discovery),

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::report::words;
 use super::state::{Rotation, Stage};
 use crate::certificates::{Certificate, CertificateError};
+use crate::collection::size;
 use crate::plan::RegistryTask;
+use crate::protocol::Room;
 
 /// A CA certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +68,19 @@ pub struct RegistryReport {
     pub fingerprint: Option<String>,
     /// Unix time at which the certificate ends.
     pub not_after: Option<i64>,
+    /// The room for images, where they lie in a directory.
+    #[serde(default)]
+    pub room: Option<Room>,
 }
 
 impl RegistryReport {
+    /// The room for images in a sentence.
+    pub fn room_in_words(&self) -> Option<String> {
+        let Room { total_bytes, free_bytes, images_bytes } = self.room?;
+        let images = images_bytes.map_or("not counted yet".into(), size);
+        Some(format!("images: {images}; free: {} of {}", size(free_bytes), size(total_bytes)))
+    }
+
     pub(super) fn new(task: &RegistryTask) -> Self {
         let status = &task.status;
         Self {
@@ -80,6 +92,26 @@ impl RegistryReport {
             names: status.leaf_names.clone(),
             fingerprint: status.leaf_fingerprint.clone(),
             not_after: status.leaf_not_after,
+            room: status.room,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::RegistryStatus;
+
+    #[test]
+    fn the_room_for_images_is_told_where_there_is_a_disk() {
+        let said = |room| {
+            let status = RegistryStatus { room, ..RegistryStatus::first("s", "t", "10.0.0.1") };
+            RegistryReport::new(&RegistryTask { address: String::new(), status }).room_in_words()
+        };
+        let room = Room { total_bytes: 100_000_000_000, free_bytes: 40_100_000_000, images_bytes: None };
+        assert_eq!(said(None), None);
+        assert_eq!(said(Some(room)).unwrap(), "images: not counted yet; free: 40.1 GB of 100.0 GB");
+        let counted = Room { images_bytes: Some(1_234_000_000), ..room };
+        assert_eq!(said(Some(counted)).unwrap(), "images: 1.2 GB; free: 40.1 GB of 100.0 GB");
     }
 }

@@ -25,7 +25,8 @@ impl Controller {
         state.note_preloaded(copied).await?;
         let same = |known: &(Host, PreloadOrder, SignedOrder, u64)| {
             let froms = |order: &PreloadOrder| order.images.iter().map(|image| image.from.clone()).collect::<Vec<_>>();
-            known.0 == host && known.1.registry == order.registry && froms(&known.1) == froms(&order)
+            let place = |order: &PreloadOrder| (order.registry.clone(), order.login);
+            known.0 == host && place(&known.1) == place(&order) && froms(&known.1) == froms(&order)
         };
         if !self.preloads.asked.as_ref().is_some_and(same) {
             for image in &mut order.images {

@@ -21,7 +21,7 @@ pub struct Report {
     pub service: String,
     /// The state in one sentence.
     pub summary: String,
-    /// Whether every active agent is proven, the registry serves, and nothing is left to do.
+    /// Whether every active agent is proven, the registry serves without a problem, and nothing is left to do.
     pub converged: bool,
     /// Whether the options were refused; `problems` then has one line a fault.
     pub refused: bool,
@@ -200,7 +200,9 @@ impl Report {
         let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
         let (registry, serving) = registry(wanted, observed);
         let registry = if options.registry.read_only && serving { format!("{registry}, for pulls only") } else { registry };
-        let as_wanted = if wanted.registry { serving } else { observed.registry.is_none() };
+        // Each says that the registry does not do what it is there for, or not as the options have it. Whom agents trust is another matter.
+        let well = observed.registries.iter().all(|task| task.status.errors.is_empty());
+        let as_wanted = if wanted.registry { serving && well } else { observed.registry.is_none() };
         let upstream = &options.proxy.remote_url;
         let registry =
             if serving && !upstream.is_empty() { format!("{registry}, a cache of {upstream} that takes no pushes") } else { registry };
@@ -408,6 +410,12 @@ fn registry(wanted: &Wanted, observed: &Observed) -> (String, bool) {
             format!("serving on {serving} of {} agents; {rest}", total.max(wanted_number))
         }
     };
+    // Where one does not serve, the sentence says why already.
+    let troubled = observed.registries.iter().filter(is_serving).find_map(|task| Some((&task.status.host, task.status.errors.first()?)));
+    let sentence = match troubled {
+        Some((host, error)) => format!("{sentence}, with a problem on {host}: {error}"),
+        None => sentence,
+    };
     (sentence, wanted.registry && serving > 0 && serving == total.max(wanted_number))
 }
 
@@ -527,6 +535,38 @@ mod tests {
         assert_eq!(
             report.progress(),
             "Twenty. Waiting for 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.6, 10.0.0.7 and 12 more."
+        );
+    }
+
+    #[test]
+    fn a_registry_whose_store_does_not_answer_is_not_converged_though_every_agent_trusts_it() {
+        use crate::dcos::marathon::App;
+        use crate::plan::tests::{agent, node, registry_status, task, wanted};
+        use crate::protocol::{NodePhase, RegistryStatus};
+        let wanted = wanted();
+        let full = "the disk of /data is full: 3 MiB are left; make room";
+        let report = |errors: &[&str]| {
+            let errors = errors.iter().map(ToString::to_string).collect();
+            let observed = Observed {
+                agents: vec![agent("10.0.0.1")],
+                nodes: [node("10.0.0.1", &plan::order_digest(&wanted.trust), NodePhase::Trusted, 1)].into(),
+                registry: Some(App { spec: wanted.documents.registry.clone(), tasks: vec![] }),
+                registries: vec![task(RegistryStatus { host: "10.0.0.1".into(), errors, ..registry_status("leaf") })],
+                ..Observed::default()
+            };
+            let options = Options::from_json(&serde_json::json!({})).unwrap();
+            Report::new(&options, &wanted, &observed, &Plan::default(), vec![], &[]).unwrap()
+        };
+        let well = report(&[]);
+        assert!(well.converged, "{well:#?}");
+        assert_eq!(well.summary, "1 of 1 agents are proven to trust the registry; the registry is serving on 10.0.0.1.");
+        let ill = report(&[full]);
+        assert!(!ill.converged && ill.problems.contains(&full.to_string()));
+        assert_eq!(ill.agents[0].state, "trusted");
+        assert_eq!(
+            ill.summary,
+            "1 of 1 agents are proven to trust the registry; the registry is serving on 10.0.0.1, with a problem on 10.0.0.1: the disk \
+             of /data is full: 3 MiB are left; make room."
         );
     }
 

@@ -43,6 +43,8 @@ pub struct AppTask {
     pub host: Host,
     /// Host ports in the order of the app's port mappings.
     pub ports: Vec<u16>,
+    /// Whether its health check has passed the last time; never where there is none.
+    pub healthy: bool,
 }
 
 /// A pod's instance.
@@ -245,7 +247,8 @@ fn app_task(task: &Value) -> Option<AppTask> {
         return None;
     }
     let ports = task["ports"].as_array()?.iter().filter_map(|p| p.as_u64().and_then(|p| u16::try_from(p).ok())).collect();
-    Some(AppTask { id: task["id"].as_str()?.into(), host: task["host"].as_str()?.parse().ok()?, ports })
+    let healthy = task["healthCheckResults"].as_array().is_some_and(|results| results.iter().any(|result| result["alive"] == true));
+    Some(AppTask { id: task["id"].as_str()?.into(), host: task["host"].as_str()?.parse().ok()?, ports, healthy })
 }
 
 fn app_claims(app: &Value) -> AppClaims {

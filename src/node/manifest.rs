@@ -161,7 +161,8 @@ fn is_still(files: &HostFiles, dir: &Path, held: &OwnedFd) -> Result<bool, FileE
     Ok(fstat(held).map_err(system)?.st_ino == fstat(&now).map_err(system)?.st_ino)
 }
 
-fn load<T: DeserializeOwned>(files: &HostFiles, path: &Path) -> Result<Option<T>, FileError> {
+/// A state file, if it is there.
+pub(super) fn load<T: DeserializeOwned>(files: &HostFiles, path: &Path) -> Result<Option<T>, FileError> {
     let unreadable = |reason: String| FileError::State { path: path.to_path_buf(), reason };
     match files.look(path)? {
         Found::Absent => Ok(None),
@@ -170,9 +171,17 @@ fn load<T: DeserializeOwned>(files: &HostFiles, path: &Path) -> Result<Option<T>
     }
 }
 
-fn save<T: Serialize>(files: &HostFiles, path: &Path, state: &T) -> Result<(), FileError> {
+/// Writes a state file, if it differs from what is there.
+pub(super) fn save<T: Serialize>(files: &HostFiles, path: &Path, state: &T) -> Result<(), FileError> {
     let json = serde_json::to_vec_pretty(state).map_err(|e| FileError::State { path: path.to_path_buf(), reason: e.to_string() })?;
     files.put(path, &Item::PrivateFile(json)).map(drop)
+}
+
+/// Removes a state file.
+pub(super) fn remove_state(files: &HostFiles, path: &Path) -> Result<(), FileError> {
+    let found = files.look(path)?;
+    let digest: Vec<String> = found.digest().into_iter().collect();
+    files.remove(path, &digest).map(drop)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod docker_reload;
 pub(crate) mod files;
 mod http;
 mod insecure;
+mod leftovers;
 mod manifest;
 mod orders;
 mod pass;
@@ -53,7 +54,7 @@ pub async fn run(config: NodeConfig) -> Result<(), NodeError> {
     let _beside = [
         Running::start(http::serve(Arc::clone(&board), loopback)),
         Running::start(serve_own_address(Arc::clone(&board), own, port)),
-        Running::start(preload::keep(Arc::clone(&board), host.root.docker_socket())),
+        Running::start(preload::keep(Arc::clone(&board), host.clone())),
     ];
     converge::converge(board, host).await;
     Ok(())

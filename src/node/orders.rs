@@ -67,6 +67,7 @@ pub(crate) fn open(config: &NodeConfig, signed: SignedOrder) -> Result<Accepted,
         | OrderKind::Users { .. }
         | OrderKind::Collect { .. }
         | OrderKind::Copy { .. }
+        | OrderKind::Restart
         | OrderKind::Retire { .. } => {
             return Err(Refusal::Unreadable("it is meant for a registry task, not for a node".into()));
         }

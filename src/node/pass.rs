@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::daemon_json::{InsecureList, LastRefusal};
 use super::files::{FileError, HostFiles, Removal};
-use super::manifest::{HostState, Manifest, SharedLock};
+use super::leftovers::Leftovers;
+use super::manifest::{HostState, Manifest, SharedLock, remove_state};
 use super::sysctl::Sysctl;
 use super::system_store::SystemStore;
 use super::trust::{self, Bundle};
 use super::tutorial::Tutorial;
-use crate::host_paths::HostRoot;
+use crate::host_paths::{HostRoot, REGISTRY_FILES};
 use crate::protocol::{OwnedFile, SignedOrder, SysctlState, SysctlStatus};
 
 /// The host, and the service that acts on it.
@@ -19,6 +20,7 @@ pub(crate) struct Host {
     pub(crate) root: HostRoot,
     pub(crate) service: String,
     last_refusal: LastRefusal,
+    pub(super) leftovers: Leftovers,
 }
 
 /// How the host stands after a pass.
@@ -66,7 +68,8 @@ impl Report {
 impl Host {
     /// A service on a host.
     pub(crate) fn new(root: HostRoot, service: String) -> Self {
-        Self { root, service, last_refusal: LastRefusal::default() }
+        let leftovers = Leftovers::new(root.clone(), service.clone());
+        Self { root, service, last_refusal: LastRefusal::default(), leftovers }
     }
 
     /// The order that the manifest keeps, if there is one.
@@ -175,6 +178,7 @@ impl Host {
             errors.extend(self.sysctl(&files).release(&mut state).err());
             let mut errors = texts(std::mem::take(&mut errors));
             errors.extend(self.insecure_list(&files).settle(&mut state, &BTreeSet::new()).err());
+            errors.extend(self.leftovers.clean().err());
             if errors.is_empty() {
                 self.forget(&files, state)?;
             } else {
@@ -193,8 +197,16 @@ impl Host {
         Report { files: owned, sysctl, errors, notes, changed: true, in_place: false, exposed_key, cleaned }
     }
 
-    /// Removes our own record, and what all services share if this was the last one.
+    /// Removes our own record, what a registry has left that moved away, and what all services share if this was the last one.
     fn forget(&self, files: &HostFiles, mut state: HostState) -> Result<(), FileError> {
+        let registry = self.root.registry_state(&self.service);
+        for name in REGISTRY_FILES {
+            // What it was writing when it was killed, too.
+            for name in [name.to_string(), format!("{name}.tmp")] {
+                remove_state(files, &registry.join(name))?;
+            }
+        }
+        files.remove_empty_dir(&registry.join("upstream-ca"))?;
         state.services.remove(&self.service);
         self.remove_created_dirs(files, &mut state)?;
         if state.services.is_empty() {
@@ -205,12 +217,7 @@ impl Host {
         // Last: until here a kill makes the next start go on with the restore.
         remove_state(files, &Manifest::path(&self.root, &self.service))?;
         // Docker has made the registry's directory as a mount point, so the registry itself could not remove it.
-        let dirs = [
-            self.root.node_state(&self.service),
-            self.root.registry_state(&self.service),
-            self.root.service_state(&self.service),
-            self.root.shared_state(),
-        ];
+        let dirs = [self.root.node_state(&self.service), registry, self.root.service_state(&self.service), self.root.shared_state()];
         for dir in dirs {
             files.remove_empty_dir(&dir)?;
         }
@@ -300,12 +307,6 @@ fn directory_of(path: &Path) -> &Path {
 
 fn texts(errors: Vec<FileError>) -> Vec<String> {
     errors.iter().map(FileError::to_string).collect()
-}
-
-fn remove_state(files: &HostFiles, path: &Path) -> Result<(), FileError> {
-    let found = files.look(path)?;
-    let digest: Vec<String> = found.digest().into_iter().collect();
-    files.remove(path, &digest).map(drop)
 }
 
 #[cfg(test)]
@@ -913,6 +914,26 @@ mod tests {
         let before = host.picture();
         assert_eq!(host.service("s").restore(&signed("1")).errors, Vec::<String>::new());
         assert_eq!(host.picture(), before);
+    }
+
+    #[test]
+    fn what_a_registry_has_left_that_moved_away_goes_with_the_restore_and_nothing_else_beside_it() {
+        let host = TestHost::new();
+        let before = host.picture();
+        let service = host.service("s");
+        let left =
+            |names: &[&str]| names.iter().for_each(|name| host.write(&format!("var/lib/private-registry/s/registry/{name}"), "left"));
+        assert!(service.apply(&signed("1"), &bundle(&["192.168.0.1:443"], &[&ca(1)])).in_place);
+        left(&["tls.key", "account", "config.yml.tmp", "upstream-ca/ca.pem"]);
+        assert_eq!(service.restore(&signed("2")).errors, Vec::<String>::new());
+        assert_eq!(host.picture(), before);
+
+        assert!(service.apply(&signed("3"), &bundle(&["192.168.0.1:443"], &[&ca(1)])).in_place);
+        left(&["tls.key", "notes-of-an-operator"]);
+        assert_eq!(service.restore(&signed("4")).errors, Vec::<String>::new());
+        let stays: Vec<_> =
+            fs::read_dir(host.path("var/lib/private-registry/s/registry")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(stays, ["notes-of-an-operator"]);
     }
 
     #[test]

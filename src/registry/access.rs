@@ -18,7 +18,7 @@ pub enum Access {
     Basic {
         /// Name of the user.
         user: &'static str,
-        /// Of this start only; it is kept in memory.
+        /// Of this start only.
         password: Secret<String>,
     },
     /// Only the authorisation server could let it in.
@@ -35,7 +35,7 @@ impl Access {
     }
 }
 
-/// This role's own account, made anew at every start.
+/// This role's own account, made anew at every start. The node on the same host pushes with it what is preloaded.
 #[derive(Debug, Clone)]
 pub struct Account {
     access: Access,
@@ -74,8 +74,8 @@ pub(super) struct Doorkeeper {
     /// Where the operator keeps them; none where the service does.
     held: Option<HeldAt>,
     users: Users,
-    own_line: String,
-    /// Whether the registry's file says so.
+    own: Account,
+    /// Whether the files on the host say so.
     stored: bool,
     /// What is wrong with the operator's users.
     pub(super) problems: Vec<String>,
@@ -95,7 +95,7 @@ impl Doorkeeper {
             }
             None => state.users()?,
         };
-        let mut keeper = Self { held: file.clone(), users, own_line: account.line.clone(), stored: false, problems: Vec::new() };
+        let mut keeper = Self { held: file.clone(), users, own: account.clone(), stored: false, problems: Vec::new() };
         keeper.look(state);
         Ok(Some(keeper))
     }
@@ -115,10 +115,7 @@ impl Doorkeeper {
             Some(Err(error)) => problems.push(format!("auth.htpasswd: {error}")),
         }
         if !self.stored {
-            match state.store_htpasswd(&Secret::new(self.own_line.clone() + self.users.text().expose())) {
-                Ok(()) => self.stored = true,
-                Err(error) => problems.push(error.to_string()),
-            }
+            problems.extend(self.store(state).err().map(|error| error.to_string()));
         }
         if problems != self.problems {
             problems.iter().for_each(|problem| tracing::error!("{problem}"));
@@ -141,7 +138,15 @@ impl Doorkeeper {
         let (users, _) = Users::parse(text.expose());
         state.store_users(&users)?;
         (self.users, self.stored) = (users, false);
-        state.store_htpasswd(&Secret::new(self.own_line.clone() + self.users.text().expose()))?;
+        self.store(state)
+    }
+
+    /// Writes what the registry reads, and what the node does.
+    fn store(&mut self, state: &State) -> Result<(), StateError> {
+        state.store_htpasswd(&Secret::new(self.own.line.clone() + self.users.text().expose()))?;
+        if let Access::Basic { user, password } = &self.own.access {
+            state.store_account(&Secret::new(format!("{user}:{}", password.expose())))?;
+        }
         self.stored = true;
         Ok(())
     }

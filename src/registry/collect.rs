@@ -16,6 +16,8 @@ use crate::protocol::{CollectPhase, CollectStep, Collection};
 
 /// What a failed run is reported with is no longer.
 const MAX_COMPLAINT: usize = 300;
+/// What both generations end with where nothing was ever pushed: there is nothing to collect, and nothing wrong.
+const NOTHING_PUSHED: &str = "Path not found: /docker/registry/v2/repositories";
 /// Between two counts of what is in use that are worth telling.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 
@@ -242,6 +244,9 @@ impl Collecting {
             Said::Ended(Ok(status)) if status.success() => self.ended(None).await,
             Said::Ended(Ok(status)) => {
                 let complaint = std::mem::take(&mut self.complaint);
+                if complaint.contains(NOTHING_PUSHED) {
+                    return self.ended(None).await;
+                }
                 self.ended(Some(format!("registry garbage-collect has failed ({status}): {complaint}"))).await;
             }
             Said::Ended(Err(error)) => self.ended(Some(format!("registry garbage-collect: {error}"))).await,
@@ -292,8 +297,11 @@ impl Collecting {
         if phase >= CollectPhase::Reopening {
             return Next::Nothing;
         }
+        // Who was only read-only for another one's sake has nothing to fail at.
+        let called_off =
+            || (phase == CollectPhase::Collecting).then(|| "it was called off before its end; what it had deleted nobody used".into());
         if phase < CollectPhase::Collected && self.status.error.is_none() {
-            self.status.error = Some(why.unwrap_or_else(|| "it was called off before its end; what it had deleted nobody used".into()));
+            self.status.error = why.or_else(called_off);
         }
         // Dropped, it is killed. It deletes only what no manifest refers to, so it may end anywhere.
         self.tool = None;

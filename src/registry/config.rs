@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{RegistryError, provided};
 use crate::certificates::{EnrolmentKey, OrderKey};
+use crate::host_paths::ACCOUNT;
 use crate::protocol::{AuthBy, HeldAt, REGISTRY_PORT, REGISTRY_STATUS_PORT, RegistrySettings, StorageAt, env};
 use crate::secret::Secret;
 use crate::settings;
@@ -137,8 +138,9 @@ impl RegistryConfig {
     }
 
     /// The configuration and all that it may name.
-    pub(super) fn written_files(&self) -> [PathBuf; 5] {
-        [self.config_file(), self.users_file(), self.service_users_file(), self.state.join("gcs.json"), self.state.join("token.pem")]
+    pub(super) fn written_files(&self) -> [PathBuf; 6] {
+        let [gcs, token] = ["gcs.json", "token.pem"].map(|name| self.state.join(name));
+        [self.config_file(), self.users_file(), self.service_users_file(), self.account_file(), gcs, token]
     }
 
     /// Directory of CA certificates that the registry is to know beside those of its image, and of nothing else.
@@ -160,6 +162,11 @@ impl RegistryConfig {
     /// Users and their hashes. The registry reads it again whenever it has changed.
     pub(super) fn users_file(&self) -> PathBuf {
         self.state.join("htpasswd")
+    }
+
+    /// Name and password of this role's own account, for the node on this host.
+    pub(super) fn account_file(&self) -> PathBuf {
+        self.state.join(ACCOUNT)
     }
 
     /// The registry's `config.yml` and what it refers to. It holds secrets, so it is written for root alone. `read_only`: whatever the
@@ -292,8 +299,9 @@ fn parse_settings(text: &str) -> Result<RegistrySettings, String> {
 mod tests {
     use super::*;
     use crate::certificates::OrderSigner;
+    use crate::host_paths::REGISTRY_FILES;
     use crate::protocol::ProxyOf;
-    use std::collections::HashMap;
+    use std::collections::{BTreeSet, HashMap};
 
     fn variables() -> HashMap<&'static str, String> {
         HashMap::from([
@@ -334,6 +342,15 @@ mod tests {
         let mut variables = variables();
         variables.insert(env::REGISTRY_SETTINGS, r#"{"log_level":"loud","delete_enabled":true,"drain_seconds":30}"#.into());
         assert!(read(&variables).unwrap_err().to_string().contains("error, warn, info, debug"));
+    }
+
+    #[test]
+    fn every_file_of_the_state_is_known_to_whoever_removes_what_a_registry_has_left() {
+        let config = read(&variables()).unwrap();
+        let files = config.own_files().into_iter().chain(config.provided_files()).chain(config.written_files());
+        let files = files.chain([config.order_file(), config.upstream_ca_directory().join("ca.pem")]);
+        let written: BTreeSet<_> = files.map(|path| path.strip_prefix(&config.state).unwrap().display().to_string()).collect();
+        assert_eq!(written, REGISTRY_FILES.map(String::from).into());
     }
 
     #[test]

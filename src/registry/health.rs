@@ -10,7 +10,9 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::config::RegistryConfig;
+use super::room::Surveyor;
 use crate::dcos::{Api, read_to_end};
+use crate::protocol::Room;
 
 /// Between two looks. The registry itself looks every 10 s.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -19,25 +21,35 @@ const MAX_BYTES: usize = 64 * 1024;
 /// With less room than this an upload of any size fails.
 const LEAST_ROOM: u64 = 64 * 1024 * 1024;
 
-/// What is wrong with the store, for people, looked at for ever.
-pub(super) fn watch(config: &RegistryConfig) -> watch::Receiver<Vec<String>> {
-    let (told, problems) = watch::channel(Vec::new());
+/// What is found of the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// What is wrong with it, for people.
+    pub(super) problems: Vec<String>,
+    pub(super) room: Option<Room>,
+}
+
+/// The store, looked at for ever.
+pub(super) fn watch(config: &RegistryConfig) -> watch::Receiver<Found> {
+    let (told, found) = watch::channel(Found::default());
     let directory = config.is_directory().then(|| config.data.clone());
     let (debug, writes) = (config.debug_listen, !config.settings.read_only);
     tokio::spawn(async move {
         let Ok(client) = Api::client() else { return };
+        let mut surveyor = directory.clone().map(Surveyor::new);
         while !told.is_closed() {
             let disk = directory.as_deref().and_then(|directory| disk(directory, writes));
-            let problems: Vec<String> = disk.into_iter().chain(said(&client, debug).await).collect();
+            let problems = disk.into_iter().chain(said(&client, debug).await).collect();
+            let now = Found { problems, room: surveyor.as_mut().and_then(Surveyor::look) };
             told.send_if_modified(|old| {
-                let changed = *old != problems;
-                *old = problems;
+                let changed = *old != now;
+                *old = now;
                 changed
             });
             sleep(LOOK_EVERY).await;
         }
     });
-    problems
+    found
 }
 
 /// What the running registry says; nothing while it does not run.

@@ -2,8 +2,8 @@
 //!
 //! It makes the TLS key where it is used, asks for a certificate by its status, takes it by a signed order, and keeps the registry
 //! running with it; or it serves with what the operator has `provided`. `role` decides, `state` keeps files, `supervisor` runs the process,
-//! `server` talks, `collect` collects garbage, `health` looks at the store, `images` lists what is in it, `copy` copies it to a
-//! `backup` and back, into an object store by an `upload`.
+//! `server` talks, `collect` collects garbage, `health` looks at the store, `room` at its disk, `images` lists what is in it, `copy` copies it to a
+//! `backup` and back, into an object store by an `upload`. Where others serve meanwhile, a restart begins with a `leave`.
 
 mod access;
 mod backup;
@@ -12,9 +12,11 @@ mod config;
 mod copy;
 mod health;
 mod images;
+mod leave;
 mod provided;
 mod reaper;
 mod role;
+mod room;
 mod server;
 mod state;
 mod supervisor;
@@ -29,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use access::{Access, Account};
 pub use config::RegistryConfig;
+pub use leave::{CHECK_EVERY, most_failures};
 
 /// Why the role cannot run at all. What can be cured on the host while it runs stands in its status instead.
 #[derive(Debug, thiserror::Error)]
@@ -83,9 +86,10 @@ pub async fn run(config: RegistryConfig) -> Result<(), RegistryError> {
     let (status, status_of_desk) = watch::channel(role::first_status(&config));
     let (orders_of_desk, orders) = mpsc::channel(1);
     let account = Account::of(&config.settings.auth)?;
-    let desk = server::Desk::new(&config, account.access(), status_of_desk, orders_of_desk)?;
+    let (refused, refusals) = watch::channel(0);
+    let desk = server::Desk::new(&config, account.access(), status_of_desk, orders_of_desk, refused)?;
     let server = tokio::spawn(server::serve(listener, desk));
-    let result = role::run(config, account, role::Outside { status, orders, signals }).await;
+    let result = role::run(config, account, role::Outside { status, orders, refusals, signals }).await;
     server.abort();
     result
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::RegistryError;
 use super::access::{Access, Account, Doorkeeper};
@@ -12,6 +12,7 @@ use super::collect::{self, Asked, Collecting, Next};
 use super::config::RegistryConfig;
 use super::copy::{Copier, Then};
 use super::health;
+use super::leave::Leaving;
 use super::provided::{LOOK_EVERY, Watch};
 use super::reaper::Reaper;
 use super::server::{Delivery, Refusal};
@@ -23,6 +24,8 @@ use crate::protocol::{CertificateRequest, CollectStep, CopyKind, Order, OrderKin
 
 /// How often unusable state is looked at again: the remedy is often a command on the host.
 const STATE_RETRY: Duration = Duration::from_secs(5);
+/// So long a restart waits for its turn. Without a controller it takes place out of turn, and the others' may at the same moment.
+const TURN: Duration = Duration::from_secs(600);
 
 /// SIGTERM and SIGINT. As process 1 of a container we get neither unless we ask for it.
 pub(super) struct Signals {
@@ -48,6 +51,8 @@ impl Signals {
 pub(super) struct Outside {
     pub(super) status: watch::Sender<RegistryStatus>,
     pub(super) orders: mpsc::Receiver<Delivery>,
+    /// How often the health check was answered with 503.
+    pub(super) refusals: watch::Receiver<u64>,
     pub(super) signals: Signals,
 }
 
@@ -60,7 +65,7 @@ pub(super) fn first_status(config: &RegistryConfig) -> RegistryStatus {
 pub(super) async fn run(config: RegistryConfig, account: Account, mut outside: Outside) -> Result<(), RegistryError> {
     let Some(found) = wait_for_state(&config, &account, &mut outside).await else { return Ok(()) };
     let mut health = health::watch(&config);
-    let mut role = Role::new(config, found, account.access())?;
+    let mut role = Role::new(config, found, account.access(), outside.refusals.clone())?;
     role.resume().await;
     loop {
         role.publish(&outside.status);
@@ -80,6 +85,11 @@ pub(super) async fn run(config: RegistryConfig, account: Account, mut outside: O
                 role.look_at_provided();
                 role.look_at_users();
             }
+            () = Leaving::over(&mut role.leaving) => role.has_left(),
+            () = wait_until(role.due_until) => {
+                tracing::warn!("the controller has not called this registry to restart, so it does now");
+                role.restart();
+            }
             () = Copier::event(&mut role.copier) => role.copy_goes_on(),
             event = Collecting::event(&mut role.collecting) => role.collection_goes_on(event).await,
             said = say(&mut role.asked_version) => role.read_version(said),
@@ -96,6 +106,13 @@ pub(super) async fn run(config: RegistryConfig, account: Account, mut outside: O
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn wait_until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for what a tool says, where there is one.
@@ -173,6 +190,11 @@ struct Role {
     retiring: Option<bool>,
     retired: bool,
     answers: bool,
+    /// A restart for which this task leaves the VIP first.
+    leaving: Option<Leaving>,
+    refusals: watch::Receiver<u64>,
+    /// A restart that waits for its turn does so until then.
+    due_until: Option<Instant>,
     stored_chain: Option<String>,
     last_kind: Option<OrderKind>,
     /// The last garbage collection.
@@ -182,14 +204,14 @@ struct Role {
     /// Asks the program for its version.
     asked_version: Option<Tool>,
     version: Option<String>,
-    /// What is wrong with the store.
-    health: Vec<String>,
+    /// How the store is.
+    health: health::Found,
     state_error: Option<String>,
     process_error: Option<String>,
 }
 
 impl Role {
-    fn new(config: RegistryConfig, found: Found, access: Access) -> Result<Self, RegistryError> {
+    fn new(config: RegistryConfig, found: Found, access: Access, refusals: watch::Receiver<u64>) -> Result<Self, RegistryError> {
         let csr = found.key.as_ref().map(|key| key.csr(&config.service)).transpose().map_err(RegistryError::Request)?;
         let request = csr.map(|csr| CertificateRequest { mac: config.enrolment_key.mac(&csr), csr });
         let launch = Launch {
@@ -216,6 +238,9 @@ impl Role {
             retiring: None,
             retired: false,
             answers: false,
+            leaving: None,
+            refusals,
+            due_until: None,
             stored_chain: found.stored_chain,
             last_kind: last.map(|(_, order)| order.kind),
             collecting: None,
@@ -223,7 +248,7 @@ impl Role {
             // Whether it can be started at all shows when it is to serve.
             asked_version: Tool::start(&config.program, ["--version"]).ok(),
             version: None,
-            health: Vec::new(),
+            health: health::Found::default(),
             state_error: None,
             process_error: None,
             config,
@@ -264,6 +289,11 @@ impl Role {
         }
         tracing::info!(fingerprint = pair.chain.leaf_fingerprint, "serving with the certificate that was provided");
         self.chain = Some(pair.chain);
+        if self.others_serve() {
+            // They have all got the same files, at the same time perhaps.
+            self.due_until = self.due_until.or_else(|| Some(Instant::now() + TURN));
+            return;
+        }
         self.restart();
         if let (Some(_), Some(watch)) = (&self.state_error, &mut self.watch) {
             watch.forget();
@@ -296,6 +326,7 @@ impl Role {
                 self.take_collection(signed, this, &Asked { run: &run, step, dry_run, delete_untagged }).await
             }
             OrderKind::Copy { run, kind, stop } => self.take_copy(signed, this, &run, kind, stop),
+            OrderKind::Restart => self.take_turn(signed, this),
             OrderKind::Trust(_) | OrderKind::Restore | OrderKind::Preload(_) => {
                 Err(Refusal::Bad("this order is for nodes; I am a registry".into()))
             }
@@ -320,7 +351,19 @@ impl Role {
         if changed || self.supervisor.is_stopped() {
             tracing::info!(fingerprint = chain.leaf_fingerprint, "serving with a new certificate");
             self.chain = Some(chain);
-            self.restart();
+            self.restart_in_turn();
+        }
+        Ok(())
+    }
+
+    fn take_turn(&mut self, signed: &SignedOrder, this: LastOrder) -> Result<(), Refusal> {
+        if self.retiring.is_some() {
+            return Err(Refusal::Conflict("this registry is retired".into()));
+        }
+        self.state.store_order(signed).map_err(|error| Refusal::Failed(error.to_string()))?;
+        self.last = this;
+        if self.due_until.is_some() {
+            self.restart_in_turn();
         }
         Ok(())
     }
@@ -344,8 +387,32 @@ impl Role {
         Ok(())
     }
 
+    /// Whether clients have somebody else to go to while this one restarts.
+    fn others_serve(&self) -> bool {
+        self.config.settings.replicated && self.answers
+    }
+
+    /// Restarts as the controller says, which lets one do it at a time.
+    fn restart_in_turn(&mut self) {
+        if !self.others_serve() {
+            return self.restart();
+        }
+        self.due_until = None;
+        if self.leaving.is_none() {
+            tracing::info!("leaving the VIP before a restart");
+            self.leaving = Some(Leaving::new(self.refusals.clone()));
+        }
+    }
+
+    fn has_left(&mut self) {
+        if !self.leaving.as_ref().is_some_and(Leaving::was_seen) {
+            tracing::warn!("nobody has asked for this task's health, so the VIP may still lead here; restarting all the same");
+        }
+        self.restart();
+    }
+
     fn restart(&mut self) {
-        self.answers = false;
+        (self.answers, self.leaving, self.due_until) = (false, None, None);
         let read_only =
             self.collecting.as_ref().is_some_and(Collecting::is_read_only) || self.copier.as_ref().is_some_and(Copier::is_read_only);
         let rendered = self.config.render(read_only).map_err(|error| error.to_string());
@@ -371,7 +438,9 @@ impl Role {
             return Err(Refusal::Conflict("a backup or restore is under way here; garbage is collected afterwards".into()));
         }
         let next = Collecting::step(&mut self.collecting, asked, &self.config, self.version.as_deref(), self.answers).await;
-        self.go_on(next.map_err(Refusal::Conflict)?);
+        if next.map_err(Refusal::Conflict)? == Next::Restart {
+            self.restart_in_turn();
+        }
         Ok(())
     }
 
@@ -420,15 +489,11 @@ impl Role {
 
     async fn collection_goes_on(&mut self, event: collect::Event) {
         let Some(collecting) = &mut self.collecting else { return };
-        let next = collecting.happened(event).await;
-        self.go_on(next);
-        self.reaper.look_again();
-    }
-
-    fn go_on(&mut self, next: Next) {
-        if next == Next::Restart {
+        // Without a controller there are no turns.
+        if collecting.happened(event).await == Next::Restart {
             self.restart();
         }
+        self.reaper.look_again();
     }
 
     fn read_version(&mut self, said: Said) {
@@ -460,7 +525,7 @@ impl Role {
     }
 
     async fn retire(&mut self, delete_data: bool) {
-        self.answers = false;
+        (self.answers, self.leaving, self.due_until) = (false, None, None);
         self.retiring = Some(delete_data);
         (self.collecting, self.copier) = (None, None);
         self.supervisor.stop();
@@ -484,7 +549,7 @@ impl Role {
 
     async fn happened(&mut self, event: Event) {
         match event {
-            Event::Started => self.served = self.chain.clone(),
+            Event::Started => (self.served, self.due_until) = (self.chain.clone(), None),
             Event::Answers => {
                 self.answers = true;
                 self.process_error = None;
@@ -495,10 +560,18 @@ impl Role {
                     copier.answers();
                 }
             }
-            Event::Failed(reason) => {
+            Event::Failed(mut reason) => {
+                if let Some(proxy) = &self.config.settings.proxy {
+                    // The program asks it at its start, whatever lies in the cache.
+                    reason += &format!("; a cache starts only while {} answers", proxy.url);
+                }
                 tracing::error!("{reason}");
                 self.answers = false;
                 self.process_error = Some(reason);
+                // Nobody is sent here any more now; and what the restart was for counts at once.
+                if self.leaving.is_some() {
+                    self.restart();
+                }
             }
             Event::Stopped => {
                 self.answers = false;
@@ -524,6 +597,8 @@ impl Role {
             collection: self.collecting.as_ref().map(|collecting| collecting.status.clone()),
             copying: self.copier.as_ref().map(|copier| copier.status.clone()),
             errors: self.errors().cloned().collect(),
+            room: self.health.room,
+            restart_due: self.due_until.is_some(),
             users: self.doorkeeper.as_ref().and_then(Doorkeeper::services).map(|users| self.config.enrolment_key.digest(&users)),
             ..first_status(&self.config)
         };
@@ -537,7 +612,7 @@ impl Role {
     fn errors(&self) -> impl Iterator<Item = &String> {
         let provided = self.watch.as_ref().and_then(|watch| watch.error.as_ref());
         let users = self.doorkeeper.iter().flat_map(|keeper| &keeper.problems);
-        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(&self.health).chain(users)
+        provided.into_iter().chain(&self.state_error).chain(&self.process_error).chain(&self.health.problems).chain(users)
     }
 
     fn phase(&self) -> RegistryPhase {
@@ -545,7 +620,7 @@ impl Role {
             () if self.retired => RegistryPhase::Retired,
             () if self.chain.is_none() && self.watch.as_ref().is_some_and(|watch| watch.error.is_some()) => RegistryPhase::Failed,
             () if self.chain.is_none() && self.retiring.is_none() && !self.config.settings.insecure => RegistryPhase::AwaitingCertificate,
-            () if self.answers => RegistryPhase::Serving,
+            () if self.answers && self.leaving.is_none() => RegistryPhase::Serving,
             () if self.state_error.is_some() => RegistryPhase::Failed,
             () => RegistryPhase::Restarting,
         }

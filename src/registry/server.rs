@@ -69,6 +69,8 @@ pub(super) type Delivery = (SignedOrder, oneshot::Sender<Result<(), Refusal>>);
 pub(super) struct Desk {
     pub(super) status: watch::Receiver<RegistryStatus>,
     pub(super) orders: mpsc::Sender<Delivery>,
+    /// How often the health check was answered with 503.
+    refused: watch::Sender<u64>,
     client: reqwest::Client,
     /// The registry's own metrics.
     metrics_url: String,
@@ -82,10 +84,11 @@ impl Desk {
         access: Access,
         status: watch::Receiver<RegistryStatus>,
         orders: mpsc::Sender<Delivery>,
+        refused: watch::Sender<u64>,
     ) -> Result<Self, reqwest::Error> {
         let metrics_url = format!("http://{}/metrics", config.debug_listen);
         let (lister, enrolment_key) = (Lister::new(config, access)?, config.enrolment_key.clone());
-        Ok(Self { status, orders, client: Api::client()?, metrics_url, lister, enrolment_key })
+        Ok(Self { status, orders, refused, client: Api::client()?, metrics_url, lister, enrolment_key })
     }
 }
 
@@ -128,7 +131,7 @@ async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>>
             let status = serde_json::to_string(&*desk.status.borrow()).expect("a status is made of strings and numbers");
             reply(StatusCode::OK, "application/json", status)
         }
-        (&Method::GET, "/health") => health(&desk.status.borrow()),
+        (&Method::GET, "/health") => health(&desk),
         (&Method::GET, "/metrics") => metrics(&desk).await,
         (&Method::GET, "/images") => images(&request, &desk).await,
         (&Method::PUT, "/order") => order(request, desk).await,
@@ -139,11 +142,18 @@ async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>>
     }
 }
 
-fn health(status: &RegistryStatus) -> Response<Full<Bytes>> {
-    match status.phase {
-        RegistryPhase::Failed => text(StatusCode::SERVICE_UNAVAILABLE, status.errors.join("\n")),
-        _ => text(StatusCode::OK, "ok".into()),
-    }
+/// Whether new connections are to come here. Mesos asks this where there are several registries, and nobody else.
+fn health(desk: &Desk) -> Response<Full<Bytes>> {
+    let status = desk.status.borrow();
+    let reason = match status.phase {
+        RegistryPhase::Serving => return text(StatusCode::OK, "ok".into()),
+        RegistryPhase::Failed => status.errors.join("\n"),
+        RegistryPhase::AwaitingCertificate | RegistryPhase::Restarting | RegistryPhase::Retired => {
+            "this registry does not serve now".into()
+        }
+    };
+    desk.refused.send_modify(|count| *count += 1);
+    text(StatusCode::SERVICE_UNAVAILABLE, reason)
 }
 
 /// The registry's own metrics, and some of this role. The registry's debug server has more to show, but not to everybody.

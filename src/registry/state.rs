@@ -178,10 +178,16 @@ impl State {
         write(&self.config.users_file(), text.expose(), 0o600)
     }
 
-    /// Removes the users whom the service has kept, who count no more, and if `all`, what the registry reads, too.
+    /// Leaves this role's own account to the node on this host: `name:password`.
+    pub(super) fn store_account(&self, text: &Secret<String>) -> Result<(), StateError> {
+        write(&self.config.account_file(), text.expose(), 0o600)
+    }
+
+    /// Removes the users whom the service has kept, who count no more, and if `all`, what the registry and the node read, too.
     pub(super) fn remove_users(&self, all: bool) -> Result<(), StateError> {
         if all {
             remove(&self.config.users_file())?;
+            remove(&self.config.account_file())?;
         }
         remove(&self.config.service_users_file())
     }
@@ -340,6 +346,7 @@ mod tests {
             _ => state
                 .store_provided(&chain, &Secret::new(text("key")))
                 .and_then(|()| state.store_config(&Rendered { config: Secret::new(text("configuration")), files: Vec::new() }))
+                .and_then(|()| state.store_account(&Secret::new(text("account"))))
                 .and_then(|()| state.store_order(&order)),
         };
         done.err().map(|error| error.to_string()).unwrap_or_default()
@@ -386,7 +393,11 @@ mod tests {
                     for (name, found) in &now {
                         let part = name.ends_with(".tmp") && words.is_none() && found.0 & !0o644 == 0;
                         assert!(part || [old.get(name), new.get(name)].contains(&Some(found)), "{point}: {name}: {found:?}");
-                        assert!(!name.contains(".key") || found.0 == 0o600, "{point}: {name} has mode {:o}", found.0);
+                        assert!(
+                            ![".key", "account"].iter().any(|part| name.contains(part)) || found.0 == 0o600,
+                            "{point}: {name} has mode {:o}",
+                            found.0
+                        );
                     }
                     assert!(old.keys().filter(|name| new.contains_key(*name)).all(|name| now.contains_key(name)), "{point}");
                     if let Some(words) = words {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::tool::command;
 
 /// The registry gives up draining by itself after its own time; this much later it is killed.
-const KILL_MARGIN: Duration = Duration::from_secs(3);
+pub(super) const KILL_MARGIN: Duration = Duration::from_secs(3);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// After this long a run counts as good, and the next end starts with the first backoff again.

@@ -281,7 +281,12 @@ impl Cluster {
 
     /// `POST /cosmos/service/update`, as the UI sends it when options are edited.
     pub(crate) fn update(&self, options: &Value) {
-        let body = json!({ "appId": "/private-registry", "options": options, "replace": false }).to_string();
+        self.update_service("private-registry", options);
+    }
+
+    /// The same for a service of another name.
+    pub(crate) fn update_service(&self, service: &str, options: &Value) {
+        let body = json!({ "appId": format!("/{service}"), "options": options, "replace": false }).to_string();
         let media = |kind: &str| format!("application/vnd.dcos.service.update-{kind}+json;charset=utf-8;version=v1");
         let (sent, wanted) = (format!("Content-Type: {}", media("request")), format!("Accept: {}", media("response")));
         let url = format!("{ADMIN}/cosmos/service/update");
