@@ -179,3 +179,22 @@ fn every_link_between_documents_leads_to_a_file_and_a_heading_that_are_there() {
     }
     assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
 }
+
+#[test]
+fn every_option_that_a_document_names_is_one() {
+    let schema: Value = serde_json::from_str(private_registry::options::CONFIG_SCHEMA).unwrap();
+    let root = Path::new(ROOT);
+    let mut wrong = Vec::new();
+    for document in below(&root.join("docs"), "md").into_iter().chain(["README.md", "README.zh-CN.md"].map(|name| root.join(name))) {
+        let text = fs::read_to_string(&document).unwrap();
+        for (section, option) in text.split('`').filter_map(|word| word.split_once('.')) {
+            let options = &schema["properties"][section]["properties"];
+            // Not `dcos.*_url`, and no names of files.
+            let is_name = option.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            if options.is_object() && is_name && options[option].is_null() {
+                wrong.push(format!("{}: {section}.{option}", document.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "there are no such options: {wrong:#?}");
+}
