@@ -448,7 +448,9 @@ fn without_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
 /// Runs a role on one thread: all of them wait most of the time, and a node should be small.
 fn forever<E: Error + 'static>(role: impl Future<Output = Result<(), E>>) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    // A full disk must not end a role: the line is lost, and a word about that loss could not be written either.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr);
+    log.log_internal_errors(false).init();
     run(async { role.await.map(|()| ExitCode::SUCCESS) }, |_| ExitCode::FAILURE)
 }
 

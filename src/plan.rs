@@ -675,7 +675,9 @@ fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row
             NodePhase::Failed => (RowState::Failed, first_or(&status.errors, "the node reports a failure without a reason")),
             NodePhase::Restored => (RowState::Pending, "restored".into()),
         },
-        (None, Some(_)) => (RowState::Pending, "the node is starting, or does not answer".into()),
+        (None, Some(_)) if agent.recovered => (RowState::Pending, RECOVERED.into()),
+        (None, Some(instance)) => (RowState::Pending, silent(&agent.host, instance.port)),
+        (None, None) if agent.recovered => (RowState::Pending, RECOVERED.into()),
         (None, None) if !agent.active => {
             (RowState::Pending, "Mesos places nothing here: the agent is draining, deactivated or disconnected".into())
         }
@@ -693,6 +695,21 @@ fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row
 
 /// What no setting makes possible over plain HTTP.
 const NOT_COVERED: &str = "Mesos' own image puller speaks http only on port 80";
+
+/// An agent of whom a new Mesos master has only heard.
+const RECOVERED: &str = "has not come back yet to the Mesos master that has taken over; until it has, it counts as before";
+
+/// Why a node has nothing to say, as far as can be known from here.
+fn silent(host: &Host, port: Option<u16>) -> String {
+    match port {
+        // Marathon counts it as running.
+        Some(port) => format!(
+            "the node does not answer at {host}:{port}: it is starting, its agent is down, or nothing passes between that and the \
+             controller's; `dcos private-registry logs {host}` says more"
+        ),
+        None => "Marathon is starting the node".into(),
+    }
+}
 
 fn first_or(errors: &[String], otherwise: &str) -> String {
     errors.first().cloned().unwrap_or_else(|| otherwise.to_string())
@@ -717,7 +734,7 @@ pub(crate) mod tests {
 
     pub(crate) fn agent(host: &str) -> Agent {
         let free = Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 };
-        Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, free, ports: Ports::default() }
+        Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, recovered: false, free, ports: Ports::default() }
     }
 
     fn full(host: &str) -> Agent {

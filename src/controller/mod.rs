@@ -41,7 +41,8 @@ use crate::certificates::CertificateError;
 use crate::copying;
 use crate::dcos::login::{self, CredentialError};
 use crate::dcos::mesos::Mesos;
-use crate::dcos::{ApiError, chain};
+use crate::dcos::metronome::Job;
+use crate::dcos::{ApiError, chain, versions};
 use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
 use crate::exposure;
@@ -242,6 +243,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         copies: Copies::default(),
         preloads: Preloads::default(),
         refused_schedules: BTreeMap::new(),
+        jobs: None,
     };
     controller.converge_for_ever().await
 }
@@ -335,6 +337,8 @@ struct Controller {
     preloads: Preloads,
     /// Schedules that Metronome does not understand, by the ids of their jobs, and what it said.
     refused_schedules: BTreeMap<String, (serde_json::Value, String)>,
+    /// What Metronome has said last.
+    jobs: Option<(versions::Metronome, BTreeMap<String, Job>)>,
 }
 
 impl Controller {
@@ -383,7 +387,8 @@ impl Controller {
 
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
-        let mut observed = observe::cluster(&self.cluster, &self.options).await?;
+        let mut observed = observe::without_jobs(&self.cluster.mesos, &self.cluster.marathon, &self.options).await?;
+        let without_metronome = self.look_at_jobs(&mut observed).await?;
         if plan::is_removal_ordered(&self.options, &observed) {
             return Ok(Pass::Remove);
         }
@@ -502,9 +507,14 @@ impl Controller {
         self.takeover_since = takeover.as_ref().map(|_| self.takeover_since.unwrap_or_else(Instant::now));
         let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, takeover, users };
         self.prove_after_switch(&wanted, &mut observed).await;
-        let plan = plan::converge(&wanted, &observed);
+        let mut plan = plan::converge(&wanted, &observed);
+        if let Some(error) = without_metronome {
+            plan.waiting.push(format!(
+                "Metronome, without which no run of a job is seen or started; agents and registry are looked after all the same: {error}"
+            ));
+        }
         let order = RotationOrder { names: bare, run: rotate_run };
-        self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
+        plan.waiting.extend(self.apply(&plan, &wanted, &observed, &in_force, &order).await?);
         self.follow_runs(&observed, &wanted).await;
         if !self.copies.is_busy() && !copying::holds_back(&observed.registries) {
             let mut turn = turns::one_may_restart(&observed) && !plan.actions.iter().any(turns::is_restart);
@@ -523,6 +533,26 @@ impl Controller {
         self.shared.metrics.see(&wanted, &observed, &report);
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
+    }
+
+    /// Asks Metronome for the jobs. When it does not answer, what it has said last counts, and why it does not is returned: agents and
+    /// registry do not depend on it.
+    ///
+    /// # Errors
+    /// It does not answer, and has never done so.
+    async fn look_at_jobs(&mut self, observed: &mut Observed) -> Result<Option<String>, ApiError> {
+        match observe::jobs(&self.cluster.metronome, &self.options).await {
+            Ok(said) => {
+                (observed.metronome, observed.jobs) = said.clone();
+                self.jobs = Some(said);
+                Ok(None)
+            }
+            Err(error) => {
+                let Some(last) = &self.jobs else { return Err(error) };
+                (observed.metronome, observed.jobs) = last.clone();
+                Ok(Some(chain(&error)))
+            }
+        }
     }
 
     /// Where there is no secret store the controller belongs to the host that holds its state. Where no option names one, it pins its
@@ -577,6 +607,7 @@ impl Controller {
         observed.passes_at_switch = self.passes_at_switch.clone().unwrap_or_default();
     }
 
+    /// Performs the actions; what Marathon has put off because of a deployment is returned.
     async fn apply(
         &mut self,
         plan: &Plan,
@@ -584,8 +615,9 @@ impl Controller {
         observed: &Observed,
         names: &[HostPort],
         order: &RotationOrder,
-    ) -> Result<(), ControllerError> {
+    ) -> Result<Vec<String>, ControllerError> {
         let ids = &wanted.documents;
+        let mut put_off = Vec::new();
         for action in &plan.actions {
             if matches!(action, Action::PutSchedule { job, schedule, .. } if self.refused_schedules.get(job).is_some_and(|(known, _)| known == schedule))
             {
@@ -668,13 +700,17 @@ impl Controller {
                 }
                 (Action::PutSchedule { job, .. }, Ok(())) => drop(self.refused_schedules.remove(job)),
                 // Somebody else's deployment came in between: the next pass sees it.
-                (_, Err(error)) if error.is_conflict() => tracing::info!(%error, "waiting for a deployment"),
+                (_, Err(error)) if error.is_conflict() => {
+                    tracing::info!(%error, "waiting for a deployment");
+                    put_off.push(format!("a deployment to end; until then this is put off: {action} ({error})"));
+                    continue;
+                }
                 (_, other) => other?,
             }
             self.shared.metrics.acted(action);
             self.shared.acted(action.to_string());
         }
-        Ok(())
+        Ok(put_off)
     }
 
     async fn certify(&mut self, observed: &Observed, address: &str, names: &[HostPort]) -> Result<(), ControllerError> {
