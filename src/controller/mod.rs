@@ -49,7 +49,7 @@ use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
-use crate::protocol::{Collection, OrderKind, SignedOrder, Stores, TrustBundle, env};
+use crate::protocol::{Collection, Order, OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
 use crate::security;
 use crate::settings;
@@ -411,7 +411,9 @@ impl Controller {
             none => {
                 let store = self.cluster.store(&self.options.service.name)?;
                 let own = OwnCa { organization: &self.options.security.organization, names: &bare, days: self.options.trust.ca_days };
-                none.insert(State::open(store, anchor.is_own().then_some(own), now).await?)
+                let mut opened = State::open(store, anchor.is_own().then_some(own), now).await?;
+                opened.inherit(trusted_before(&observed), now).await?;
+                none.insert(opened)
             }
         };
         // New names come into force with a CA that may speak for them.
@@ -812,6 +814,20 @@ async fn prove_after_takeover(
         observe::ask_for_proof(cluster, observed, trust).await;
     }
     observed.passes_at_takeover = passes.clone();
+}
+
+/// The CA certificates that the present nodes were started with, whoever has signed the order.
+fn trusted_before(observed: &Observed) -> Vec<String> {
+    use base64::Engine as _;
+    let read = || -> Option<Order> {
+        let text = observed.pod.as_ref()?.spec["environment"][env::FIRST_ORDER].as_str()?;
+        let signed: SignedOrder = serde_json::from_str(text).ok()?;
+        serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(signed.payload).ok()?).ok()
+    };
+    match read().map(|order| order.kind) {
+        Some(OrderKind::Trust(bundle)) => bundle.certificates,
+        _ => Vec::new(),
+    }
 }
 
 /// The first order that the present pod carries, if it was signed with our key: a newer bundle is no reason to replace every node.
