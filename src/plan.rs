@@ -734,7 +734,15 @@ pub(crate) mod tests {
 
     pub(crate) fn agent(host: &str) -> Agent {
         let free = Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 };
-        Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, recovered: false, free, ports: Ports::default() }
+        Agent {
+            id: format!("id-{host}"),
+            host: host.parse().unwrap(),
+            public: false,
+            active: true,
+            recovered: false,
+            free,
+            ports: Ports::default(),
+        }
     }
 
     fn full(host: &str) -> Agent {

@@ -190,7 +190,14 @@ impl<'a> Fault<'a> {
     /// Ends: no pull may have failed.
     fn ends(mut self) {
         for (agent, pulled) in self.pulls.take().unwrap().stop() {
-            assert!(pulled.failed.is_empty(), "{}: {} of {} pulls on {agent} failed: {:?}", self.title, pulled.failed.len(), pulled.count, pulled.failed);
+            assert!(
+                pulled.failed.is_empty(),
+                "{}: {} of {} pulls on {agent} failed: {:?}",
+                self.title,
+                pulled.failed.len(),
+                pulled.count,
+                pulled.failed
+            );
             assert!(pulled.count >= 3, "{}: only {} pulls on {agent}", self.title, pulled.count);
             eprintln!("   {} pulls on {agent}, none failed", pulled.count);
         }
@@ -220,7 +227,9 @@ impl<'a> Fault<'a> {
         match (self.row.back_after, self.back_after) {
             (None, None) => {}
             // Another machine, and a busy one, may take longer; a wrong order of magnitude is a lie.
-            (Some(written), Some(found)) => assert!(found <= written * 3.0 + 15.0, "{}: {DOCUMENT} says {written} s, and it took {found:.1} s", self.title),
+            (Some(written), Some(found)) => {
+                assert!(found <= written * 3.0 + 15.0, "{}: {DOCUMENT} says {written} s, and it took {found:.1} s", self.title)
+            }
             (written, found) => panic!("{}: {DOCUMENT} says {written:?} s, and it took {found:?} s", self.title),
         }
     }

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lab::host::AgentRole;
 use serde_json::{Value, json};
@@ -91,14 +91,15 @@ impl Churn {
         cluster.sh_ok(OTHER, &make);
         self.pushes += 1;
         for agent in [PUBLIC, HOST] {
-            cluster.sh_ok(agent, &format!("docker pull -q {image} && docker rmi -f {image} >/dev/null && docker image prune -f >/dev/null"));
+            cluster
+                .sh_ok(agent, &format!("docker pull -q {image} && docker rmi -f {image} >/dev/null && docker image prune -f >/dev/null"));
             self.pulls += 1;
         }
         match self.rounds % 3 {
             0 => {
                 cluster.lab.die(THIRD).unwrap();
                 cluster.wait("Mesos to give the agent up", 60, || cluster.agent_state(THIRD).is_none());
-                cluster.lab.revive(THIRD, self.rounds % 2 == 0).unwrap();
+                cluster.lab.revive(THIRD, self.rounds.is_multiple_of(2)).unwrap();
                 self.deaths += 1;
             }
             1 => {
@@ -212,7 +213,9 @@ fn judge(series: &Series, minutes: f64) -> Vec<String> {
 
 #[test]
 fn a_leak_is_told_from_noise() {
-    let series = |value: fn(f64) -> f64| Series::from([("node: descriptors".to_owned(), (0..60).map(|m| (f64::from(m), value(f64::from(m)))).collect())]);
+    let series = |value: fn(f64) -> f64| {
+        Series::from([("node: descriptors".to_owned(), (0..60).map(|m| (f64::from(m), value(f64::from(m)))).collect())])
+    };
     assert!(judge(&series(|minute| 12.0 + (minute % 3.0)), 60.0).is_empty());
     // What fills once is no leak.
     assert!(judge(&series(|minute| 12.0 + minute.min(8.0)), 60.0).is_empty());

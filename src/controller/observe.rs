@@ -38,7 +38,10 @@ pub(crate) async fn services(
 }
 
 /// Which Metronome there is, and the service's jobs.
-pub(super) async fn jobs(metronome_client: &Metronome, options: &Options) -> Result<(versions::Metronome, BTreeMap<String, Job>), ApiError> {
+pub(super) async fn jobs(
+    metronome_client: &Metronome,
+    options: &Options,
+) -> Result<(versions::Metronome, BTreeMap<String, Job>), ApiError> {
     // Only jobs with secrets depend on it.
     let version = if options.has_account() { metronome_client.version().await? } else { versions::Metronome::default() };
     let mut jobs = BTreeMap::new();
@@ -64,16 +67,7 @@ pub(super) async fn without_jobs(mesos: &Mesos, marathon_client: &Marathon, opti
         marathon_client.locked(),
         marathon_client.claims(),
     )?;
-    Ok(Observed {
-        marathon,
-        agents,
-        pod,
-        registry,
-        own_app,
-        locked: locked.into_iter().collect(),
-        claims,
-        ..Observed::default()
-    })
+    Ok(Observed { marathon, agents, pod, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() })
 }
 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.

@@ -196,8 +196,7 @@ impl Slave {
     fn agent(self) -> Option<Agent> {
         let host = host_of(&self.hostname)?;
         // In strict mode reserved resources are filtered by permission; the attribute is not.
-        let public = has_public_ip(&self.attributes)
-            || self.reserved_resources_full.get(PUBLIC_ROLE).is_some_and(is_for_good);
+        let public = has_public_ip(&self.attributes) || self.reserved_resources_full.get(PUBLIC_ROLE).is_some_and(is_for_good);
         let of_role = if public { self.reserved_resources.get(PUBLIC_ROLE) } else { Some(&self.unreserved_resources) };
         let ports = of_role.and_then(|resources| resources["ports"].as_str()).map(Ports::parse).unwrap_or_default();
         Some(Agent {
@@ -264,7 +263,8 @@ mod tests {
             {"id": "c", "hostname": "10.0.0.3", "port": 5051, "attributes": {}},
         ]}))
         .unwrap();
-        let seen: Vec<_> = slaves.agents().into_iter().map(|agent| (agent.host.to_string(), agent.public, agent.active, agent.recovered)).collect();
+        let seen: Vec<_> =
+            slaves.agents().into_iter().map(|agent| (agent.host.to_string(), agent.public, agent.active, agent.recovered)).collect();
         let expected = [("10.0.0.1", false, true, false), ("10.0.0.2", true, false, true), ("10.0.0.3", false, false, true)];
         assert_eq!(seen, expected.map(|(host, public, active, recovered)| (host.to_string(), public, active, recovered)));
     }

@@ -203,7 +203,8 @@ fn judge(bundle: &Bundle, report: &Report, proofs: &[Proof]) -> (NodePhase, Vec<
 
 /// Whether docker has not come as far as the certificate of a name, though another client has accepted it.
 fn is_docker_alone_kept_out(bundle: &Bundle, proofs: &[Proof], proof: &Proof) -> bool {
-    let is_same = |other: &Proof| bundle.names.iter().any(|t| [&proof.name, &other.name].iter().all(|n| bundle.spellings(&t.name).contains(n)));
+    let is_same =
+        |other: &Proof| bundle.names.iter().any(|t| [&proof.name, &other.name].iter().all(|n| bundle.spellings(&t.name).contains(n)));
     proof.client == "docker"
         && proof.outcome == ProofOutcome::Unreachable
         && proofs.iter().any(|other| other.client != "docker" && other.outcome == ProofOutcome::Trusted && is_same(other))
@@ -251,7 +252,8 @@ mod tests {
     fn bundle() -> Bundle {
         let name: crate::names::HostPort = "192.168.0.1:443".parse().unwrap();
         let ca = Authority::create("test", 1, std::slice::from_ref(&name), 1_700_000_000, 3650).unwrap().certificate().pem();
-        Bundle::parse(&TrustBundle { names: vec![TrustedName { name, inside: true }], certificates: vec![ca], ..TrustBundle::default() }).unwrap()
+        Bundle::parse(&TrustBundle { names: vec![TrustedName { name, inside: true }], certificates: vec![ca], ..TrustBundle::default() })
+            .unwrap()
     }
 
     fn proof(client: &str, name: &str, outcome: ProofOutcome, detail: &str) -> Proof {

@@ -3,14 +3,13 @@
 //! The look every minute stays: not every change makes an event, as when a file system is mounted over ours.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// What belongs together comes together: whoever replaces a folder does it in several steps.
@@ -20,29 +19,20 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Folders of a file that are watched: its own and two above it. A folder that is replaced shows in the one above it.
 const DEPTH: usize = 3;
 
-struct Descriptor(Inotify);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
 /// See the module.
 pub(crate) struct Watch {
     /// None where the system has no more to give, so the look every minute has to do.
-    inotify: Option<AsyncFd<Descriptor>>,
+    inotify: Option<Arc<Inotify>>,
+    events: watch::Receiver<()>,
     woken: Option<Instant>,
 }
 
 impl Watch {
     /// Watches nothing yet.
     pub(crate) fn new() -> Self {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
-            .map_err(std::io::Error::from)
-            .and_then(|inotify| AsyncFd::with_interest(Descriptor(inotify), Interest::READABLE));
-        let inotify = inotify.inspect_err(|error| tracing::warn!(%error, "changes beside our files are seen within a minute only")).ok();
-        Self { inotify, woken: None }
+        let (told, events) = watch::channel(());
+        let inotify = begin(told).inspect_err(|error| tracing::warn!(%error, "changes beside our files are seen within a minute only"));
+        Self { inotify: inotify.ok(), events, woken: None }
     }
 
     /// Watches the folders of these files from now on, beside those that it watches already. Told again and again: a folder that was
@@ -56,38 +46,59 @@ impl Watch {
             | AddWatchFlags::IN_CLOSE_WRITE;
         let flags = changes | AddWatchFlags::IN_ONLYDIR | AddWatchFlags::IN_DONT_FOLLOW;
         for folder in folders(files) {
-            match inotify.get_ref().0.add_watch(&folder, flags) {
+            match inotify.add_watch(&folder, flags) {
                 Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
                 Err(error) => tracing::debug!(folder = %folder.display(), %error, "not watched"),
             }
         }
     }
 
-    /// Forgets what has happened so far: it was our own doing.
+    /// Forgets what has happened so far: it was our own doing. What comes a moment late costs a look too many.
     pub(crate) fn forget(&mut self) {
-        if let Some(inotify) = &self.inotify {
-            while inotify.get_ref().0.read_events().is_ok_and(|events| !events.is_empty()) {}
-        }
+        self.events.borrow_and_update();
     }
 
     /// Waits until something has changed. May be dropped at any await.
     pub(crate) async fn changed(&mut self) {
-        let Some(inotify) = &self.inotify else { return std::future::pending().await };
-        loop {
-            let Ok(mut ready) = inotify.readable().await else { return std::future::pending().await };
-            match ready.try_io(|descriptor| descriptor.get_ref().0.read_events().map_err(std::io::Error::from)) {
-                Ok(Ok(events)) if !events.is_empty() => break,
-                // Nothing there after all.
-                Ok(_) => return std::future::pending().await,
-                Err(_) => {}
-            }
+        if self.events.changed().await.is_err() {
+            return std::future::pending().await;
         }
         if let Some(woken) = self.woken {
             sleep_until(woken + PAUSE).await;
         }
         sleep(SETTLE).await;
         self.woken = Some(Instant::now());
+        self.events.borrow_and_update();
     }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // Wakes the thread, which then finds that nobody listens.
+        if let Some(inotify) = &self.inotify
+            && let Ok(any) = inotify.add_watch("/", AddWatchFlags::IN_DELETE_SELF)
+        {
+            let _ = inotify.rm_watch(any);
+        }
+    }
+}
+
+/// Reads events on a thread of its own, which waits nearly always, and tells that there were some.
+fn begin(told: watch::Sender<()>) -> std::io::Result<Arc<Inotify>> {
+    let inotify = Arc::new(Inotify::init(InitFlags::IN_CLOEXEC)?);
+    let reading = Arc::clone(&inotify);
+    let read = move || {
+        loop {
+            match reading.read_events() {
+                Ok(_) if told.is_closed() => return,
+                Ok(_) => told.send_modify(|()| {}),
+                Err(Errno::EINTR) => {}
+                Err(error) => return tracing::warn!(%error, "changes beside our files are seen within a minute only"),
+            }
+        }
+    };
+    std::thread::Builder::new().name("watch".into()).stack_size(64 * 1024).spawn(read)?;
+    Ok(inotify)
 }
 
 /// The folders that these files lie in, and those above them that are not everybody's.

@@ -25,7 +25,9 @@ pub(super) const FAULTS: &[&str] = &[
 
 fn installed() -> Cluster {
     let cluster = Cluster::start(3, 1);
-    cluster.install_and_wait(&json!({ "registry": { "host": HOST }, "service": { "host": "192.168.1.81" }, "exposure": { "marathon_lb": false } }));
+    cluster.install_and_wait(
+        &json!({ "registry": { "host": HOST }, "service": { "host": "192.168.1.81" }, "exposure": { "marathon_lb": false } }),
+    );
     push_image(&cluster, HOST);
     cluster
 }

@@ -16,14 +16,14 @@ pub(crate) const DAMAGER: u16 = 7071;
 
 /// The rules as they stand on every agent.
 #[derive(Debug)]
-pub struct FaultTable {
+pub(crate) struct FaultTable {
     machine: Machine,
     applied: BTreeMap<Ipv4Addr, (ProcessId, String)>,
 }
 
 impl FaultTable {
     /// Knows of no rules yet.
-    pub fn new(machine: Machine) -> Self {
+    pub(crate) fn new(machine: Machine) -> Self {
         Self { machine, applied: BTreeMap::new() }
     }
 
@@ -31,7 +31,7 @@ impl FaultTable {
     ///
     /// # Errors
     /// iptables refused the rules.
-    pub fn apply(&mut self, faults: &NetworkFaults, agents: &[Ipv4Addr]) -> Result<()> {
+    pub(crate) fn apply(&mut self, faults: &NetworkFaults, agents: &[Ipv4Addr]) -> Result<()> {
         for &agent in agents {
             let Some(holder) = self.machine.holder(agent) else { continue };
             let rules = rules(faults, agent);
