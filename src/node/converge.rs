@@ -19,6 +19,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Between two looks at files and sysctl of a host that is well.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Between two looks whether docker is there.
+const DOCKER_EVERY: Duration = Duration::from_secs(10);
 /// Between two proofs of a host that is well.
 const PROVE_EVERY: Duration = Duration::from_secs(600);
 
@@ -40,14 +42,26 @@ pub(crate) async fn converge(board: Arc<Board>, host: Host) {
         if kept.changed {
             watch.forget();
         }
+        let pause = kept.pause(phase);
         let asked = tokio::select! {
-            () = sleep(kept.pause(phase)) => false,
+            () = sleep(pause) => false,
+            () = docker_changed(&host, &kept) => false,
             () = watch.changed() => false,
             () = newer_order(&board, &order) => false,
             () = board.check_asked.notified() => true,
         };
         if asked {
             kept.proven_at = None;
+        }
+    }
+}
+
+/// Waits until docker comes, goes, falls silent or answers again.
+async fn docker_changed(host: &Host, kept: &Kept) {
+    loop {
+        sleep(DOCKER_EVERY).await;
+        if kept.docker.is_some() && kept.docker != Some(Clients::on(&host.root).docker_state().await) {
+            return;
         }
     }
 }

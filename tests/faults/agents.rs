@@ -10,8 +10,8 @@ const HOST: &str = "192.168.1.80";
 const OTHER: &str = "192.168.1.81";
 const ILL: &str = "192.168.1.82";
 const PUBLIC: &str = "192.168.1.50";
-/// A name that nodes have to write files for.
-const NAME: &str = "registry.example.com:8443";
+/// What nodes write where podman's store is asked for.
+const PODMAN: &str = "/etc/containers/certs.d/192.168.0.1/ca.crt";
 
 pub(super) const FAULTS: &[&str] = &[
     "an agent dies and is rebuilt with the same address",
@@ -28,7 +28,7 @@ pub(super) const FAULTS: &[&str] = &[
 #[ignore = "four minutes; ci/faults runs it"]
 fn an_agent_with_a_fault_is_told_of_and_heals() {
     let cluster = Cluster::start(3, 1);
-    cluster.install_and_wait(&options(""));
+    cluster.install_and_wait(&options(false));
     push_image(&cluster, HOST);
     docker_is_killed(&cluster);
     there_is_no_docker(&cluster);
@@ -41,8 +41,9 @@ fn an_agent_with_a_fault_is_told_of_and_heals() {
     cluster.uninstall();
 }
 
-fn options(extra: &str) -> serde_json::Value {
-    json!({ "registry": { "host": HOST }, "names": { "extra": extra }, "exposure": { "marathon_lb": false } })
+/// Without or with a store that nodes have to write; the registry itself has nothing to do with that.
+fn options(podman: bool) -> serde_json::Value {
+    json!({ "registry": { "host": HOST }, "trust": { "podman": podman }, "exposure": { "marathon_lb": false } })
 }
 
 fn an_agent_is_rebuilt(cluster: &Cluster) {
@@ -97,18 +98,18 @@ fn a_folder_is_made_a_link(cluster: &Cluster) {
     fault.ends();
 }
 
-/// It shows as soon as something is to be written: here a further name of the registry.
+/// It shows as soon as something is to be written: here a further store.
 fn etc_is_read_only(cluster: &Cluster) {
     let mut fault = Fault::begin(cluster, "`/etc` of an agent is mounted read-only", &[OTHER, ILL, PUBLIC]);
     cluster.sh_ok(ILL, "mount -o remount,ro /etc");
-    cluster.update(&options(NAME));
+    cluster.update(&options(true));
     fault.is_seen(90);
     cluster.sh_ok(ILL, "mount -o remount,rw /etc");
     fault.is_healed(90);
-    cluster.sh_ok(ILL, &format!("cat /etc/docker/certs.d/{NAME}/ca.crt"));
+    cluster.sh_ok(ILL, &format!("cat {PODMAN}"));
     fault.ends();
-    cluster.update(&options(""));
-    cluster.wait("the name to be gone", 60, || cluster.status().is_some_and(|status| !status["names"].to_string().contains("example")));
+    cluster.update(&options(false));
+    cluster.wait("the store to be left alone", 60, || !cluster.sh(ILL, &format!("ls {PODMAN}")).status.success());
     cluster.wait_converged();
 }
 
@@ -119,12 +120,12 @@ fn the_disk_is_full(cluster: &Cluster) {
     let task = cluster.running().0;
     let mut fault = Fault::begin(cluster, "the disk of an agent is full", &[OTHER, PUBLIC]);
     fill(cluster, &small);
-    cluster.update(&options(NAME));
+    cluster.update(&options(true));
     fault.is_seen(90);
     assert_eq!(cluster.running().0, task, "a full disk ends no node");
     cluster.sh_ok(&small, "rm /var/tmp/ballast");
     fault.is_healed(90);
-    cluster.sh_ok(&small, &format!("cat /etc/docker/certs.d/{NAME}/ca.crt"));
+    cluster.sh_ok(&small, &format!("cat {PODMAN}"));
     fault.ends();
     cluster.lab.leave(&small).unwrap();
     cluster.wait("the agent to be gone", 30, || cluster.agent_state(&small).is_none());

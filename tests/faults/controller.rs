@@ -1,5 +1,6 @@
 //! The agents that controller and registry live on, and the network between them and the others.
 
+use lab::host::AgentRole;
 use lab::server::{Faults, NetworkFaults};
 use serde_json::{Value, json};
 
@@ -45,8 +46,8 @@ fn a_controller_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
     let mut fault = Fault::begin(&cluster, "the disk of the controller's agent is full", &[CONTROLLER]);
     let task = controller_task(&cluster);
     fill(&cluster, &small);
-    // Something that has to be kept before it is done.
-    cluster.dcos_ok(&["job", "run", "private-registry.rotate"]);
+    // That it has a node has to be kept, for the day of the uninstall.
+    cluster.lab.add_agent(AgentRole::Private).unwrap();
     fault.is_seen(60);
     assert_eq!(controller_task(&cluster), task, "a full disk ends no controller");
     cluster.sh_ok(&small, "rm /var/tmp/ballast");
@@ -74,11 +75,14 @@ fn the_network_is_parted(cluster: &Cluster) {
 }
 
 fn the_controllers_task_is_killed(cluster: &Cluster) {
-    let (nodes, ca) = (cluster.running(), cluster.status().unwrap()["ca_fingerprint"].clone());
+    let (nodes, task, ca) = (cluster.running(), controller_task(cluster), cluster.status().unwrap()["ca_fingerprint"].clone());
     let mut fault = Fault::begin(cluster, "the controller's task is killed", &[OTHER, PUBLIC]);
     cluster.sh_ok(CONTROLLER, "pkill -9 -f '[p]rivate-registry controller'");
+    let killed = |cluster: &Cluster| controller_task(cluster) != task && is_well(cluster);
+    fault.is_healed_when(60, killed);
+    let shown = &cluster.get("/marathon/v2/apps/private-registry")["app"];
+    fault.reads(&format!("lastTaskFailure {}", shown["lastTaskFailure"]));
     fault.is_seen(10);
-    fault.is_healed(60);
     fault.ends();
     assert_eq!((cluster.running(), cluster.status().unwrap()["ca_fingerprint"].clone()), (nodes, ca));
 }

@@ -1,5 +1,6 @@
 //! DC/OS Enterprise: secret store, permissions, tokens and accounts.
 
+use lab::host::AgentRole;
 use lab::server::{NEWEST, Security};
 use serde_json::{Value, json};
 
@@ -45,15 +46,15 @@ fn secret_store_and_login_fail_and_come_back() {
     cluster.uninstall();
 }
 
-fn rotate(cluster: &Cluster) {
-    cluster.dcos_ok(&["job", "run", "private-registry.rotate"]);
+/// That it has a node has to be kept, for the day of the uninstall.
+fn an_agent_joins(cluster: &Cluster) {
+    cluster.lab.add_agent(AgentRole::Private).unwrap();
 }
 
-/// Sealed in the middle of something that has to be kept.
 fn the_store_is_sealed(cluster: &Cluster) {
     let mut fault = Fault::begin(cluster, "Enterprise: the secret store is sealed", &[OTHER, PUBLIC]);
     cluster.lab.control("POST", "/enterprise/seal", None).unwrap();
-    rotate(cluster);
+    an_agent_joins(cluster);
     fault.is_seen(60);
     cluster.lab.control("POST", "/enterprise/unseal", None).unwrap();
     fault.is_healed(90);
@@ -62,11 +63,11 @@ fn the_store_is_sealed(cluster: &Cluster) {
 
 fn the_store_refuses(cluster: &Cluster) {
     let mut fault = Fault::begin(cluster, "Enterprise: the secret store refuses a permission", &[OTHER, PUBLIC]);
-    let (resource, action) = ("dcos:secrets:default:/private-registry/next-ca", "full");
+    let (resource, action) = ("dcos:secrets:default:/private-registry/state", "full");
     let acl = format!("/acs/api/v1/acls/{}/users/{ACCOUNT}/{action}", resource.replace('/', "%252F"));
     let taken = cluster.http("DELETE", &acl, None);
     assert_eq!(taken.0, 204, "{}", taken.1);
-    rotate(cluster);
+    an_agent_joins(cluster);
     fault.is_seen(60);
     cluster.grant(ACCOUNT, resource, action);
     fault.is_healed(90);
