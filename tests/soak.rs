@@ -47,7 +47,6 @@ fn nothing_grows_however_long_agents_come_and_go() {
     let cluster = Cluster::start(3, 1);
     cluster.install_and_wait(&json!({
         "registry": { "host": HOST, "drain_seconds": 2 }, "service": { "host": OTHER }, "exposure": { "marathon_lb": false },
-        "garbage_collection": { "delete_untagged": true },
     }));
     let (began, mut series, mut churn) = (Instant::now(), Series::new(), Churn::default());
     let mut next_look = 0.0;

@@ -372,6 +372,10 @@ impl Controller {
                     CALM
                 }
                 Err(error) => {
+                    if matches!(error, ControllerError::State(_)) {
+                        // Only what is kept counts: the next pass goes on from there, as after a restart.
+                        self.state = None;
+                    }
                     tracing::warn!(error = chain(&error), "this pass failed; trying again");
                     self.shared.trouble(chain(&error));
                     CALM

@@ -123,7 +123,7 @@ fn the_disk_is_full(cluster: &Cluster) {
     cluster.update(&options(true));
     fault.is_seen(90);
     assert_eq!(cluster.running().0, task, "a full disk ends no node");
-    cluster.sh_ok(&small, "rm /var/tmp/ballast");
+    make_room(cluster, &small);
     fault.is_healed(90);
     cluster.sh_ok(&small, &format!("cat {PODMAN}"));
     fault.ends();
@@ -131,10 +131,16 @@ fn the_disk_is_full(cluster: &Cluster) {
     cluster.wait("the agent to be gone", 30, || cluster.agent_state(&small).is_none());
 }
 
-/// Takes all room of an agent's own disk.
+/// Takes all room of an agent's own disk, and whatever becomes free, until [`make_room`].
 pub(super) fn fill(cluster: &Cluster, agent: &str) {
-    cluster.sh(agent, "cat /dev/zero >/var/tmp/ballast 2>/dev/null");
+    let line = "rm -f /run/enough; while [ ! -e /run/enough ]; do cat /dev/zero >>/var/tmp/ballast; sleep 0.1; done";
+    cluster.sh_ok(agent, &format!("setsid sh -c '{line}' >/dev/null 2>&1 </dev/null & sleep 3"));
     assert!(!cluster.sh(agent, "echo x >/var/tmp/more").status.success(), "there is still room on {agent}");
+}
+
+/// The disk has room again.
+pub(super) fn make_room(cluster: &Cluster, agent: &str) {
+    cluster.sh_ok(agent, "touch /run/enough; sleep 1; rm /var/tmp/ballast");
 }
 
 /// An agent joins, and whatever it fetches from the controller comes damaged.

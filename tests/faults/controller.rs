@@ -4,7 +4,7 @@ use lab::host::AgentRole;
 use lab::server::{Faults, NetworkFaults};
 use serde_json::{Value, json};
 
-use super::agents::fill;
+use super::agents::{fill, make_room};
 use super::{Fault, is_well, push_image, state_of};
 use crate::support::Cluster;
 
@@ -50,7 +50,7 @@ fn a_controller_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
     cluster.lab.add_agent(AgentRole::Private).unwrap();
     fault.is_seen(60);
     assert_eq!(controller_task(&cluster), task, "a full disk ends no controller");
-    cluster.sh_ok(&small, "rm /var/tmp/ballast");
+    make_room(&cluster, &small);
     fault.is_healed(90);
     fault.ends();
 }
