@@ -777,6 +777,7 @@ impl Controller {
             }
         }
         report.problems.extend(self.marathon_lb.problem(&self.options, observed));
+        report.problems.extend(plan::lost_home(&self.options, observed));
         report.advice.extend(exposure::advice(&self.options, observed));
         report.collections = self.collections.reports();
         report.copies = self.copies.reports();

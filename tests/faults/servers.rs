@@ -4,7 +4,7 @@ use lab::host::AgentRole;
 use lab::server::{Faults, NetworkFaults, Trouble};
 use serde_json::json;
 
-use super::{Fault, is_well, push_image, state_of};
+use super::{Fault, is_well, log_of, push_image, state_of};
 use crate::support::Cluster;
 
 const HOST: &str = "192.168.1.80";
@@ -95,9 +95,12 @@ fn marathon_is_late(cluster: &Cluster) {
     let mut fault = Fault::begin(cluster, "Marathon does its work and answers 503 ten seconds later", &[OTHER, PUBLIC]);
     set(cluster, &Faults { marathon: Some(Trouble::Late), ..Faults::default() });
     let new = cluster.lab.add_agent(AgentRole::Private).unwrap();
-    fault.is_seen(60);
     // It need not end: what was done counts, whatever was answered.
-    fault.is_healed_when(60, |cluster| state_of(cluster, &new) == "trusted");
+    fault.is_healed_when(90, |cluster| state_of(cluster, &new) == "trusted");
+    let log = || log_of(cluster, "private-registry", "192.168.1.81");
+    cluster.wait("the answer", 30, || log().contains("answered 503"));
+    fault.reads(&log());
+    fault.is_seen(10);
     heal(cluster);
     fault.ends();
 }
