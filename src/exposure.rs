@@ -294,7 +294,7 @@ mod tests {
 
     fn agent(host: &str, public: bool, ports: &str) -> Agent {
         let ports = Ports::parse(ports);
-        Agent { id: host.into(), host: host.parse().unwrap(), public, active: true, free: Resources::default(), ports }
+        Agent { id: host.into(), host: host.parse().unwrap(), public, active: true, recovered: false, free: Resources::default(), ports }
     }
 
     fn clashes(given: Value, other: AppClaims, observed: &Observed) -> Vec<String> {

@@ -480,6 +480,7 @@ mod tests {
             host: format!("10.0.0.{n}").parse().unwrap(),
             public: false,
             active: true,
+            recovered: false,
             free,
             ports: Ports::default(),
         };

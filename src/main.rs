@@ -455,7 +455,9 @@ fn forever<E: Error + 'static>(role: impl Future<Output = Result<(), E>>) -> Exi
 
 /// Logs what is of this level or worse, line by line, to standard error.
 fn log_from(level: LevelFilter) {
-    tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(std::io::stderr);
+    // A full disk must not end a role: the line is lost, and a word about that loss could not be written either.
+    log.log_internal_errors(false).init();
 }
 
 /// Reads the command line. The dcos CLI starts the program by another name than the one that its user types.

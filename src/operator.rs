@@ -75,7 +75,10 @@ pub enum OperatorError {
     #[error("the HTTP client cannot be made")]
     Client(#[from] reqwest::Error),
     /// The controller or Metronome.
-    #[error("{service} does not answer; `dcos package list` shows under APP what --name takes (a new one needs up to a minute)")]
+    #[error(
+        "{service} does not answer; `dcos package list` shows under APP what --name takes (a new one needs up to a minute). If that is its name, \
+         its controller does not run: `dcos marathon app show /{service}` says why. Pulls and pushes do not depend on it"
+    )]
     Unreachable {
         /// Name of the service.
         service: String,

@@ -360,6 +360,8 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
                 );
             }
             Some(_) => {}
+            // It was there when the app was pinned to it: that it is lost now makes no option unusable.
+            None if is_pinned_to(if field == "service.host" { &observed.own_app } else { &observed.registry }, host) => {}
             None => {
                 let known: Vec<_> = observed.agents.iter().filter(|a| !a.public).map(|a| a.host.to_string()).collect();
                 let reason = format!("Mesos has no agent of this name; it has {}", known.join(", "));
@@ -642,6 +644,22 @@ pub fn home(observed: &Observed) -> Option<Host> {
     label.and_then(|host| host.parse().ok()).or_else(|| job.and_then(matched_host))
 }
 
+fn is_pinned_to(app: &Option<App>, host: &Host) -> bool {
+    app.as_ref().and_then(|app| pinned_host(&app.spec)).as_ref() == Some(host)
+}
+
+/// What to know where the agent is lost that keeps the images.
+pub fn lost_home(options: &Options, observed: &Observed) -> Option<String> {
+    let host = options.registry.host.as_ref().filter(|_| options.registry.enabled)?;
+    let is_lost = is_pinned_to(&observed.registry, host) && !observed.agents.iter().any(|agent| agent.host == *host);
+    is_lost.then(|| {
+        format!(
+            "registry.host = {host}: Mesos has lost this agent, and with it the registry; it runs again as soon as the agent is back. \
+             Another agent in registry.host would start without its images"
+        )
+    })
+}
+
 fn pinned_host(app: &Value) -> Option<Host> {
     let constraints = app["constraints"].as_array()?;
     let pin = constraints.iter().find(|c| c[0] == "hostname" && c[1] == "LIKE")?;
@@ -675,7 +693,9 @@ fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row
             NodePhase::Failed => (RowState::Failed, first_or(&status.errors, "the node reports a failure without a reason")),
             NodePhase::Restored => (RowState::Pending, "restored".into()),
         },
-        (None, Some(_)) => (RowState::Pending, "the node is starting, or does not answer".into()),
+        (None, Some(_)) if agent.recovered => (RowState::Pending, RECOVERED.into()),
+        (None, Some(instance)) => (RowState::Pending, silent(&agent.host, instance.port)),
+        (None, None) if agent.recovered => (RowState::Pending, RECOVERED.into()),
         (None, None) if !agent.active => {
             (RowState::Pending, "Mesos places nothing here: the agent is draining, deactivated or disconnected".into())
         }
@@ -693,6 +713,21 @@ fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row
 
 /// What no setting makes possible over plain HTTP.
 const NOT_COVERED: &str = "Mesos' own image puller speaks http only on port 80";
+
+/// An agent of whom a new Mesos master has only heard.
+const RECOVERED: &str = "has not come back yet to the Mesos master that has taken over; until it has, it counts as before";
+
+/// Why a node has nothing to say, as far as can be known from here.
+fn silent(host: &Host, port: Option<u16>) -> String {
+    match port {
+        // Marathon counts it as running.
+        Some(port) => format!(
+            "the node does not answer at {host}:{port}: it is starting, its agent is down, or nothing passes between that and the \
+             controller's; `dcos private-registry logs {host}` says more"
+        ),
+        None => "Marathon is starting the node".into(),
+    }
+}
 
 fn first_or(errors: &[String], otherwise: &str) -> String {
     errors.first().cloned().unwrap_or_else(|| otherwise.to_string())
@@ -717,7 +752,15 @@ pub(crate) mod tests {
 
     pub(crate) fn agent(host: &str) -> Agent {
         let free = Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 };
-        Agent { id: format!("id-{host}"), host: host.parse().unwrap(), public: false, active: true, free, ports: Ports::default() }
+        Agent {
+            id: format!("id-{host}"),
+            host: host.parse().unwrap(),
+            public: false,
+            active: true,
+            recovered: false,
+            free,
+            ports: Ports::default(),
+        }
     }
 
     fn full(host: &str) -> Agent {
@@ -778,6 +821,24 @@ pub(crate) mod tests {
         };
         assert_eq!(faults("3", "1.7.202"), ["registry.generation"]);
         assert!(faults("2", "1.4.2").is_empty() && faults("3", "1.8.180").is_empty());
+    }
+
+    #[test]
+    fn an_agent_that_is_lost_makes_no_option_unusable_and_one_that_never_was_there_does() {
+        let options = Options::from_json(&json!({ "registry": { "host": "10.0.0.9" } })).unwrap();
+        let marathon = versions::Marathon { version: "1.11.24".parse().unwrap() };
+        let mut observed = Observed { marathon, agents: vec![agent("10.0.0.1")], ..Observed::default() };
+        let refused = refuse(&options, &observed).unwrap_err().to_string();
+        assert!(refused.contains("Mesos has no agent of this name"), "{refused}");
+        assert_eq!(lost_home(&options, &observed), None);
+
+        let spec = json!({ "constraints": [["hostname", "LIKE", documents::exactly(&"10.0.0.9".parse().unwrap())]],
+                           "labels": wanted().documents.registry["labels"] });
+        observed.registry = Some(App { spec, tasks: vec![] });
+        refuse(&options, &observed).unwrap();
+        assert!(lost_home(&options, &observed).unwrap().contains("Mesos has lost this agent"));
+        observed.agents.push(agent("10.0.0.9"));
+        assert_eq!(lost_home(&options, &observed), None);
     }
 
     #[test]

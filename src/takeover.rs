@@ -312,6 +312,7 @@ mod tests {
             host: host.parse().unwrap(),
             public,
             active: true,
+            recovered: false,
             free: Resources { cpus: 1.0, mem: 1000.0, disk: 1000.0 },
             ports: crate::dcos::mesos::Ports::default(),
         };

@@ -137,7 +137,8 @@ fn marathon_that_fails_for_a_while_is_waited_for(cluster: &Cluster) {
         cluster.wait("the agent to be covered", 60, || cluster.agent_state(&new).is_some_and(|(state, _)| state == "trusted"));
     }
     let left = cluster.lab.control("GET", "/faults", None).unwrap();
-    assert_eq!(left, json!({ "marathon_unavailable": 0, "marathon_locked": 0 }), "Marathon was not asked to change anything");
+    let left = [&left["marathon_unavailable"], &left["marathon_locked"]];
+    assert_eq!(left, [&json!(0), &json!(0)], "Marathon was not asked to change anything");
 }
 
 fn an_agent_that_is_away_during_the_uninstall_is_named_and_can_be_restored_by_hand(cluster: &Cluster) {

@@ -21,8 +21,9 @@ use crate::secret::Secret;
 
 const PRIVATE_KEY: &str = "PRIVATE KEY";
 const DAY: i64 = 24 * 60 * 60;
-/// Certificates start this many seconds in the past, for hosts whose clock is behind.
-const CLOCK_SKEW: i64 = 60 * 60;
+/// Certificates start this many seconds in the past: for hosts whose clock is up to a day behind, and for a controller whose own is a
+/// day ahead.
+const CLOCK_SKEW: i64 = 25 * 60 * 60;
 const NAME_CONSTRAINTS: [u64; 4] = [2, 5, 29, 30];
 
 /// Why there is no authority or no leaf.
@@ -581,6 +582,21 @@ mod tests {
         assert_eq!(chain[0].subject(), "CN=registry.marathon.mesos");
         assert!(!chain[0].is_ca());
         assert_eq!(chain[1..], [authority.certificate().clone()]);
+    }
+
+    #[test]
+    fn the_clock_of_the_controller_or_of_a_client_may_be_a_day_off() {
+        let verified = |signed_at: i64, looked_at: i64| {
+            let authority = Authority::create("private-registry", 1, &names(&NAMES), signed_at, 3650).unwrap();
+            let chain = authority.sign_leaf(&csr(), &names(&NAMES), signed_at, 90).unwrap();
+            openssl_verify(&authority, &chain, &["-attime", &looked_at.to_string()])
+        };
+        let now = now();
+        for off in [-DAY, 0, DAY] {
+            verified(now + off, now).unwrap();
+            verified(now, now + off).unwrap();
+        }
+        assert!(verified(now + 2 * DAY, now).unwrap_err().contains("not yet valid"));
     }
 
     #[test]

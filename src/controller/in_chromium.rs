@@ -41,7 +41,7 @@ fn agent(n: usize) -> AgentReport {
             "set",
         ),
         17 => ("pending", "not proven yet", "set"),
-        73 => ("pending", "the node is starting, or does not answer", "unknown"),
+        73 => ("pending", "Marathon is starting the node", "unknown"),
         _ => ("trusted", "proven by curl and docker", if n.is_multiple_of(7) { "already set" } else { "set" }),
     };
     AgentReport {

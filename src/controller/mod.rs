@@ -41,14 +41,15 @@ use crate::certificates::CertificateError;
 use crate::copying;
 use crate::dcos::login::{self, CredentialError};
 use crate::dcos::mesos::Mesos;
-use crate::dcos::{ApiError, chain};
+use crate::dcos::metronome::Job;
+use crate::dcos::{ApiError, chain, versions};
 use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Facts, TemplateError};
 use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
-use crate::protocol::{Collection, OrderKind, SignedOrder, Stores, TrustBundle, env};
+use crate::protocol::{Collection, Order, OrderKind, SignedOrder, Stores, TrustBundle, env};
 use crate::secret::Secret;
 use crate::security;
 use crate::settings;
@@ -242,6 +243,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         copies: Copies::default(),
         preloads: Preloads::default(),
         refused_schedules: BTreeMap::new(),
+        jobs: None,
     };
     controller.converge_for_ever().await
 }
@@ -335,6 +337,8 @@ struct Controller {
     preloads: Preloads,
     /// Schedules that Metronome does not understand, by the ids of their jobs, and what it said.
     refused_schedules: BTreeMap<String, (serde_json::Value, String)>,
+    /// What Metronome has said last.
+    jobs: Option<(versions::Metronome, BTreeMap<String, Job>)>,
 }
 
 impl Controller {
@@ -368,6 +372,10 @@ impl Controller {
                     CALM
                 }
                 Err(error) => {
+                    if matches!(error, ControllerError::State(_)) {
+                        // Only what is kept counts: the next pass goes on from there, as after a restart.
+                        self.state = None;
+                    }
                     tracing::warn!(error = chain(&error), "this pass failed; trying again");
                     self.shared.trouble(chain(&error));
                     CALM
@@ -383,7 +391,8 @@ impl Controller {
 
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
-        let mut observed = observe::cluster(&self.cluster, &self.options).await?;
+        let mut observed = observe::without_jobs(&self.cluster.mesos, &self.cluster.marathon, &self.options).await?;
+        let without_metronome = self.look_at_jobs(&mut observed).await?;
         if plan::is_removal_ordered(&self.options, &observed) {
             return Ok(Pass::Remove);
         }
@@ -406,7 +415,9 @@ impl Controller {
             none => {
                 let store = self.cluster.store(&self.options.service.name)?;
                 let own = OwnCa { organization: &self.options.security.organization, names: &bare, days: self.options.trust.ca_days };
-                none.insert(State::open(store, anchor.is_own().then_some(own), now).await?)
+                let mut opened = State::open(store, anchor.is_own().then_some(own), now).await?;
+                opened.inherit(trusted_before(&observed), now).await?;
+                none.insert(opened)
             }
         };
         // New names come into force with a CA that may speak for them.
@@ -502,9 +513,14 @@ impl Controller {
         self.takeover_since = takeover.as_ref().map(|_| self.takeover_since.unwrap_or_else(Instant::now));
         let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, takeover, users };
         self.prove_after_switch(&wanted, &mut observed).await;
-        let plan = plan::converge(&wanted, &observed);
+        let mut plan = plan::converge(&wanted, &observed);
+        if let Some(error) = without_metronome {
+            plan.waiting.push(format!(
+                "Metronome, without which no run of a job is seen or started; agents and registry are looked after all the same: {error}"
+            ));
+        }
         let order = RotationOrder { names: bare, run: rotate_run };
-        self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
+        plan.waiting.extend(self.apply(&plan, &wanted, &observed, &in_force, &order).await?);
         self.follow_runs(&observed, &wanted).await;
         if !self.copies.is_busy() && !copying::holds_back(&observed.registries) {
             let mut turn = turns::one_may_restart(&observed) && !plan.actions.iter().any(turns::is_restart);
@@ -523,6 +539,26 @@ impl Controller {
         self.shared.metrics.see(&wanted, &observed, &report);
         self.shared.publish(report);
         Ok(if done { Pass::Done } else { Pass::Unfinished })
+    }
+
+    /// Asks Metronome for the jobs. When it does not answer, what it has said last counts, and why it does not is returned: agents and
+    /// registry do not depend on it.
+    ///
+    /// # Errors
+    /// It does not answer, and has never done so.
+    async fn look_at_jobs(&mut self, observed: &mut Observed) -> Result<Option<String>, ApiError> {
+        match observe::jobs(&self.cluster.metronome, &self.options).await {
+            Ok(said) => {
+                (observed.metronome, observed.jobs) = said.clone();
+                self.jobs = Some(said);
+                Ok(None)
+            }
+            Err(error) => {
+                let Some(last) = &self.jobs else { return Err(error) };
+                (observed.metronome, observed.jobs) = last.clone();
+                Ok(Some(chain(&error)))
+            }
+        }
     }
 
     /// Where there is no secret store the controller belongs to the host that holds its state. Where no option names one, it pins its
@@ -577,6 +613,7 @@ impl Controller {
         observed.passes_at_switch = self.passes_at_switch.clone().unwrap_or_default();
     }
 
+    /// Performs the actions; what Marathon has put off because of a deployment is returned.
     async fn apply(
         &mut self,
         plan: &Plan,
@@ -584,8 +621,9 @@ impl Controller {
         observed: &Observed,
         names: &[HostPort],
         order: &RotationOrder,
-    ) -> Result<(), ControllerError> {
+    ) -> Result<Vec<String>, ControllerError> {
         let ids = &wanted.documents;
+        let mut put_off = Vec::new();
         for action in &plan.actions {
             if matches!(action, Action::PutSchedule { job, schedule, .. } if self.refused_schedules.get(job).is_some_and(|(known, _)| known == schedule))
             {
@@ -668,13 +706,17 @@ impl Controller {
                 }
                 (Action::PutSchedule { job, .. }, Ok(())) => drop(self.refused_schedules.remove(job)),
                 // Somebody else's deployment came in between: the next pass sees it.
-                (_, Err(error)) if error.is_conflict() => tracing::info!(%error, "waiting for a deployment"),
+                (_, Err(error)) if error.is_conflict() => {
+                    tracing::info!(%error, "waiting for a deployment");
+                    put_off.push(format!("a deployment to end; until then this is put off: {action} ({error})"));
+                    continue;
+                }
                 (_, other) => other?,
             }
             self.shared.metrics.acted(action);
             self.shared.acted(action.to_string());
         }
-        Ok(())
+        Ok(put_off)
     }
 
     async fn certify(&mut self, observed: &Observed, address: &str, names: &[HostPort]) -> Result<(), ControllerError> {
@@ -735,6 +777,7 @@ impl Controller {
             }
         }
         report.problems.extend(self.marathon_lb.problem(&self.options, observed));
+        report.problems.extend(plan::lost_home(&self.options, observed));
         report.advice.extend(exposure::advice(&self.options, observed));
         report.collections = self.collections.reports();
         report.copies = self.copies.reports();
@@ -776,6 +819,20 @@ async fn prove_after_takeover(
         observe::ask_for_proof(cluster, observed, trust).await;
     }
     observed.passes_at_takeover = passes.clone();
+}
+
+/// The CA certificates that the present nodes were started with, whoever has signed the order.
+fn trusted_before(observed: &Observed) -> Vec<String> {
+    use base64::Engine as _;
+    let read = || -> Option<Order> {
+        let text = observed.pod.as_ref()?.spec["environment"][env::FIRST_ORDER].as_str()?;
+        let signed: SignedOrder = serde_json::from_str(text).ok()?;
+        serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(signed.payload).ok()?).ok()
+    };
+    match read().map(|order| order.kind) {
+        Some(OrderKind::Trust(bundle)) => bundle.certificates,
+        _ => Vec::new(),
+    }
 }
 
 /// The first order that the present pod carries, if it was signed with our key: a newer bundle is no reason to replace every node.

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::cluster::Cluster;
 use crate::dcos::marathon::{Instance, Marathon};
 use crate::dcos::mesos::Mesos;
-use crate::dcos::metronome::Metronome;
+use crate::dcos::metronome::{Job, Metronome};
 use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
 use crate::names::Host;
@@ -32,16 +32,34 @@ pub(crate) async fn services(
     metronome_client: &Metronome,
     options: &Options,
 ) -> Result<Observed, ApiError> {
+    let mut observed = without_jobs(mesos, marathon_client, options).await?;
+    (observed.metronome, observed.jobs) = jobs(metronome_client, options).await?;
+    Ok(observed)
+}
+
+/// Which Metronome there is, and the service's jobs.
+pub(super) async fn jobs(
+    metronome_client: &Metronome,
+    options: &Options,
+) -> Result<(versions::Metronome, BTreeMap<String, Job>), ApiError> {
+    // Only jobs with secrets depend on it.
+    let version = if options.has_account() { metronome_client.version().await? } else { versions::Metronome::default() };
+    let mut jobs = BTreeMap::new();
+    for id in documents::job_ids(options) {
+        if let Some(job) = metronome_client.job(&id).await? {
+            jobs.insert(id, job);
+        }
+    }
+    Ok((version, jobs))
+}
+
+/// Asks Mesos and Marathon alone.
+pub(super) async fn without_jobs(mesos: &Mesos, marathon_client: &Marathon, options: &Options) -> Result<Observed, ApiError> {
     let pod_id = documents::pod_id(options);
     let registry_id = documents::registry_id(options);
     let own_id = format!("/{}", options.service.name);
-    let metronome = async {
-        // Only jobs with secrets depend on it.
-        if options.has_account() { metronome_client.version().await } else { Ok(versions::Metronome::default()) }
-    };
-    let (marathon, metronome, agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
+    let (marathon, agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
         marathon_client.version(),
-        metronome,
         mesos.agents(),
         marathon_client.pod(&pod_id),
         marathon_client.app(&registry_id),
@@ -49,23 +67,7 @@ pub(crate) async fn services(
         marathon_client.locked(),
         marathon_client.claims(),
     )?;
-    let mut observed = Observed {
-        marathon,
-        metronome,
-        agents,
-        pod,
-        registry,
-        own_app,
-        locked: locked.into_iter().collect(),
-        claims,
-        ..Observed::default()
-    };
-    for id in documents::job_ids(options) {
-        if let Some(job) = metronome_client.job(&id).await? {
-            observed.jobs.insert(id, job);
-        }
-    }
-    Ok(observed)
+    Ok(Observed { marathon, agents, pod, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() })
 }
 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.

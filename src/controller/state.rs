@@ -301,6 +301,24 @@ impl State {
         if self.next.is_none() { self.store.remove(Entry::NextCa).await } else { Ok(()) }
     }
 
+    /// Goes on trusting the CAs of an earlier controller whose keys are lost, until the registry serves with a certificate of the new CA
+    /// and every agent has proven that. Only a state that has given no order yet inherits.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn inherit(&mut self, certificates: Vec<String>, now: i64) -> Result<(), StateError> {
+        let Some(own) = self.signing.as_ref().map(Certificate::pem).filter(|_| self.record.version == 0) else { return Ok(()) };
+        let is_other_ca = |pem: &String| *pem != own && Certificate::parse_pem(pem).is_ok_and(|certificate| certificate.is_ca());
+        let earlier: Vec<String> = certificates.into_iter().filter(is_other_ca).collect();
+        if earlier.is_empty() || self.record.rotation.is_some() {
+            return Ok(());
+        }
+        tracing::warn!("this service runs already and its keys are not here: its CA stays trusted until the new one is proven everywhere");
+        self.record.earlier = earlier;
+        self.record.rotation = Some(Rotation { stage: Stage::Switched, reason: Reason::LostKey, since: now, link: None });
+        self.save().await
+    }
+
     /// Remembers agents that have files of ours, so that an uninstall can name those that are away by then.
     ///
     /// # Errors
@@ -786,6 +804,29 @@ mod tests {
         let made = open(&root, ONE).await.ca().unwrap().fingerprint();
         assert_eq!(open_plain().await.ca().map(Certificate::fingerprint), Some(made.clone()));
         assert_eq!(open(&root, ONE).await.ca().unwrap().fingerprint(), made);
+    }
+
+    #[tokio::test]
+    async fn a_controller_without_the_keys_of_the_one_before_trusts_its_ca_until_the_new_one_is_proven() {
+        let (lost, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let before = open(&HostRoot::at(lost.path()), ONE).await.trusted_certificates();
+        let root = HostRoot::at(dir.path());
+        let mut state = open(&root, ONE).await;
+        let own = state.trusted_certificates();
+        state.inherit(own.clone(), NOW).await.unwrap();
+        assert_eq!((state.trusted_certificates(), state.rotation()), (own.clone(), None), "there is nothing to inherit");
+        state.inherit(before.clone(), NOW).await.unwrap();
+        // Killed and started again.
+        let mut state = open(&root, ONE).await;
+        assert_eq!(state.trusted_certificates(), [own.clone(), before.clone()].concat());
+        assert_eq!(state.rotation().map(|rotation| (rotation.stage, rotation.reason)), Some((Stage::Switched, Reason::LostKey)));
+        assert_eq!(state.rotation_due(&names(ONE), Some("run"), NOW).unwrap(), None);
+        assert!(state.speaks_for(&names(ONE)).unwrap(), "it can sign");
+        state.retire_earlier().await.unwrap();
+        assert_eq!(state.trusted_certificates(), own);
+        state.order(OrderKind::Restore).await.unwrap();
+        state.inherit(before, NOW).await.unwrap();
+        assert_eq!(state.trusted_certificates(), own, "later there is nothing to inherit any more");
     }
 
     #[tokio::test]

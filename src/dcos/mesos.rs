@@ -19,6 +19,8 @@ pub struct Agent {
     pub public: bool,
     /// Connected, and neither draining nor deactivated: tasks can be placed there.
     pub active: bool,
+    /// A new master knows it from the one before and waits for it to come back: it is not lost.
+    pub recovered: bool,
     /// What nobody uses now; resources on offer count as free, they come back.
     pub free: Resources,
     /// Ports that it offers to tasks of its role, used or not.
@@ -80,13 +82,13 @@ impl Resources {
 pub struct Mesos(pub Api);
 
 impl Mesos {
-    /// The registered agents (`GET /slaves`). Agents that have not come back after a master's fail-over are not among them.
+    /// The registered agents, and those that have not come back yet after a master's fail-over (`GET /slaves`).
     ///
     /// # Errors
     /// When the master does not answer or answers nonsense. An agent whose host name is not one is left out with a warning.
     pub async fn agents(&self) -> Result<Vec<Agent>, ApiError> {
         let answer: Slaves = self.0.get("/slaves").await?;
-        Ok(answer.slaves.into_iter().filter_map(Slave::agent).collect())
+        Ok(answer.agents())
     }
 }
 
@@ -120,6 +122,43 @@ impl Mesos {
 #[derive(Deserialize)]
 struct Slaves {
     slaves: Vec<Slave>,
+    #[serde(default)]
+    recovered_slaves: Vec<Recovered>,
+}
+
+impl Slaves {
+    fn agents(self) -> Vec<Agent> {
+        let recovered = self.recovered_slaves.into_iter().filter_map(Recovered::agent);
+        self.slaves.into_iter().filter_map(Slave::agent).chain(recovered).collect()
+    }
+}
+
+/// What a new master knows of an agent before it is back: what the registry of the masters holds.
+#[derive(Deserialize)]
+struct Recovered {
+    id: String,
+    hostname: String,
+    #[serde(default)]
+    attributes: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Recovered {
+    fn agent(self) -> Option<Agent> {
+        let host = host_of(&self.hostname)?;
+        let public = has_public_ip(&self.attributes);
+        let (free, ports) = (Resources::default(), Ports::default());
+        Some(Agent { id: self.id, host, public, active: false, recovered: true, free, ports })
+    }
+}
+
+/// A host name that can be used; of another one there is a warning.
+fn host_of(hostname: &str) -> Option<Host> {
+    let host = hostname.parse();
+    host.inspect_err(|error| tracing::warn!(hostname, %error, "agent left out: its host name cannot be used")).ok()
+}
+
+fn has_public_ip(attributes: &serde_json::Map<String, serde_json::Value>) -> bool {
+    attributes.get("public_ip").and_then(|v| v.as_str()) == Some("true")
 }
 
 #[derive(Deserialize)]
@@ -155,16 +194,9 @@ struct Scalars {
 
 impl Slave {
     fn agent(self) -> Option<Agent> {
-        let host = match self.hostname.parse() {
-            Ok(host) => host,
-            Err(error) => {
-                tracing::warn!(hostname = self.hostname, %error, "agent left out: its host name cannot be used");
-                return None;
-            }
-        };
+        let host = host_of(&self.hostname)?;
         // In strict mode reserved resources are filtered by permission; the attribute is not.
-        let public = self.attributes.get("public_ip").and_then(|v| v.as_str()) == Some("true")
-            || self.reserved_resources_full.get(PUBLIC_ROLE).is_some_and(is_for_good);
+        let public = has_public_ip(&self.attributes) || self.reserved_resources_full.get(PUBLIC_ROLE).is_some_and(is_for_good);
         let of_role = if public { self.reserved_resources.get(PUBLIC_ROLE) } else { Some(&self.unreserved_resources) };
         let ports = of_role.and_then(|resources| resources["ports"].as_str()).map(Ports::parse).unwrap_or_default();
         Some(Agent {
@@ -172,6 +204,7 @@ impl Slave {
             host,
             public,
             active: self.active && !self.deactivated && self.drain_info.is_none(),
+            recovered: false,
             free: Resources {
                 cpus: self.resources.cpus - self.used_resources.cpus,
                 mem: self.resources.mem - self.used_resources.mem,
@@ -210,7 +243,7 @@ mod tests {
             {"id": "c", "hostname": "../etc", "active": true, "resources": {}, "used_resources": {}}
         ]}))
         .unwrap();
-        let agents: Vec<_> = slaves.slaves.into_iter().filter_map(Slave::agent).collect();
+        let agents = slaves.agents();
         assert_eq!(
             agents.iter().map(|a| (a.public, a.active)).collect::<Vec<_>>(),
             [(true, true), (true, false), (false, true)],
@@ -219,5 +252,20 @@ mod tests {
         assert_eq!(agents[0].free, Resources { cpus: 1.5, mem: 60.0, disk: 50.0 });
         assert!(agents[1].ports.contains(5000) && !agents[1].ports.contains(22) && agents[0].ports.is_empty());
         assert_eq!(agents[1].ports.to_string(), "1-21, 23-5050");
+    }
+
+    #[test]
+    fn agents_that_a_new_master_still_waits_for_are_not_lost() {
+        let slaves: Slaves = serde_json::from_value(serde_json::json!({"slaves": [
+            {"id": "a", "hostname": "10.0.0.1", "active": true, "resources": {}, "used_resources": {}},
+        ], "recovered_slaves": [
+            {"id": "b", "hostname": "10.0.0.2", "port": 5051, "attributes": {"public_ip": "true"}},
+            {"id": "c", "hostname": "10.0.0.3", "port": 5051, "attributes": {}},
+        ]}))
+        .unwrap();
+        let seen: Vec<_> =
+            slaves.agents().into_iter().map(|agent| (agent.host.to_string(), agent.public, agent.active, agent.recovered)).collect();
+        let expected = [("10.0.0.1", false, true, false), ("10.0.0.2", true, false, true), ("10.0.0.3", false, false, true)];
+        assert_eq!(seen, expected.map(|(host, public, active, recovered)| (host.to_string(), public, active, recovered)));
     }
 }

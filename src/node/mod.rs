@@ -21,6 +21,7 @@ mod sysctl;
 mod system_store;
 mod trust;
 mod tutorial;
+mod watch;
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod kills;

@@ -28,6 +28,20 @@ const AT_ONCE: usize = 8;
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 const MAX_DETAIL_CHARS: usize = 400;
 
+/// Begins what is told of a daemon that has a socket and nobody behind it.
+pub(super) const NO_DAEMON: &str = "the docker daemon does not answer";
+
+/// How the docker daemon stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DockerState {
+    /// It has no socket.
+    Absent,
+    /// It has one, and nobody answers.
+    Silent,
+    /// It answers.
+    Answers,
+}
+
 /// The clients that this host has.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Clients {
@@ -52,6 +66,15 @@ impl Clients {
     pub(crate) fn on(root: &HostRoot) -> Self {
         let docker = Some(root.docker_socket()).filter(|socket| socket.exists());
         Self { docker, curl: Curl::of_dcos(root).or_else(|| Curl::of_system(root)) }
+    }
+
+    /// Looks whether docker answers, which costs nobody anything.
+    pub(crate) async fn docker_state(&self) -> DockerState {
+        let Some(socket) = &self.docker else { return DockerState::Absent };
+        match timeout(PATIENCE, UnixStream::connect(socket)).await {
+            Ok(Ok(_)) => DockerState::Answers,
+            _ => DockerState::Silent,
+        }
     }
 
     /// Asks every client to contact every name, and returns what each said. Of our own names those that are inside.
@@ -174,7 +197,7 @@ async fn ask_docker(socket: &Path, name: &str) -> Answer {
     let login = serde_json::json!({ "username": "private-registry", "password": "proof", "serveraddress": name });
     match post(socket, "/auth", login.to_string()).await {
         Ok((status, text)) => judge_docker(status, &text),
-        Err(error) => unreachable(format!("the docker daemon does not answer at {}: {error}", socket.display())),
+        Err(error) => unreachable(format!("{NO_DAEMON} at {}: {error}", socket.display())),
     }
 }
 
@@ -183,7 +206,7 @@ async fn ask_docker(socket: &Path, name: &str) -> Answer {
 async fn ask_docker_to_pull(socket: &Path, name: &str) -> Answer {
     match post(socket, &format!("/images/create?fromImage={name}/private-registry/proof&tag=none"), String::new()).await {
         Ok((status, text)) => judge_pull(status, &text),
-        Err(error) => unreachable(format!("the docker daemon does not answer at {}: {error}", socket.display())),
+        Err(error) => unreachable(format!("{NO_DAEMON} at {}: {error}", socket.display())),
     }
 }
 

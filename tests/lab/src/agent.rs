@@ -2,11 +2,12 @@
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::Ipv4Addr,
-    os::unix::{fs::PermissionsExt, fs::symlink, net::UnixStream},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -17,15 +18,15 @@ use nix::{
         signal::{Signal, kill},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, pivot_root, sethostname},
+    unistd::{pivot_root, sethostname},
 };
 
 use crate::{
     Error, Result, cgroups,
-    host::{LAB_ON_AGENT, MASTER, Machine, wait_until},
+    host::{LAB_ON_AGENT, MASTER, Machine},
     outer::has_marathon_lb,
     process::{ProcessId, run, spawn_error, write_atomically},
-    systemctl::{self, Unit},
+    systemctl::{self, Docker},
 };
 
 /// What a machine is for.
@@ -61,17 +62,27 @@ pub fn run_agent(lab_dir: &Path, ip: Ipv4Addr, kind: MachineKind) -> Result<()> 
     let identity = serde_json::to_vec(&own).map_err(|error| Error::Refused(error.to_string()))?;
     write_atomically(&dir.join("holder.json"), &identity)?;
     sethostname(format!("agent-{}", ip.octets()[3]))?;
-    Disk { root: machine.root(ip), work: dir.join("overlay-work"), lab_dir }.enter(&images, kind)?;
-    let flags = dockerd_flags(&parent)?;
-    let dockerd = start_dockerd(&flags, log)?;
-    let unit = Unit { pid: dockerd.id(), flags };
-    wait_for_dockerd()?;
+    let root = machine.root(ip);
+    // An overlay wants its work folder on the disk of the upper one.
+    let work = if is_disk(&root, &dir)? { root.join("lost+found") } else { dir.join("overlay-work") };
+    Disk { root, work, lab_dir }.enter(&images, kind)?;
+    let unit = Docker::start(dockerd_flags(&parent)?, log)?;
     if let Some(log) = marathon_lb_log {
         start_marathon_lb(log)?;
     }
     load_images(images.len())?;
     ready.write_all(b"ready").map_err(Error::io("writing", &dir))?;
     reap_until_told(unit)
+}
+
+/// Whether this is a disk of its own, and no folder of the one that the directory is on.
+fn is_disk(root: &Path, dir: &Path) -> Result<bool> {
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+    match (device(root), device(dir)) {
+        (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        (Ok(root), Ok(dir)) => Ok(root != dir),
+        (Err(error), _) | (_, Err(error)) => Err(Error::io("looking at", root)(error)),
+    }
 }
 
 /// Archives that every machine loads at start; `lab up` put them there.
@@ -272,40 +283,12 @@ fn dockerd_flags(cgroup_parent: &str) -> Result<Vec<String>> {
     Ok(flags)
 }
 
-fn start_dockerd(flags: &[String], log: File) -> Result<Child> {
-    let mut dockerd = Command::new("dockerd");
-    dockerd.args(flags);
-    let stderr = log.try_clone().map_err(|source| spawn_error("dockerd", source))?;
-    dockerd.stdin(Stdio::null()).stdout(log).stderr(stderr).spawn().map_err(|source| spawn_error("dockerd", source))
-}
-
 /// Nobody waits for it in particular: whatever ends on this machine is reaped, and what still runs at its end is killed.
 fn start_marathon_lb(log: File) -> Result<()> {
     let mut marathon_lb = Command::new(LAB_ON_AGENT);
     let stderr = log.try_clone().map_err(|source| spawn_error("marathon-lb", source))?;
     marathon_lb.arg("marathon-lb").stdin(Stdio::null()).stdout(log).stderr(stderr);
     marathon_lb.spawn().map(drop).map_err(|source| spawn_error("marathon-lb", source))
-}
-
-const DOCKER_SOCKET: &str = "/run/docker.sock";
-
-fn wait_for_dockerd() -> Result<()> {
-    if wait_until(Duration::from_secs(60), dockerd_answers) {
-        return Ok(());
-    }
-    Err(Error::Timeout("dockerd does not answer; its log says why".to_owned()))
-}
-
-fn dockerd_answers() -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut socket = UnixStream::connect(DOCKER_SOCKET)?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        socket.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
-        let mut status = [0; 12];
-        socket.read_exact(&mut status)?;
-        Ok(status.ends_with(b" 200"))
-    };
-    ask().unwrap_or(false)
 }
 
 fn load_images(count: usize) -> Result<()> {
@@ -316,10 +299,10 @@ fn load_images(count: usize) -> Result<()> {
 }
 
 /// Pid 1's duty. On SIGTERM dockerd is ended in good order; the kernel ends the rest when this process does.
-fn reap_until_told(docker: Unit) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(docker.pid).expect("a pid fits"));
-    let socket = systemctl::listen()?;
-    thread::spawn(move || systemctl::serve(&socket, &docker));
+fn reap_until_told(docker: Docker) -> Result<()> {
+    let docker = Arc::new(docker);
+    let (socket, unit) = (systemctl::listen()?, Arc::clone(&docker));
+    thread::spawn(move || systemctl::serve(&socket, &unit));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|source| spawn_error("the reaper", source))?;
     runtime.block_on(async {
         let signals = || -> std::io::Result<_> {
@@ -336,6 +319,7 @@ fn reap_until_told(docker: Unit) -> Result<()> {
         }
         Ok::<_, Error>(())
     })?;
+    let pid = docker.pid();
     // It may have ended before.
     let _ = kill(pid, Signal::SIGTERM);
     while matches!(waitpid(pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)) {

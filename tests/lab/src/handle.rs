@@ -12,7 +12,7 @@ use crate::{
     host::AgentRole,
     journal::Exchange,
     process::{run, spawn_error},
-    server::{NEWEST, Security},
+    server::{Faults, NEWEST, Security},
 };
 
 /// What kind of lab a test wants.
@@ -181,6 +181,32 @@ impl Lab {
         self.control("POST", &format!("/agents/{agent}/empty"), None).map(drop)
     }
 
+    /// Adds a private agent with a disk of its own of that size, which can fill up.
+    ///
+    /// # Errors
+    /// It did not come up.
+    pub fn add_agent_with_disk(&self, mib: u32) -> Result<String> {
+        let answer = self.control("POST", "/agents", Some(&json!({ "role": AgentRole::Private, "disk_mib": mib })))?;
+        let address = answer["ip"].as_str().ok_or_else(|| Error::Refused(format!("the lab's control answered {answer}")))?;
+        Ok(address.to_owned())
+    }
+
+    /// Puts these faults in force, and ends all others.
+    ///
+    /// # Errors
+    /// The control does not answer.
+    pub fn set_faults(&self, faults: &Faults) -> Result<()> {
+        set_faults(&self.dir, faults)
+    }
+
+    /// Another Mesos master takes over; the agents come back to it one after the other, the last after so many seconds.
+    ///
+    /// # Errors
+    /// The control does not answer.
+    pub fn fail_over(&self, seconds: u32) -> Result<()> {
+        self.control("POST", &format!("/mesos/fail-over?seconds={seconds}"), None).map(drop)
+    }
+
     /// All that the servers were asked and answered so far.
     ///
     /// # Errors
@@ -226,6 +252,18 @@ pub fn control(dir: &Path, method: &str, path: &str, body: Option<&Value>) -> Re
         return Ok(answer);
     }
     Err(Error::Refused(answer["message"].as_str().unwrap_or(&text).to_owned()))
+}
+
+/// See [`Lab::set_faults`]; for the lab in this directory.
+///
+/// # Errors
+/// The control does not answer.
+pub fn set_faults(dir: &Path, faults: &Faults) -> Result<()> {
+    let faults = serde_json::to_value(faults).map_err(|error| Error::Refused(error.to_string()))?;
+    control(dir, "POST", "/faults", Some(&faults))?;
+    // The next round of the server, a tenth of a second later at most, puts them in force on the machines.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    Ok(())
 }
 
 /// See [`Lab::restart_server`]; for the lab in this directory.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -60,6 +61,9 @@ pub struct AgentHandle {
 struct Joined {
     /// Absent for the machine outside.
     role: Option<AgentRole>,
+    /// Size of its own disk, where it has one.
+    #[serde(default)]
+    disk_mib: Option<u32>,
 }
 
 /// Access to the machines of one lab.
@@ -75,16 +79,17 @@ impl Machine {
         Self { lab_dir: lab_dir.to_owned() }
     }
 
-    /// Starts a new agent with an empty disk and waits until its dockerd answers.
+    /// Starts a new agent with an empty disk, of its own if a size is given, and waits until its dockerd answers.
     ///
     /// # Errors
     /// The address is taken, or the machine did not come up (the error says what it logged).
-    pub fn add_agent(&self, ip: Ipv4Addr, role: AgentRole) -> Result<()> {
+    pub fn add_agent(&self, ip: Ipv4Addr, role: AgentRole, disk_mib: Option<u32>) -> Result<()> {
         if self.joined(ip).is_some() {
             return Err(Error::Refused(format!("there is an agent {ip} already")));
         }
         self.erase_disk(ip)?;
-        self.start(ip, Some(role))
+        self.mount_disk(ip, disk_mib)?;
+        self.start(ip, &Joined { role: Some(role), disk_mib })
     }
 
     /// Starts the machine outside the cluster.
@@ -93,7 +98,7 @@ impl Machine {
     /// As [`Machine::add_agent`].
     pub fn add_outside(&self) -> Result<()> {
         self.erase_disk(OUTSIDE)?;
-        self.start(OUTSIDE, None)
+        self.start(OUTSIDE, &Joined { role: None, disk_mib: None })
     }
 
     /// Shuts an agent down in good order (dockerd stops its containers) and forgets it. Its disk stays until the address is used again.
@@ -134,8 +139,9 @@ impl Machine {
         let joined = self.joined(ip).ok_or_else(|| Error::NoMachine(ip.to_string()))?;
         if fresh_disk {
             self.erase_disk(ip)?;
+            self.mount_disk(ip, joined.disk_mib)?;
         }
-        self.start(ip, joined.role)
+        self.start(ip, &joined)
     }
 
     /// All agents that have joined and not left, by address.
@@ -241,7 +247,19 @@ impl Machine {
         serde_json::from_slice(&fs::read(self.agent_dir(ip).join("agent.json")).ok()?).ok()
     }
 
+    /// Gives a machine a disk that can fill up: memory, which is gone with the lab.
+    fn mount_disk(&self, ip: Ipv4Addr, mib: Option<u32>) -> Result<()> {
+        let Some(mib) = mib else { return Ok(()) };
+        let root = self.root(ip);
+        fs::create_dir_all(&root).map_err(Error::io("creating", &root))?;
+        let size = format!("size={mib}m,mode=755");
+        mount(Some("disk"), &root, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
+            .map_err(|errno| Error::io("mounting a disk on", &root)(errno.into()))
+    }
+
     fn erase_disk(&self, ip: Ipv4Addr) -> Result<()> {
+        // Mostly none is mounted.
+        let _ = umount2(&self.root(ip), MntFlags::MNT_DETACH);
         for part in ["root", "overlay-work", "ready", "holder.json"] {
             let path = self.agent_dir(ip).join(part);
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -253,7 +271,7 @@ impl Machine {
         Ok(())
     }
 
-    fn start(&self, ip: Ipv4Addr, role: Option<AgentRole>) -> Result<()> {
+    fn start(&self, ip: Ipv4Addr, joined: &Joined) -> Result<()> {
         let dir = self.agent_dir(ip);
         fs::create_dir_all(&dir).map_err(Error::io("creating", &dir))?;
         for stale in ["ready", "holder.json"] {
@@ -261,7 +279,7 @@ impl Machine {
             let _ = fs::remove_file(dir.join(stale));
         }
         let log = self.log(&format!("machine-{ip}"))?;
-        self.spawn_holder(ip, role, log)?;
+        self.spawn_holder(ip, joined.role, log)?;
         wait_until(SHUTDOWN, || self.holder_record(ip).is_some());
         let holder = self.holder(ip).ok_or_else(|| self.not_up(ip))?;
         connect(ip, holder)?;
@@ -269,7 +287,7 @@ impl Machine {
         if !wait_until(START, || !holder.alive() || fs::read(&ready).is_ok_and(|said| said == b"ready")) || !holder.alive() {
             return Err(self.not_up(ip));
         }
-        let joined = serde_json::to_vec(&Joined { role }).map_err(|error| Error::Refused(error.to_string()))?;
+        let joined = serde_json::to_vec(joined).map_err(|error| Error::Refused(error.to_string()))?;
         write_atomically(&dir.join("agent.json"), &joined)
     }
 

@@ -56,7 +56,7 @@ pub fn build_machines(dir: &Path, agents: u8, public: u8) -> Result<()> {
     let mut builders: Vec<thread::JoinHandle<Result<()>>> = all
         .map(|(last, role)| {
             let machine = machine.clone();
-            thread::spawn(move || machine.add_agent(std::net::Ipv4Addr::new(192, 168, 1, last), role))
+            thread::spawn(move || machine.add_agent(std::net::Ipv4Addr::new(192, 168, 1, last), role, None))
         })
         .collect();
     builders.push(thread::spawn(move || machine.add_outside()));

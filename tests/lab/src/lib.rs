@@ -9,6 +9,7 @@ pub mod dns;
 pub mod enter;
 mod error;
 pub mod executor;
+pub(crate) mod faults;
 mod handle;
 pub mod host;
 pub mod init;
@@ -25,5 +26,5 @@ pub mod ucr;
 pub mod vips;
 
 pub use error::{Error, Result};
-pub use handle::{ExecOutput, Lab, LabOptions, control, restart_server};
+pub use handle::{ExecOutput, Lab, LabOptions, control, restart_server, set_faults};
 pub use logs::print_logs;

@@ -74,6 +74,11 @@ enum Verb {
         #[command(subcommand)]
         verb: AgentVerb,
     },
+    /// Something does not work until it is told otherwise; each call ends what was before
+    Fault {
+        #[command(subcommand)]
+        verb: FaultVerb,
+    },
     /// Print what tasks wrote whose id contains a text
     Logs {
         /// Part of a task id
@@ -150,6 +155,9 @@ enum AgentVerb {
         /// A public one
         #[arg(long)]
         public: bool,
+        /// Size of a disk of its own, which can fill up
+        #[arg(long, value_name = "MIB")]
+        disk: Option<u32>,
     },
     /// Shut an agent down in good order
     Leave { ip: Ipv4Addr },
@@ -168,6 +176,81 @@ enum AgentVerb {
     Empty { ip: Ipv4Addr },
     /// Print what Mesos knows of the agents
     List,
+}
+
+#[derive(Subcommand)]
+enum FaultVerb {
+    /// Marathon, Mesos or Metronome is in trouble
+    Server {
+        /// Which
+        #[arg(value_enum)]
+        server: Server,
+        /// What is wrong
+        #[arg(value_enum)]
+        trouble: Trouble,
+    },
+    /// Agents get no answers to names
+    Dns,
+    /// Nothing passes between two machines
+    Part { one: Ipv4Addr, other: Ipv4Addr },
+    /// What an agent downloads of the program is damaged on its way
+    Damage { agent: Ipv4Addr },
+    /// Another Mesos master takes over
+    FailOver {
+        /// Seconds until the last agent is back
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+    },
+    /// All is well again
+    Heal,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Server {
+    Marathon,
+    Mesos,
+    Metronome,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Trouble {
+    /// 503 to everything
+    Unavailable,
+    /// 409 to whatever would change something
+    Locked,
+    /// No answer
+    Silent,
+    /// 503 ten seconds later, though it is done
+    Late,
+}
+
+impl FaultVerb {
+    fn perform(&self, dir: &Path) -> Result<()> {
+        let mut faults = server::Faults::default();
+        match self {
+            Self::Server { server, trouble } => {
+                let trouble = Some(match trouble {
+                    Trouble::Unavailable => server::Trouble::Unavailable,
+                    Trouble::Locked => server::Trouble::Locked,
+                    Trouble::Silent => server::Trouble::Silent,
+                    Trouble::Late => server::Trouble::Late,
+                });
+                match server {
+                    Server::Marathon => faults.marathon = trouble,
+                    Server::Mesos => faults.mesos = trouble,
+                    Server::Metronome => faults.metronome = trouble,
+                }
+            }
+            Self::Dns => faults.network.dns_gone = true,
+            Self::Part { one, other } => faults.network.parted.push((*one, *other)),
+            Self::Damage { agent } => faults.network.damaged.push(*agent),
+            Self::FailOver { seconds } => {
+                return lab::control(dir, "POST", &format!("/mesos/fail-over?seconds={seconds}"), None).map(drop);
+            }
+            Self::Heal => {}
+        }
+        lab::set_faults(dir, &faults)
+    }
 }
 
 fn main() -> ExitCode {
@@ -197,6 +280,7 @@ fn perform(dir: &Path, verb: Verb) -> Result<()> {
             Err(Error::Io { what: "starting nsenter".to_owned(), source: failed })
         }
         Verb::Agent { verb } => on_agents(dir, &verb),
+        Verb::Fault { verb } => verb.perform(dir),
         Verb::Logs { part } => lab::print_logs(dir, &part),
         Verb::RestartServer => lab::restart_server(dir),
         Verb::Init { size } => init::run_init(dir, size.agents, size.public),
@@ -222,9 +306,9 @@ impl From<Kind> for agent::MachineKind {
 
 fn on_agents(dir: &Path, verb: &AgentVerb) -> Result<()> {
     let (method, path, body) = match verb {
-        AgentVerb::Add { public, gpus, region } => {
+        AgentVerb::Add { public, gpus, region, disk } => {
             let role = if *public { "public" } else { "private" };
-            ("POST", "/agents".to_owned(), Some(serde_json::json!({ "role": role, "gpus": gpus, "region": region })))
+            ("POST", "/agents".to_owned(), Some(serde_json::json!({ "role": role, "gpus": gpus, "region": region, "disk_mib": disk })))
         }
         AgentVerb::Leave { ip } => ("POST", format!("/agents/{ip}/leave"), None),
         AgentVerb::Die { ip } => ("POST", format!("/agents/{ip}/die"), None),

@@ -3,9 +3,12 @@
 //! As with systemd, the program only asks; pid 1 of the machine acts. So it works from a task in a pid namespace of its own.
 
 use std::{
+    fs::File,
     io::{Read as _, Write as _},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicI32, Ordering},
     time::Duration,
 };
 
@@ -15,20 +18,97 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, host::wait_until, process::spawn_error};
 
 /// Where pid 1 listens.
 const SOCKET: &str = "/run/lab/init.sock";
 /// Where the unit's program lies.
 const DOCKERD: &str = "/usr/sbin/dockerd";
 
-/// The one unit that it knows, `docker.service`, as it was started.
+/// How long dockerd may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The one unit that it knows, `docker.service`.
+#[derive(Debug)]
+pub(crate) struct Docker {
+    pid: AtomicI32,
+    flags: Vec<String>,
+    log: File,
+}
+
+impl Docker {
+    /// Starts dockerd and waits until it answers.
+    pub(crate) fn start(flags: Vec<String>, log: File) -> Result<Self> {
+        let docker = Self { pid: AtomicI32::new(0), flags, log };
+        docker.spawn()?;
+        Ok(docker)
+    }
+
+    fn spawn(&self) -> Result<()> {
+        let log = || self.log.try_clone().map_err(|source| spawn_error("dockerd", source));
+        let mut dockerd = Command::new("dockerd");
+        dockerd.args(&self.flags).stdin(Stdio::null()).stdout(log()?).stderr(log()?);
+        let child = dockerd.spawn().map_err(|source| spawn_error("dockerd", source))?;
+        self.pid.store(i32::try_from(child.id()).expect("a pid fits"), Ordering::SeqCst);
+        if wait_until(PATIENCE, dockerd_answers) {
+            return Ok(());
+        }
+        Err(Error::Timeout("dockerd does not answer; its log says why".to_owned()))
+    }
+
+    /// The process that was started last.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.pid.load(Ordering::SeqCst))
+    }
+
+    /// Delivers a signal to dockerd, or none to see whether it runs, and says whether it is there.
+    fn signal(&self, signal: Option<Signal>) -> bool {
+        kill(self.pid(), signal).is_ok()
+    }
+
+    /// What was started, for whoever asks.
+    fn unit(&self) -> Unit {
+        Unit { pid: self.pid().as_raw(), flags: self.flags.clone() }
+    }
+
+    /// `systemctl start docker`.
+    fn begin(&self) -> Answer {
+        if self.signal(None) {
+            return Answer::default();
+        }
+        match self.spawn() {
+            Ok(()) => Answer::default(),
+            Err(error) => Answer { code: 1, stdout: String::new(), stderr: format!("{error}\n") },
+        }
+    }
+
+    /// `systemctl stop docker`. Pid 1 reaps.
+    fn end(&self) -> Answer {
+        self.signal(Some(Signal::SIGTERM));
+        match wait_until(PATIENCE, || !self.signal(None)) {
+            true => Answer::default(),
+            false => Answer { code: 1, stdout: String::new(), stderr: "dockerd does not end\n".to_owned() },
+        }
+    }
+}
+
+fn dockerd_answers() -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut socket = UnixStream::connect("/run/docker.sock")?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
+        let mut status = [0; 12];
+        socket.read_exact(&mut status)?;
+        Ok(status.ends_with(b" 200"))
+    };
+    ask().unwrap_or(false)
+}
+
+/// The unit as it was started.
 #[derive(Debug, Clone)]
-pub(crate) struct Unit {
-    /// Process id of dockerd.
-    pub(crate) pid: u32,
-    /// Its command line.
-    pub(crate) flags: Vec<String>,
+struct Unit {
+    pid: i32,
+    flags: Vec<String>,
 }
 
 /// What the program prints, and how it ends.
@@ -45,7 +125,7 @@ pub(crate) fn listen() -> Result<UnixListener> {
 }
 
 /// Answers until the machine ends.
-pub(crate) fn serve(socket: &UnixListener, docker: &Unit) {
+pub(crate) fn serve(socket: &UnixListener, docker: &Docker) {
     for mut stream in socket.incoming().flatten() {
         // Who does not ask or does not listen is not waited for.
         let mut exchange = || -> std::io::Result<()> {
@@ -53,8 +133,13 @@ pub(crate) fn serve(socket: &UnixListener, docker: &Unit) {
             let mut question = Vec::new();
             stream.read_to_end(&mut question)?;
             let arguments: Vec<String> = serde_json::from_slice(&question)?;
-            let signal = |signal| kill(Pid::from_raw(docker.pid.try_into().unwrap_or(i32::MAX)), signal).is_ok();
-            stream.write_all(&serde_json::to_vec(&answer(&arguments, docker, signal))?)
+            let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let said = match words.as_slice() {
+                ["start", unit] if is_docker(unit) => docker.begin(),
+                ["stop", unit] if is_docker(unit) => docker.end(),
+                _ => answer(&words, &docker.unit(), |signal| docker.signal(signal)),
+            };
+            stream.write_all(&serde_json::to_vec(&said)?)
         };
         let _ = exchange();
     }
@@ -77,13 +162,15 @@ pub fn run(arguments: &[String]) -> Result<()> {
     std::process::exit(answer.code)
 }
 
+fn is_docker(unit: &str) -> bool {
+    unit.strip_suffix(".service").unwrap_or(unit) == "docker"
+}
+
 /// `signal` delivers a signal to dockerd, or none to see whether it runs, and says whether it is there.
-fn answer(arguments: &[String], docker: &Unit, signal: impl Fn(Option<Signal>) -> bool) -> Answer {
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+fn answer(words: &[&str], docker: &Unit, signal: impl Fn(Option<Signal>) -> bool) -> Answer {
     let failed = |code, stderr: String| Answer { code, stdout: String::new(), stderr };
     let printed = |code, stdout: String| Answer { code, stdout, stderr: String::new() };
-    let is_docker = |unit: &str| unit.strip_suffix(".service").unwrap_or(unit) == "docker";
-    match words.as_slice() {
+    match words {
         ["reload", unit] if !is_docker(unit) => failed(5, format!("Failed to reload {unit}: Unit {unit} not found.\n")),
         ["reload", _] if signal(Some(Signal::SIGHUP)) => Answer::default(),
         ["reload", _] => failed(1, "docker.service is not active, cannot reload.\n".to_owned()),
@@ -112,8 +199,8 @@ mod tests {
 
     fn ask(line: &str, runs: bool) -> (Answer, Option<Signal>) {
         let (docker, sent) = (Unit { pid: 7, flags: vec!["--debug".into()] }, Cell::new(None));
-        let arguments: Vec<String> = line.split(' ').map(String::from).collect();
-        let answer = answer(&arguments, &docker, |signal| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let answer = answer(&words, &docker, |signal| {
             sent.set(signal.or(sent.get()));
             runs
         });

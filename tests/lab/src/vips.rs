@@ -103,7 +103,8 @@ fn iptables(holder: Option<ProcessId>, arguments: &str) -> Result<()> {
     in_namespace(holder, &command, "")
 }
 
-fn in_namespace(holder: Option<ProcessId>, command: &[&str], input: &str) -> Result<()> {
+/// Runs a command in a machine's network, or the master's.
+pub(crate) fn in_namespace(holder: Option<ProcessId>, command: &[&str], input: &str) -> Result<()> {
     let (program, rest) = command.split_first().expect("a command has a first word");
     match holder {
         None => run_with_input(program, rest, input)?,

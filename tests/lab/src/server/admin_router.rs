@@ -25,6 +25,8 @@ use crate::journal::unknown;
 
 /// How old the table of services may be. The real one is up to 30 s behind.
 const SERVICES_TTL: Duration = Duration::from_secs(1);
+/// How long Marathon is waited for; the real one asks it beside its requests.
+const SERVICES_PATIENCE: Duration = Duration::from_secs(2);
 /// A name may be a path, as `group/app`.
 const NAME_SEGMENTS: usize = 10;
 /// Never passed on: they are about one connection only.
@@ -315,7 +317,10 @@ impl AdminRouter {
             match self.running_services().await {
                 Ok(by_name) => *services = Services { read: Some(Instant::now()), by_name },
                 // As the real one: the old table serves on while Marathon is away.
-                Err(error) => tracing::warn!(error, "services not read"),
+                Err(error) => {
+                    tracing::warn!(error, "services not read");
+                    services.read = Some(Instant::now());
+                }
             }
         }
         services.by_name.get(name).cloned()
@@ -323,7 +328,7 @@ impl AdminRouter {
 
     async fn running_services(&self) -> Result<BTreeMap<String, Service>, String> {
         let url = format!("{}/v2/apps?embed=apps.tasks&label=DCOS_SERVICE_NAME", self.cluster.upstreams.marathon);
-        let answer = reqwest::Client::builder().no_proxy().build().map_err(|error| error.to_string())?;
+        let answer = reqwest::Client::builder().no_proxy().timeout(SERVICES_PATIENCE).build().map_err(|error| error.to_string())?;
         let mut request = answer.get(url);
         if let Some(shared) = &self.enterprise {
             let token = shared.read(|state| state.enterprise.issue(ADMIN_ROUTER));

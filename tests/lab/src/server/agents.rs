@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use serde_json::Value;
+
 use super::clock::now;
 use super::mesos::{agent_added, agent_removed, task_updated};
 use super::state::{Agent, Extras, Presence, State};
@@ -13,7 +15,7 @@ use crate::task::TaskState;
 /// # Errors
 /// The host could not make it.
 pub fn join(shared: &SharedState, role: Role, extras: Extras) -> Result<Ipv4Addr, String> {
-    let ip = shared.host.add_agent(role)?;
+    let ip = shared.host.add_agent(role, extras.disk_mib)?;
     shared.change(|state| register_with(state, ip, role, extras));
     Ok(ip)
 }
@@ -95,6 +97,36 @@ pub fn revive(shared: &SharedState, ip: Ipv4Addr, fresh_disk: bool) -> Result<()
         state.touch();
     });
     Ok(())
+}
+
+/// Another master takes over: it knows every agent from the registry, and lists each as soon as it is back, one after the other.
+pub(crate) fn fail_over(state: &mut State, seconds: f64) {
+    let active = state.agents.values().filter(|agent| agent.presence == Presence::Active);
+    let ips: Vec<Ipv4Addr> = active.map(|agent| agent.ip).collect();
+    for (index, ip) in ips.iter().enumerate() {
+        let back_at = now() + seconds * (index + 1) as f64 / ips.len() as f64;
+        if let Some(agent) = state.agents.get_mut(ip) {
+            agent.presence = Presence::Recovered { back_at };
+        }
+    }
+    // The streams of the old master end with it.
+    state.mesos_event(Value::Null);
+    state.touch();
+}
+
+/// Lists agents that have come back to a new master.
+pub(crate) fn welcome_back(state: &mut State) {
+    let at = now();
+    let is_back = |agent: &&Agent| matches!(agent.presence, Presence::Recovered { back_at } if back_at <= at);
+    let back: Vec<Ipv4Addr> = state.agents.values().filter(is_back).map(|agent| agent.ip).collect();
+    for ip in back {
+        let Some(mut agent) = state.agents.remove(&ip) else { continue };
+        (agent.presence, agent.reregistered) = (Presence::Active, at);
+        let event = agent_added(state, &agent);
+        state.mesos_event(event);
+        state.agents.insert(ip, agent);
+        state.touch();
+    }
 }
 
 /// Takes all room of an agent, or gives it back.

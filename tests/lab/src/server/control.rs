@@ -50,6 +50,11 @@ fn answer(shared: &SharedState, request: &Request) -> Answer {
             });
             Answer::empty(204)
         }
+        ("POST", ["mesos", "fail-over"]) => {
+            let seconds = request.param("seconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(20.0);
+            shared.change(|state| agents::fail_over(state, seconds));
+            Answer::empty(204)
+        }
         ("GET", ["enterprise", "marathon-lb"]) => marathon_lb(shared),
         ("GET", ["faults"]) => Answer::json(200, &shared.read(|s| json!(s.faults))),
         ("POST", ["faults"]) => match serde_json::from_slice::<Faults>(&request.body) {

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Host, Network, Role};
 use crate::dns::Zone;
+use crate::faults::FaultTable;
 use crate::host::{AgentRole, MASTER, Machine};
 use crate::task::{Secrets, TaskStatus};
 use crate::vips::{Vip, VipTable, named_vip_address};
@@ -34,13 +35,14 @@ pub struct Machines {
     machine: Machine,
     zone: Zone,
     vips: Mutex<VipTable>,
+    faults: Mutex<FaultTable>,
 }
 
 impl Machines {
     /// Over the lab in this folder.
     pub fn new(lab_dir: &Path, zone: Zone) -> Self {
         let machine = Machine::new(lab_dir);
-        Self { vips: Mutex::new(VipTable::new(machine.clone())), machine, zone }
+        Self { vips: Mutex::new(VipTable::new(machine.clone())), faults: Mutex::new(FaultTable::new(machine.clone())), machine, zone }
     }
 
     /// Agents that are there already.
@@ -54,13 +56,13 @@ impl Machines {
 }
 
 impl Host for Machines {
-    fn add_agent(&self, role: Role) -> Result<Ipv4Addr, String> {
+    fn add_agent(&self, role: Role, disk_mib: Option<u32>) -> Result<Ipv4Addr, String> {
         let role = match role {
             Role::Private => AgentRole::Private,
             Role::Public => AgentRole::Public,
         };
         let ip = self.machine.free_address(role).ok_or_else(|| "no address is left".to_owned())?;
-        self.machine.add_agent(ip, role).map_err(|error| error.to_string())?;
+        self.machine.add_agent(ip, role, disk_mib).map_err(|error| error.to_string())?;
         Ok(ip)
     }
 
@@ -113,6 +115,9 @@ impl Host for Machines {
         *self.zone.write().unwrap_or_else(PoisonError::into_inner) = names;
         if let Err(error) = self.vips.lock().unwrap_or_else(PoisonError::into_inner).apply(&vips, agents) {
             tracing::error!(%error, "VIPs not applied");
+        }
+        if let Err(error) = self.faults.lock().unwrap_or_else(PoisonError::into_inner).apply(&network.faults, agents) {
+            tracing::error!(%error, "faults not applied");
         }
     }
 }

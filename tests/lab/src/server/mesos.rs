@@ -83,7 +83,22 @@ pub(crate) fn version(state: &State) -> Value {
 
 fn slaves(state: &State, id: Option<&str>) -> Value {
     let listed = state.agents.values().filter(|a| a.is_listed() && id.is_none_or(|id| id == a.id));
-    json!({ "slaves": listed.map(|a| agent_with_full(state, a)).collect::<Vec<_>>(), "recovered_slaves": [] })
+    json!({ "slaves": listed.map(|a| agent_with_full(state, a)).collect::<Vec<_>>(), "recovered_slaves": recovered(state) })
+}
+
+/// Agents that a new master knows of and that are not back yet.
+fn recovered(state: &State) -> Vec<Value> {
+    let recovered = state.agents.values().filter(|agent| agent.is_recovered());
+    recovered
+        .map(|agent| {
+            let attributes: Map<String, Value> = agent.attributes().into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
+            let mut value = json!({ "id": agent.id, "hostname": agent.ip, "port": 5051, "attributes": attributes });
+            if let Some(domain) = domain(state, agent) {
+                value["domain"] = domain;
+            }
+            value
+        })
+        .collect()
 }
 
 /// Fields that `/slaves`, `/state` and `/state-summary` have in common.
@@ -348,7 +363,7 @@ fn full_state(state: &State) -> Value {
         "cluster": "lab",
         "flags": {},
         "slaves": listed,
-        "recovered_slaves": [],
+        "recovered_slaves": recovered(state),
         "frameworks": FRAMEWORKS.iter().map(|f| full_framework(state, *f)).collect::<Vec<_>>(),
         "completed_frameworks": [],
         "orphan_tasks": [],
@@ -744,6 +759,8 @@ fn subscribe(shared: &SharedState) -> Response<Body> {
             let event = tokio::select! {
                 _ = beat.tick(), if beats => heartbeat.clone(),
                 event = events.recv() => match event {
+                    // The end of this master.
+                    Ok(Value::Null) => return,
                     Ok(event) => event,
                     // A subscriber that is too slow is cut off, as Mesos does by closing the connection.
                     Err(_) => return,
@@ -782,7 +799,7 @@ mod tests {
 
     fn cluster(dcos: &str) -> State {
         let mut state = State::new(Options::default(), Pose::of(dcos, Security::Open).unwrap());
-        let extras = Extras { gpus: 1, region: Some("far".to_owned()) };
+        let extras = Extras { gpus: 1, region: Some("far".to_owned()), ..Extras::default() };
         agents::register_with(&mut state, Ipv4Addr::new(192, 168, 1, 80), Role::Private, extras);
         state
     }

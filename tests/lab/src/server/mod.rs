@@ -20,6 +20,7 @@ mod pretence;
 mod scheduler;
 mod state;
 mod ticker;
+mod trouble;
 mod universe;
 
 use std::collections::BTreeMap;
@@ -34,7 +35,7 @@ use tokio::sync::broadcast;
 pub use enterprise::Security;
 pub use machines::Machines;
 pub use pose::{NEWEST, Pose};
-pub use state::{Agent, Extras, Faults, Options, State, Task, Violation, pose_file};
+pub use state::{Agent, Extras, Faults, NetworkFaults, Options, State, Task, Trouble, Violation, pose_file};
 pub(crate) use ticker::cluster_ca;
 pub use ticker::{tick, tick_forever};
 
@@ -73,15 +74,17 @@ pub struct Network {
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,
     /// VIPs that have backends.
     pub vips: Vec<VipEntry>,
+    /// What does not work in it.
+    pub faults: NetworkFaults,
 }
 
 /// The machines, as the servers see them. All methods block.
 pub trait Host: Send + Sync {
-    /// Makes an agent and answers its address.
+    /// Makes an agent, with a disk of its own of that size if one is given, and answers its address.
     ///
     /// # Errors
     /// A text for people when the machine cannot be made.
-    fn add_agent(&self, role: Role) -> Result<Ipv4Addr, String>;
+    fn add_agent(&self, role: Role, disk_mib: Option<u32>) -> Result<Ipv4Addr, String>;
     /// Ends an agent in an orderly way.
     ///
     /// # Errors
@@ -200,13 +203,14 @@ pub async fn serve(dir: &Path, options: Options) -> std::io::Result<()> {
     let journal = dir.join("journal.jsonl");
     // Without TLS, strict mode hears but its own machine.
     let plain = if security == Security::Strict { Ipv4Addr::LOCALHOST } else { MASTER };
-    let services: [(&'static str, u16, u16, axum::Router); 3] = [
-        ("marathon", 8080, 8443, enterprise::doors::marathon(&shared, marathon::router(shared.clone()))),
-        ("metronome", 9000, 9443, enterprise::doors::metronome(&shared, metronome::router(shared.clone()))),
-        ("mesos", 5050, 0, enterprise::doors::mesos(&shared, mesos::router(shared.clone()))),
+    let services: [(&'static str, u16, u16, axum::Router, trouble::Which); 3] = [
+        ("marathon", 8080, 8443, enterprise::doors::marathon(&shared, marathon::router(shared.clone())), |faults| faults.marathon),
+        ("metronome", 9000, 9443, enterprise::doors::metronome(&shared, metronome::router(shared.clone())), |faults| faults.metronome),
+        ("mesos", 5050, 0, enterprise::doors::mesos(&shared, mesos::router(shared.clone())), |faults| faults.mesos),
     ];
-    for (name, port, tls_port, router) in services {
-        let router = crate::journal::wrap(router, name, &journal)?;
+    for (name, port, tls_port, router, which) in services {
+        // What a fault answers is no word of the server, so the journal does not have it.
+        let router = trouble::wrap(crate::journal::wrap(router, name, &journal)?, &shared, which);
         spawn((plain, port), router.clone()).await?;
         if let Some(tls) = tls.as_ref().filter(|_| tls_port != 0) {
             enterprise::tls::spawn((MASTER, tls_port).into(), router, tls.clone()).await?;
@@ -221,6 +225,7 @@ pub async fn serve(dir: &Path, options: Options) -> std::io::Result<()> {
     spawn((MASTER, 80), at_80).await?;
     spawn((MASTER, 7070), control::router(shared.clone())).await?;
     spawn((MASTER, 8000), universe::router(dir.join("universe"))).await?;
+    spawn((MASTER, crate::faults::DAMAGER), trouble::damager()).await?;
     tokio::spawn(async move {
         if let Err(error) = crate::dns::serve(zone, (MASTER, 53).into()).await {
             tracing::error!(%error, "DNS ended");

@@ -15,7 +15,7 @@ pub(crate) struct Pretence {
 }
 
 impl Host for Pretence {
-    fn add_agent(&self, _: Role) -> Result<Ipv4Addr, String> {
+    fn add_agent(&self, _: Role, _: Option<u32>) -> Result<Ipv4Addr, String> {
         Err("no machines here".to_owned())
     }
     fn stop_agent(&self, _: Ipv4Addr) -> Result<(), String> {

@@ -339,7 +339,7 @@ mod tests {
     fn agents_with_gpus_are_kept_for_those_who_ask_from_dcos_1_13_on() {
         for (dcos, is_kept) in [("1.12.0", false), ("1.13.0", true), ("2.2.1", true)] {
             let mut state = State::new(Options::default(), Pose::of(dcos, Security::Open).unwrap());
-            let extras = Extras { gpus: 2, region: None };
+            let extras = Extras { gpus: 2, ..Extras::default() };
             agents::register_with(&mut state, Ipv4Addr::new(192, 168, 1, 80), Role::Private, extras);
             let plain = demand(&["*"], &[]);
             let declined = Err(vec![Reject::DeclinedScarceResources]);
@@ -353,7 +353,7 @@ mod tests {
     fn agents_in_another_region_take_only_who_names_a_region_from_dcos_1_11_on() {
         for (dcos, is_declined) in [("1.10.4", false), ("1.11.0", true), ("2.2.1", true)] {
             let mut state = State::new(Options::default(), Pose::of(dcos, Security::Open).unwrap());
-            let extras = Extras { gpus: 0, region: Some("far".to_owned()) };
+            let extras = Extras { region: Some("far".to_owned()), ..Extras::default() };
             agents::register_with(&mut state, Ipv4Addr::new(192, 168, 1, 80), Role::Private, extras);
             assert_eq!(place(&state, &demand(&["*"], &[]), &[]).is_err(), is_declined, "{dcos}");
             assert!(place(&state, &demand(&["*"], &[("@region", "UNLIKE", Some("^$"))]), &[]).is_ok());

@@ -33,14 +33,48 @@ impl Default for Options {
     }
 }
 
-/// Answers that Marathon gives instead of working, for so many requests that would change something.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// What does not work, until it is told otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// 503.
+    /// So many requests that would change something get 503 from Marathon.
     pub marathon_unavailable: u32,
-    /// 409, as if a deployment held the lock.
+    /// So many get 409, as if a deployment held the lock.
     pub marathon_locked: u32,
+    /// How Marathon answers.
+    pub marathon: Option<Trouble>,
+    /// How the Mesos master answers.
+    pub mesos: Option<Trouble>,
+    /// How Metronome answers.
+    pub metronome: Option<Trouble>,
+    /// What the network between the machines does not do.
+    pub network: NetworkFaults,
+}
+
+/// How a server answers that does not work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trouble {
+    /// 503 at once, as without a leader.
+    Unavailable,
+    /// 409 to whatever would change something, as if a deployment held the lock.
+    Locked,
+    /// Not at all: the connection is taken, and nothing comes.
+    Silent,
+    /// 503 after ten seconds, though the work is done: Marathon's answer to its own slowness.
+    Late,
+}
+
+/// Faults of the network, in force on the machines they concern.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkFaults {
+    /// No agent gets an answer to a name.
+    pub dns_gone: bool,
+    /// Machines between which nothing passes.
+    pub parted: Vec<(Ipv4Addr, Ipv4Addr)>,
+    /// Agents to which every download of the program comes damaged.
+    pub damaged: Vec<Ipv4Addr>,
 }
 
 /// Something that a real server swallows in silence, to the harm of whoever sent it.
@@ -95,6 +129,11 @@ pub enum Presence {
     },
     /// Unreachable: in no list, but remembered.
     Lost,
+    /// Known to a new master from the registry of the one before, and not back yet.
+    Recovered {
+        /// Unix time at which it comes back.
+        back_at: f64,
+    },
 }
 
 /// A Mesos agent.
@@ -127,12 +166,19 @@ pub struct Extras {
     pub gpus: u32,
     /// Region other than the master's.
     pub region: Option<String>,
+    /// Size of a disk of its own; else it shares the host's.
+    pub disk_mib: Option<u32>,
 }
 
 impl Agent {
-    /// Whether the master lists it.
+    /// Whether the master lists it as registered.
     pub fn is_listed(&self) -> bool {
-        self.presence != Presence::Lost
+        matches!(self.presence, Presence::Active | Presence::Dying { .. })
+    }
+
+    /// Whether the master lists it as one that has yet to come back.
+    pub fn is_recovered(&self) -> bool {
+        matches!(self.presence, Presence::Recovered { .. })
     }
 
     /// All it has, as an agent of that size would report it.

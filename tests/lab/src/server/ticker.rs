@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::agents::{end_task, notice_lost};
+use super::agents::{end_task, notice_lost, welcome_back};
 use super::clock::now;
 use super::mesos::task_updated;
 use super::state::{Launch, Presence, State, write_atomically};
@@ -18,6 +18,7 @@ pub fn tick(shared: &SharedState) {
     let reports = read_reports(shared);
     let launches = shared.change(|state| {
         notice_lost(state);
+        welcome_back(state);
         for report in reports {
             apply(state, report);
         }
@@ -31,7 +32,8 @@ pub fn tick(shared: &SharedState) {
     });
     let (network, agents) = shared.read(|state| {
         let active = state.agents.values().filter(|agent| agent.presence == Presence::Active).map(|agent| agent.ip).collect::<Vec<_>>();
-        (super::marathon::network(state), active)
+        let network = super::Network { faults: state.faults.network.clone(), ..super::marathon::network(state) };
+        (network, active)
     });
     shared.host.publish(&network, &agents);
     for launch in launches {

@@ -29,7 +29,7 @@ pub(crate) fn network(state: &State) -> Network {
         }
     }
     let vips = vips.into_iter().filter_map(|((label, protocol), backends)| entry(&label, protocol, backends)).collect();
-    Network { names, vips }
+    Network { names, vips, ..Network::default() }
 }
 
 fn is_running(task: &Task) -> bool {
