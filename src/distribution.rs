@@ -14,15 +14,21 @@ use tokio::sync::Mutex;
 use crate::dcos::ApiError;
 use crate::dcos::secrets::{Secrets, path_for};
 use crate::digest::sha256_hex;
-use crate::secret::Secret;
+use crate::secret::{REDACTED, Secret};
 
 /// What a definition holds for a published text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Published {
     /// Value of the environment variable: the text, or `{"secret": <key>}`.
     pub variable: Value,
     /// Entry of the definition's `secrets`: key and path in the store.
     pub secret: Option<(String, String)>,
+}
+
+impl std::fmt::Debug for Published {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Published").field("variable", &REDACTED).field("secret", &self.secret).finish()
+    }
 }
 
 /// The answer of [`Distribution::publish`].

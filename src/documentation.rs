@@ -198,3 +198,29 @@ fn every_option_that_a_document_names_is_one() {
     }
     assert!(wrong.is_empty(), "there are no such options: {wrong:#?}");
 }
+
+#[test]
+fn every_test_that_the_document_of_security_names_is_one() {
+    let root = Path::new(ROOT);
+    let document = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let mut tests = std::collections::BTreeSet::new();
+    for path in below(&root.join("src"), "rs").into_iter().chain(below(&root.join("tests"), "rs")) {
+        let source = fs::read_to_string(path).unwrap();
+        // Attributes stand between the first one and the name.
+        for rest in source.split("#[test]").skip(1).chain(source.split("#[tokio::test").skip(1)) {
+            let name = rest.split_once("fn ").and_then(|(_, rest)| rest.split_once('(')).map(|(name, _)| name.to_string());
+            tests.extend(name);
+        }
+    }
+    let table = document.split("## Attackers").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| attacker")).collect();
+    let mut missing = Vec::new();
+    for row in &rows {
+        let column = row.trim_matches('|').rsplit(" | ").next().unwrap();
+        let named: Vec<&str> = column.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "no test tries this: {row}");
+        missing.extend(named.into_iter().filter(|name| !tests.contains(*name)));
+    }
+    assert!(rows.len() > 20, "the table is not found");
+    assert!(missing.is_empty(), "there are no such tests: {missing:#?}");
+}

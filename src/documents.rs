@@ -71,8 +71,8 @@ pub struct Facts {
     pub enrolment_key: Published,
 }
 
-/// All documents of an installation.
-#[derive(Debug, Clone)]
+/// All documents of an installation. On open DC/OS the registry's holds the enrolment key, so they are not printed.
+#[derive(Clone)]
 pub struct Documents {
     /// Id of the node pod.
     pub pod_id: String,
@@ -86,6 +86,17 @@ pub struct Documents {
     pub jobs: Vec<(String, Value)>,
     /// Their schedules, by the ids of the jobs.
     pub schedules: BTreeMap<String, Value>,
+}
+
+impl std::fmt::Debug for Documents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let jobs: Vec<&String> = self.jobs.iter().map(|(id, _)| id).collect();
+        f.debug_struct("Documents")
+            .field("pod", &self.pod_id)
+            .field("registry", &self.registry_id)
+            .field("jobs", &jobs)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Id of the node pod. It lies directly below the root: in a group it could not reach public agents (Marathon 1.9 and later).
@@ -658,5 +669,36 @@ pub(crate) mod tests {
         let nasty = "/data/\"},\"x\":{{json service}}\u{e9}\\/a";
         let registry = documents(json!({"registry": {"storage_path": nasty}})).registry;
         assert_eq!(registry["container"]["volumes"][0]["hostPath"], nasty);
+    }
+
+    #[test]
+    fn the_program_is_not_started_before_its_digest_is_right() {
+        use std::os::unix::fs::PermissionsExt;
+        use std::process::Command;
+        let dir = tempfile::tempdir().unwrap();
+        let program = "#!/bin/sh\necho started as $1\n";
+        let put = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        // The first download is forged on its way, and so is the second one; the third is right.
+        put("private-registry", "#!/bin/sh\ntouch forged\n");
+        put("right", program);
+        put(
+            "curl",
+            "#!/bin/sh\nif [ -e asked ]; then cp right private-registry; else echo 'touch forged' >private-registry; fi; touch asked\n",
+        );
+        put("sleep", "#!/bin/sh\n");
+        let run = |start: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", start]).current_dir(&dir).env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()));
+            command.env("PRIVATE_REGISTRY_SHA256", sha256_hex(program.as_bytes())).env("MESOS_SANDBOX", dir.path());
+            command.output().unwrap()
+        };
+        let in_container = run(&format!("{START_IN_CONTAINER}registry"));
+        assert!(!in_container.status.success() && !dir.path().join("forged").exists());
+        assert_eq!(String::from_utf8_lossy(&run(&format!("{START}node")).stdout), "started as node\n");
+        assert!(!dir.path().join("forged").exists() && dir.path().join("asked").exists());
+        assert!(String::from_utf8_lossy(&run(&format!("{START_IN_CONTAINER}registry")).stdout).ends_with("started as registry\n"));
     }
 }

@@ -16,8 +16,12 @@ pub mod distribution;
 pub mod documents;
 pub mod exposure;
 pub mod forecast;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed;
 pub mod held;
 pub mod host_paths;
+#[cfg(test)]
+mod hostile;
 pub mod init;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod interrupted;
@@ -27,10 +31,12 @@ pub mod operator;
 pub mod options;
 pub mod plan;
 pub mod preload;
+pub mod privileges;
 pub mod protocol;
 pub mod registry;
 pub mod secret;
 pub mod security;
+mod serving;
 pub mod settings;
 pub mod storage;
 pub mod takeover;

@@ -20,6 +20,7 @@ use private_registry::host_paths::HostRoot;
 use private_registry::node::{self, NodeConfig};
 use private_registry::operator::{self, Access, Client, OperatorError, Order, Progress, Service, Snippet, Target};
 use private_registry::options::Fault;
+use private_registry::privileges;
 use private_registry::protocol::CopyKind;
 use private_registry::registry::{self, RegistryConfig};
 use private_registry::security::PUBLIC_CA;
@@ -429,12 +430,12 @@ fn main() -> ExitCode {
         Role::Grants { options, json } => grants(options, json),
         Role::Restore => restore(&name),
         Role::User { verb } => user(&name, verb),
-        Role::UsersApply => forever(controller::apply_users()),
-        Role::Controller => forever(async { controller::run(Setting::from_env()?).await }),
-        Role::Init => forever(init::run()),
-        Role::Uninstall => forever(controller::uninstall()),
-        Role::Node => forever(async { node::run(NodeConfig::from_env()?).await }),
-        Role::Registry => forever(async { registry::run(RegistryConfig::from_env()?).await }),
+        Role::UsersApply => forever(privileges::Role::Controller, controller::apply_users()),
+        Role::Controller => forever(privileges::Role::Controller, async { controller::run(Setting::from_env()?).await }),
+        Role::Init => forever(privileges::Role::Controller, init::run()),
+        Role::Uninstall => forever(privileges::Role::Controller, controller::uninstall()),
+        Role::Node => forever(privileges::Role::Node, async { node::run(NodeConfig::from_env()?).await }),
+        Role::Registry => forever(privileges::Role::Registry, async { registry::run(RegistryConfig::from_env()?).await }),
     }
 }
 
@@ -447,9 +448,12 @@ fn without_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
 }
 
 /// Runs a role on one thread: all of them wait most of the time, and a node should be small.
-fn forever<E: Error + 'static>(role: impl Future<Output = Result<(), E>>) -> ExitCode {
+fn forever<E: Error + 'static>(needs: privileges::Role, role: impl Future<Output = Result<(), E>>) -> ExitCode {
     let level = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok());
     log_from(level.unwrap_or(LevelFilter::INFO));
+    if let Err(reason) = privileges::give_up(needs) {
+        tracing::warn!(reason, "this role keeps more privileges than it needs");
+    }
     run(async { role.await.map(|()| ExitCode::SUCCESS) }, |_| ExitCode::FAILURE)
 }
 

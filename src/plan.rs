@@ -132,8 +132,9 @@ pub struct Leaf {
     pub renew_at: i64,
 }
 
-/// One write. The text of [`fmt::Display`] is what people read in plan, log and page.
-#[derive(Debug, Clone, PartialEq)]
+/// One write. The text of [`fmt::Display`] is what people read in plan, log and page, and all that is ever printed: definitions may
+/// hold the enrolment key.
+#[derive(Clone, PartialEq)]
 pub enum Action {
     /// Create the node pod or replace it: its definition has changed.
     PutPod {
@@ -231,6 +232,12 @@ pub enum Action {
         /// Why.
         reason: String,
     },
+}
+
+impl fmt::Debug for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
+    }
 }
 
 impl fmt::Display for Action {

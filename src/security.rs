@@ -142,7 +142,7 @@ pub fn names_lacking(names: &[TrustedName], status: &RegistryStatus) -> Vec<Stri
 
 /// That the certificate which is served ends soon, in words.
 pub fn end_nearing(status: &RegistryStatus, now: i64) -> Option<String> {
-    let end = status.leaf_not_after.filter(|end| end - now < WARN_DAYS * DAY)?;
+    let end = status.leaf_not_after.filter(|end| end.saturating_sub(now) < WARN_DAYS * DAY)?;
     let date = OffsetDateTime::from_unix_timestamp(end).map_or_else(|_| end.to_string(), |moment| moment.date().to_string());
     let verb = if end <= now { "has ended" } else { "ends" };
     Some(format!("the registry's certificate {verb} on {date}: renew it, and put the new one in place of the old one"))

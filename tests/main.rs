@@ -4,6 +4,7 @@
 //! `leftovers.rs` looks at the whole machine and therefore runs alone.
 
 mod acceptance;
+mod attackers;
 mod auth;
 mod cache;
 mod changes;

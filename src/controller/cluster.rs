@@ -15,7 +15,7 @@ use crate::dcos::marathon::Marathon;
 use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::Metronome;
 use crate::dcos::secrets::Secrets;
-use crate::dcos::{Api, chain};
+use crate::dcos::{Api, chain, to_the_leader};
 use crate::distribution::{Distribution, InDefinitions, InSecretStore};
 use crate::host_paths::HostRoot;
 use crate::options::Options;
@@ -112,7 +112,7 @@ fn trusting(setting: &Setting, options: &Options) -> Result<reqwest::Client, Con
     let needs_ca = [&urls.mesos, &urls.marathon, &urls.metronome].iter().any(|url| url.starts_with("https:"))
         || (options.has_account() && urls.login.as_ref().is_none_or(|url| url.starts_with("https:")));
     let path = cluster_ca_file(setting, options);
-    let mut builder = Api::builder();
+    let mut builder = Api::builder().redirect(to_the_leader());
     match path {
         Some(path) => {
             let unreadable = |reason: String| ControllerError::ClusterCa(path.display().to_string(), reason);

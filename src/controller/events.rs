@@ -55,7 +55,7 @@ impl View {
     }
 
     /// The event for somebody who has been told `before`; none if there is nothing to tell.
-    fn event(&self, before: Option<&Self>) -> Option<String> {
+    pub(super) fn event(&self, before: Option<&Self>) -> Option<String> {
         let parts: BTreeMap<_, _> = self.parts.iter().filter(|(id, html)| before.is_none_or(|b| b.parts.get(*id) != Some(html))).collect();
         let agents: Vec<&Value> =
             self.agents.iter().filter(|(host, row)| before.is_none_or(|b| b.agents.get(*host) != Some(row))).map(|(_, row)| row).collect();
@@ -75,11 +75,13 @@ pub(super) struct Listeners {
     seats: Arc<Semaphore>,
     /// What was made for the last one who asked; none when it is out of date.
     made: Mutex<Option<Arc<View>>>,
+    /// The event with everything in it, what it was made of, and when.
+    whole: Mutex<Option<(Arc<View>, Instant, Bytes)>>,
 }
 
 impl Default for Listeners {
     fn default() -> Self {
-        Self { changed: watch::Sender::new(()), seats: Arc::new(Semaphore::new(SEATS)), made: Mutex::default() }
+        Self { changed: watch::Sender::new(()), seats: Arc::new(Semaphore::new(SEATS)), made: Mutex::default(), whole: Mutex::default() }
     }
 }
 
@@ -96,6 +98,20 @@ impl Listeners {
         Arc::clone(made.get_or_insert_with(|| Arc::new(make())))
     }
 
+    /// One text for all who ask at about the same time: of a large cluster it is large.
+    fn whole(&self, view: &Arc<View>) -> Bytes {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*whole {
+            // It tells the time.
+            Some((of, at, text)) if Arc::ptr_eq(of, view) && at.elapsed() < PAUSE => text.clone(),
+            _ => {
+                let text = Bytes::from(view.event(None).unwrap_or_default());
+                *whole = Some((Arc::clone(view), Instant::now(), text.clone()));
+                text
+            }
+        }
+    }
+
     /// The answer; `look` gives what there is to see.
     pub(super) fn answer(&self, asked: &Asked, look: impl Fn() -> Arc<View> + Send + 'static) -> Response {
         let headers = [
@@ -105,7 +121,7 @@ impl Listeners {
             ("x-accel-buffering", "no"),
         ];
         if asked.once {
-            return (headers, look().event(None).unwrap_or_default()).into_response();
+            return (headers, self.whole(&look())).into_response();
         }
         let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() else {
             return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open; this one has to ask again and again\n").into_response();

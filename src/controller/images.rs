@@ -38,7 +38,13 @@ impl Source {
     /// One that asks whoever answers there.
     pub(super) fn at(address: String) -> Self {
         let marathon = versions::Marathon { version: "1.11.24".parse().unwrap() };
-        Self { http: reqwest::Client::new(), address, key: EnrolmentKey::generate().unwrap(), marathon, version: "2.8.3".into() }
+        Self {
+            http: crate::dcos::Api::client().unwrap(),
+            address,
+            key: EnrolmentKey::generate().unwrap(),
+            marathon,
+            version: "2.8.3".into(),
+        }
     }
 }
 
@@ -126,6 +132,16 @@ fn judged(image: Image, marathon: versions::Marathon, version: &str) -> ImageRep
     };
     let (unreadable, fix) = found.map(|(why, fix)| (why, fix.to_string())).unzip();
     ImageReport { image, unreadable, fix }
+}
+
+/// For fuzzing: judges whatever a registry's task has listed, for the oldest cluster and the newest.
+#[cfg(any(test, fuzzing))]
+pub(super) fn judge_anything(image: Image) {
+    let oldest = versions::Marathon { version: versions::Version(1, 4, 0) };
+    for (marathon, version) in [(oldest, "3.0.0"), (versions::Marathon::default(), "2.8.3")] {
+        let report = judged(image.clone(), marathon, version);
+        assert_eq!(report.unreadable.is_some(), report.fix.is_some());
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,10 @@ mod collect;
 mod copies;
 mod discovery;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
+#[cfg(test)]
+mod hostile;
 mod images;
 #[cfg(test)]
 mod in_chromium;
@@ -112,7 +116,7 @@ pub enum ControllerError {
 }
 
 /// What Marathon and the template tell the controller at its start.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Setting {
     /// Agent on which this task runs.
     pub host: Host,
@@ -130,6 +134,13 @@ pub struct Setting {
     pub credential: Option<Secret<String>>,
     /// All other variables, for the options.
     pub vars: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for Setting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Whatever else is in the environment is nobody's business.
+        f.debug_struct("Setting").field("app", &self.app_id).field("task", &self.task_id).field("host", &self.host).finish_non_exhaustive()
+    }
 }
 
 /// The environment, with what is secret in it apart.
@@ -220,32 +231,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
         return uninstall::run(&setting, &options, &cluster, &shared, uninstall::Order::Cosmos).await;
     }
     tokio::spawn(watch_agents(cluster.mesos.clone(), shared.clone()));
-    let controller = Controller {
-        setting,
-        options,
-        distribution: cluster.distribution(),
-        cluster,
-        shared,
-        binary_sha256,
-        reached: false,
-        state: None,
-        runs: BTreeMap::new(),
-        surplus_since: None,
-        passes_at_switch: None,
-        settled: false,
-        others: Others::default(),
-        takeover_since: None,
-        passes_at_takeover: BTreeMap::new(),
-        marathon_lb: marathon_lb::Watch::default(),
-        users: users::Kept::default(),
-        retirement: None,
-        collections: Collections::default(),
-        copies: Copies::default(),
-        preloads: Preloads::default(),
-        refused_schedules: BTreeMap::new(),
-        jobs: None,
-    };
-    controller.converge_for_ever().await
+    Controller::new(setting, options, cluster, shared, binary_sha256).converge_for_ever().await
 }
 
 /// An agent that registers is worth a pass at once. The stream is only for speed, so its errors are not reported.
@@ -335,6 +321,8 @@ struct Controller {
     collections: Collections,
     copies: Copies,
     preloads: Preloads,
+    /// Who answers in the place of a registry and is none of ours.
+    strangers: Vec<String>,
     /// Schedules that Metronome does not understand, by the ids of their jobs, and what it said.
     refused_schedules: BTreeMap<String, (serde_json::Value, String)>,
     /// What Metronome has said last.
@@ -342,6 +330,35 @@ struct Controller {
 }
 
 impl Controller {
+    fn new(setting: Setting, options: Options, cluster: Cluster, shared: Arc<serve::Shared>, binary_sha256: String) -> Self {
+        Self {
+            setting,
+            options,
+            distribution: cluster.distribution(),
+            cluster,
+            shared,
+            binary_sha256,
+            reached: false,
+            state: None,
+            runs: BTreeMap::new(),
+            surplus_since: None,
+            passes_at_switch: None,
+            settled: false,
+            others: Others::default(),
+            takeover_since: None,
+            passes_at_takeover: BTreeMap::new(),
+            marathon_lb: marathon_lb::Watch::default(),
+            users: users::Kept::default(),
+            retirement: None,
+            collections: Collections::default(),
+            copies: Copies::default(),
+            preloads: Preloads::default(),
+            strangers: Vec::new(),
+            refused_schedules: BTreeMap::new(),
+            jobs: None,
+        }
+    }
+
     async fn converge_for_ever(mut self) -> Result<(), ControllerError> {
         let mut logged = String::new();
         let (mut summary, mut changed_at) = (String::new(), Instant::now());
@@ -468,6 +485,7 @@ impl Controller {
         let upstream_certificates = upstream.flat_map(|other| &other.certificates).map(|pem| format!("{}\n", pem.trim_end())).collect();
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
+        self.strangers = observe::leave_out_strangers(&mut observed, state);
         self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
         state.note_covered(observed.nodes.keys()).await?;
         self.settled = match runs_registry {
@@ -767,6 +785,7 @@ impl Controller {
         }
         report.users = self.users.report(&self.options, observed, wanted.users.as_ref());
         report.problems.extend(self.users.problems());
+        report.problems.extend(self.strangers.iter().cloned());
         report.public_ca = matches!(anchor, Anchor::Provided(private) if private.is_empty());
         if let Some(RegistryTask { status, .. }) = observed.registries.first().filter(|_| !anchor.is_own()) {
             let names = self.options.trusted_names(&plan::registry_host(observed, &self.options));

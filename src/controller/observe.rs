@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
+use super::state::State;
 use crate::dcos::marathon::{Instance, Marathon};
 use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::{Job, Metronome};
@@ -96,6 +97,22 @@ pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut O
     observed.registries.sort_by(|a, b| a.address.cmp(&b.address));
 }
 
+/// Leaves out whoever answers in the place of a registry, but with a request that is not by our enrolment key, and says where. The rest
+/// of a pass must not depend on him.
+pub(super) fn leave_out_strangers(observed: &mut Observed, state: &State) -> Vec<String> {
+    let is_ours = |task: &RegistryTask| task.status.request.is_none() || state.request(&task.status).is_ok();
+    let (ours, strangers): (Vec<_>, Vec<_>) = std::mem::take(&mut observed.registries).into_iter().partition(is_ours);
+    observed.registries = ours;
+    let problem = |task: RegistryTask| {
+        format!(
+            "{} answers in the place of the registry with a certificate request that is not by this service's enrolment key, and is not \
+             listened to; if a registry was started with an earlier key it is replaced by itself, else look what listens there",
+            task.address
+        )
+    };
+    strangers.into_iter().map(problem).collect()
+}
+
 /// Sends an order to a node. Whether it was taken shows in its next status.
 pub(super) async fn send_to_node(cluster: &Cluster, observed: &Observed, host: &Host, order: &SignedOrder) {
     if let Some(port) = node_port(observed, host) {
@@ -131,7 +148,7 @@ fn node_port(observed: &Observed, host: &Host) -> Option<u16> {
     instances.filter(|i: &&Instance| i.host.as_ref() == Some(host)).find_map(|i| i.port)
 }
 
-async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {
+pub(super) async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {
     let sent = http.put(format!("http://{address}/order")).timeout(TASK_TIMEOUT).json(order).send().await;
     match sent {
         Ok(answer) if answer.status().is_success() => tracing::debug!(address, "order taken"),
@@ -140,7 +157,7 @@ async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {
     }
 }
 
-async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) -> Option<T> {
+pub(super) async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) -> Option<T> {
     let read = async {
         let answer = http.get(url).timeout(TASK_TIMEOUT).send().await.map_err(|error| error.to_string())?;
         let text = read_to_end(answer, MAX_MESSAGE_BYTES).await.map_err(|end| match end {

@@ -275,7 +275,7 @@ fn date(unix: i64, with_time: bool) -> String {
 }
 
 fn until(end: i64, now: i64) -> String {
-    let when = match (end - now).div_euclid(DAY) {
+    let when = match end.saturating_sub(now).div_euclid(DAY) {
         ..0 => "it has ended".to_string(),
         0 => "in less than a day".into(),
         1 => "in a day".into(),

@@ -12,8 +12,10 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use hyper_util::service::TowerToHyperService;
 use std::sync::Arc;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 
 use super::discovery::Discovery;
 use super::events::{self, Listeners, View};
@@ -22,11 +24,17 @@ use super::metrics::Metrics;
 use super::page;
 use super::report::{AgentReport, Report};
 use crate::security::PUBLIC_CA;
+use crate::serving::{self, Limits};
 
 /// A pass takes seconds; a loop that has not turned for so long hangs, and Marathon should restart it.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
 /// How many actions the page remembers.
 const REMEMBERED: usize = 30;
+/// Nodes that fetch this program, open pages and programs. Behind Admin Router each keeps a connection for its next question.
+pub(super) const LIMITS: Limits = Limits { connections: 512, head: Duration::from_secs(30), exchange: None };
+/// So many may list images at a time, for each part is hundreds of questions to the registry; others wait a little.
+const LISTING: usize = 2;
+const TURN: Duration = Duration::from_secs(15);
 
 /// What the loop tells the server.
 pub(crate) struct Shared {
@@ -35,6 +43,7 @@ pub(crate) struct Shared {
     now: Mutex<Now>,
     wake: Notify,
     listeners: Listeners,
+    listing: Semaphore,
     pub(super) metrics: Metrics,
 }
 
@@ -46,18 +55,38 @@ struct Now {
     removed: Option<bool>,
     /// Where images are listed; none while no registry answers.
     images: Option<Source>,
+    /// What was made of this for the last one who asked, and is given to all who ask before it changes.
+    page: Option<Bytes>,
+    status: Option<Bytes>,
+}
+
+impl Now {
+    /// To be called with every change of what is shown.
+    fn changed(&mut self) {
+        (self.page, self.status) = (None, None);
+    }
 }
 
 impl Shared {
     pub(super) fn new(binary: Vec<u8>, binary_sha256: String) -> Self {
         let report = Report { summary: "The controller has just started.".into(), ..Report::default() };
-        let now = Now { report, discovery: None, actions: Vec::new(), beat: Instant::now(), removed: None, images: None };
+        let now = Now {
+            report,
+            discovery: None,
+            actions: Vec::new(),
+            beat: Instant::now(),
+            removed: None,
+            images: None,
+            page: None,
+            status: None,
+        };
         Self {
             binary: binary.into(),
             binary_sha256,
             now: Mutex::new(now),
             wake: Notify::new(),
             listeners: Listeners::default(),
+            listing: Semaphore::new(LISTING),
             metrics: Metrics::default(),
         }
     }
@@ -74,6 +103,7 @@ impl Shared {
         }
         tell_agents(&now.report.agents, &report.agents);
         now.report = report;
+        now.changed();
         drop(now);
         self.listeners.changed();
     }
@@ -83,12 +113,15 @@ impl Shared {
     }
 
     pub(super) fn describe(&self, discovery: Discovery) {
-        self.now().discovery = Some(discovery);
+        let mut now = self.now();
+        now.discovery = Some(discovery);
+        now.changed();
     }
 
     pub(super) fn trouble(&self, text: String) {
         let mut now = self.now();
         (now.report.trouble, now.report.converged) = (Some(text), false);
+        now.changed();
         drop(now);
         self.listeners.changed();
     }
@@ -97,6 +130,7 @@ impl Shared {
         let mut now = self.now();
         now.actions.insert(0, text);
         now.actions.truncate(REMEMBERED);
+        now.changed();
         drop(now);
         self.listeners.changed();
     }
@@ -160,15 +194,13 @@ pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>
         .route("/v1/plans/deploy", get(deploy))
         .route("/artifact/{sha256}/private-registry", get(artifact))
         .with_state(shared);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "the HTTP server has ended");
-    }
+    serving::serve(listener, TowerToHyperService::new(router), LIMITS).await;
 }
 
 async fn page(State(shared): State<Arc<Shared>>) -> Response {
     let html = {
-        let now = shared.now();
-        page::render(&now.report, now.discovery.as_ref(), &now.actions)
+        let now = &mut *shared.now();
+        now.page.get_or_insert_with(|| page::render(&now.report, now.discovery.as_ref(), &now.actions).into()).clone()
     };
     (page::headers(), Html(html)).into_response()
 }
@@ -183,7 +215,12 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
-    axum::Json(&shared.now().report).into_response()
+    let json = {
+        let now = &mut *shared.now();
+        // Only maps with other keys than strings cannot be JSON; there are none.
+        now.status.get_or_insert_with(|| serde_json::to_vec(&now.report).unwrap_or_default().into()).clone()
+    };
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
 }
 
 /// For Prometheus.
@@ -201,6 +238,9 @@ async fn list_images(State(shared): State<Arc<Shared>>, Query(asked): Query<Aske
     let source = shared.now().images.clone();
     let Some(source) = source else {
         return (StatusCode::SERVICE_UNAVAILABLE, "no registry answers\n").into_response();
+    };
+    let Ok(Ok(_turn)) = timeout(TURN, shared.listing.acquire()).await else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "others are listing the images; ask again\n").into_response();
     };
     match images::list(&source, &asked).await {
         Ok(report) => axum::Json(report).into_response(),

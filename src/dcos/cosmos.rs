@@ -45,13 +45,18 @@ impl Cosmos {
         let response = request.send().await.map_err(|error| unreachable(chain(&error.without_url())))?;
         let status = response.status().as_u16();
         let text = read_to_end(response, MAX_ANSWER_BYTES).await.unwrap_or_default();
-        let answer: Value = serde_json::from_str(&text).unwrap_or_default();
-        match status {
-            200..=299 => Ok(()),
-            409 if answer["type"] == "PackageAlreadyInstalled" => Ok(()),
-            401 | 403 => Err(CosmosError::LoginWanted(api.base.clone())),
-            _ => Err(CosmosError::Refused(answer["message"].as_str().map_or_else(|| format!("status {status}"), String::from))),
-        }
+        judge(status, &text, &api.base)
+    }
+}
+
+/// What an answer means.
+pub(super) fn judge(status: u16, text: &str, base: &str) -> Result<(), CosmosError> {
+    let answer: Value = serde_json::from_str(text).unwrap_or_default();
+    match status {
+        200..=299 => Ok(()),
+        409 if answer["type"] == "PackageAlreadyInstalled" => Ok(()),
+        401 | 403 => Err(CosmosError::LoginWanted(base.to_string())),
+        _ => Err(CosmosError::Refused(answer["message"].as_str().map_or_else(|| format!("status {status}"), String::from))),
     }
 }
 

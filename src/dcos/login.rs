@@ -156,6 +156,11 @@ struct Token {
     token: String,
 }
 
+/// The token in an answer. The message of the JSON parser could quote it.
+pub(super) fn token_in(text: &str) -> Option<Secret<String>> {
+    serde_json::from_str::<Token>(text).ok().map(|answer| Secret::new(answer.token))
+}
+
 impl Login {
     /// A login that has not taken place yet.
     pub fn new(credential: Credential, client: reqwest::Client) -> Self {
@@ -198,8 +203,7 @@ impl Login {
         match answer.status().as_u16() {
             200 => {
                 let text = super::read_to_end(answer, MAX_ANSWER_BYTES).await.map_err(|_| unexpected("it does not end"))?;
-                let token: Token = serde_json::from_str(&text).map_err(|_| unexpected("no token in the answer"))?;
-                Ok(Secret::new(token.token))
+                token_in(&text).ok_or_else(|| unexpected("no token in the answer"))
             }
             status => Err(ApiError::LoginRefused { url: url.clone(), status, account: self.credential.uid.clone() }),
         }

@@ -66,7 +66,7 @@ impl Instance {
 }
 
 /// A pod: its stored definition and its instances.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Pod {
     /// The definition as Marathon stores it, with its defaults.
     pub spec: Value,
@@ -82,12 +82,26 @@ impl Pod {
 }
 
 /// An app: its stored definition and its tasks.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct App {
     /// The definition as Marathon stores it, with its defaults.
     pub spec: Value,
     /// Running tasks.
     pub tasks: Vec<AppTask>,
+}
+
+// Environments hold secrets, ours and those of others.
+
+impl std::fmt::Debug for Pod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pod").field("id", &self.spec["id"]).field("instances", &self.instances).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("id", &self.spec["id"]).field("tasks", &self.tasks).finish_non_exhaustive()
+    }
 }
 
 impl Marathon {
@@ -97,10 +111,7 @@ impl Marathon {
     /// When Marathon does not answer.
     pub async fn app(&self, id: &str) -> Result<Option<App>, ApiError> {
         let answer: Option<AppAnswer> = absent_is_none(self.0.get(&format!("/v2/apps{id}?embed=app.tasks")).await)?;
-        Ok(answer.map(|answer| {
-            let tasks = answer.app["tasks"].as_array().map(|tasks| tasks.iter().filter_map(app_task).collect()).unwrap_or_default();
-            App { spec: answer.app, tasks }
-        }))
+        Ok(answer.map(AppAnswer::app))
     }
 
     /// Which Marathon this is. A version that cannot be read counts as a recent one.
@@ -109,8 +120,7 @@ impl Marathon {
     /// When Marathon does not answer.
     pub async fn version(&self) -> Result<versions::Marathon, ApiError> {
         let info: Value = self.0.get("/v2/info").await?;
-        let version = info["version"].as_str().and_then(|text| text.parse().ok()).unwrap_or(versions::NEWEST_SEEN);
-        Ok(versions::Marathon { version })
+        Ok(version_in(&info))
     }
 
     /// What every app claims: service ports and VIPs.
@@ -119,7 +129,7 @@ impl Marathon {
     /// When Marathon does not answer.
     pub async fn claims(&self) -> Result<Vec<AppClaims>, ApiError> {
         let answer: Value = self.0.get("/v2/apps").await?;
-        Ok(answer["apps"].as_array().map(|apps| apps.iter().map(app_claims).collect()).unwrap_or_default())
+        Ok(claims_in(&answer))
     }
 
     /// A pod with its instances; `None` if there is none of that id.
@@ -128,7 +138,7 @@ impl Marathon {
     /// When Marathon does not answer.
     pub async fn pod(&self, id: &str) -> Result<Option<Pod>, ApiError> {
         let answer: Option<PodStatus> = absent_is_none(self.0.get(&format!("/v2/pods{id}::status")).await)?;
-        Ok(answer.map(|answer| Pod { spec: answer.spec, instances: answer.instances.into_iter().map(PodInstance::instance).collect() }))
+        Ok(answer.map(PodStatus::pod))
     }
 
     /// Ids of the apps and pods that a running deployment touches, and so locks.
@@ -194,11 +204,33 @@ struct AppAnswer {
     app: Value,
 }
 
+impl AppAnswer {
+    fn app(self) -> App {
+        let tasks = self.app["tasks"].as_array().map(|tasks| tasks.iter().filter_map(app_task).collect()).unwrap_or_default();
+        App { spec: self.app, tasks }
+    }
+}
+
+fn version_in(info: &Value) -> versions::Marathon {
+    let version = info["version"].as_str().and_then(|text| text.parse().ok()).unwrap_or(versions::NEWEST_SEEN);
+    versions::Marathon { version }
+}
+
+fn claims_in(answer: &Value) -> Vec<AppClaims> {
+    answer["apps"].as_array().map(|apps| apps.iter().map(app_claims).collect()).unwrap_or_default()
+}
+
 #[derive(Deserialize)]
 struct PodStatus {
     spec: Value,
     #[serde(default)]
     instances: Vec<PodInstance>,
+}
+
+impl PodStatus {
+    fn pod(self) -> Pod {
+        Pod { spec: self.spec, instances: self.instances.into_iter().map(PodInstance::instance).collect() }
+    }
 }
 
 #[derive(Deserialize)]
@@ -294,6 +326,17 @@ fn is_marathon_lb(app: &Value) -> bool {
     let groups: Vec<&str> = args.windows(2).filter(|pair| pair[0] == "--group").map(|pair| pair[1]).collect();
     // "*" serves every group.
     groups.is_empty() || groups.iter().any(|group| [MARATHON_LB_GROUP, "*"].contains(group))
+}
+
+/// For fuzzing: reads whatever Marathon could answer to any question.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_anything(answer: &[u8]) -> (Option<App>, Option<Pod>, Vec<AppClaims>) {
+    let Ok(value) = serde_json::from_slice::<Value>(answer) else { return (None, None, Vec::new()) };
+    let _ = Vec::<Deployment>::deserialize(&value);
+    let _ = version_in(&value).pulls_schema_2();
+    let app = AppAnswer::deserialize(&value).ok().map(AppAnswer::app);
+    let pod = PodStatus::deserialize(&value).ok().map(PodStatus::pod);
+    (app, pod, claims_in(&value))
 }
 
 #[cfg(test)]

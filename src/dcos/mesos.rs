@@ -104,18 +104,34 @@ impl Mesos {
     /// When the stream cannot be opened or breaks.
     pub async fn watch(&self, mut added: impl FnMut()) -> Result<(), ApiError> {
         let mut stream = self.0.stream("/api/v1", &serde_json::json!({ "type": "SUBSCRIBE" })).await?;
-        let mut tail: Vec<u8> = Vec::new();
+        let mut events = Events::default();
         while let Some(chunk) = self.0.next_chunk(&mut stream).await? {
-            tail.extend_from_slice(&chunk);
-            if tail.windows(AGENT_ADDED.len()).any(|window| window == AGENT_ADDED) {
+            if events.has_added(&chunk) {
                 added();
-                tail.clear();
             }
-            // The word may be cut in two by a chunk's end.
-            let keep = tail.len().min(AGENT_ADDED.len() - 1);
-            tail.drain(..tail.len() - keep);
         }
         Ok(())
+    }
+}
+
+/// The stream so far; of that only its end is kept.
+#[derive(Default)]
+struct Events {
+    tail: Vec<u8>,
+}
+
+impl Events {
+    /// Whether an agent has registered, as this chunk says.
+    fn has_added(&mut self, chunk: &[u8]) -> bool {
+        self.tail.extend_from_slice(chunk);
+        let found = self.tail.windows(AGENT_ADDED.len()).any(|window| window == AGENT_ADDED);
+        if found {
+            self.tail.clear();
+        }
+        // The word may be cut in two by a chunk's end.
+        let keep = self.tail.len().min(AGENT_ADDED.len() - 1);
+        self.tail.drain(..self.tail.len() - keep);
+        found
     }
 }
 
@@ -223,6 +239,16 @@ fn is_for_good(resources: &serde_json::Value) -> bool {
         resource["reservation"].is_null() && refined.clone().all(|reservation| reservation["type"] != "DYNAMIC")
     };
     resources.as_array().into_iter().flatten().any(is_static)
+}
+
+/// For fuzzing: reads whatever a master could answer, or put into its stream of events.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_anything(answer: &[u8]) -> Vec<Agent> {
+    let mut events = Events::default();
+    let found = answer.chunks(7).filter(|chunk| events.has_added(chunk)).count();
+    assert_eq!(found > 0, answer.windows(AGENT_ADDED.len()).any(|window| window == AGENT_ADDED));
+    assert!(events.tail.len() < AGENT_ADDED.len());
+    serde_json::from_slice::<Slaves>(answer).map(|answer| answer.slaves.into_iter().filter_map(Slave::agent).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -31,13 +31,7 @@ impl Metronome {
     pub async fn job(&self, id: &str) -> Result<Option<Job>, ApiError> {
         let path = format!("/v1/jobs/{id}?embed=activeRuns&embed=history&embed=schedules");
         let Some(spec) = absent_is_none(self.0.get::<Value>(&path).await)? else { return Ok(None) };
-        let embedded = Embedded::deserialize(&spec).map_err(|error| ApiError::Unexpected { url: path, reason: error.to_string() })?;
-        Ok(Some(Job {
-            spec,
-            active_runs: embedded.active_runs.into_iter().map(|run| run.id).collect(),
-            schedules: embedded.schedules,
-            finished_runs: embedded.history.map_or(0, |h| h.success_count + h.failure_count),
-        }))
+        job(spec).map(Some).map_err(|error| ApiError::Unexpected { url: path, reason: error.to_string() })
     }
 
     /// Which Metronome this is. A version that cannot be read counts as a recent one.
@@ -46,8 +40,7 @@ impl Metronome {
     /// When Metronome does not answer.
     pub async fn version(&self) -> Result<versions::Metronome, ApiError> {
         let info: Value = self.0.get("/info").await?;
-        let version = info["version"].as_str().and_then(|text| text.parse().ok());
-        Ok(version.map_or_else(versions::Metronome::default, |version| versions::Metronome { version }))
+        Ok(version_in(&info))
     }
 
     /// Creates a job, or replaces it when `exists`.
@@ -92,6 +85,29 @@ impl Metronome {
     pub async fn delete_job(&self, id: &str) -> Result<(), ApiError> {
         absent_is_none(self.0.call::<Value>("DELETE", &format!("/v1/jobs/{id}?stopCurrentJobRuns=true"), None).await).map(drop)
     }
+}
+
+fn job(spec: Value) -> serde_json::Result<Job> {
+    let embedded = Embedded::deserialize(&spec)?;
+    Ok(Job {
+        spec,
+        active_runs: embedded.active_runs.into_iter().map(|run| run.id).collect(),
+        schedules: embedded.schedules,
+        finished_runs: embedded.history.map_or(0, |h| h.success_count.saturating_add(h.failure_count)),
+    })
+}
+
+fn version_in(info: &Value) -> versions::Metronome {
+    let version = info["version"].as_str().and_then(|text| text.parse().ok());
+    version.map_or_else(versions::Metronome::default, |version| versions::Metronome { version })
+}
+
+/// For fuzzing: reads whatever Metronome could answer to any question.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_anything(answer: &[u8]) -> Option<Job> {
+    let value: Value = serde_json::from_slice(answer).ok()?;
+    let _ = version_in(&value).has_secrets();
+    job(value).ok()
 }
 
 #[derive(Deserialize)]

@@ -4,6 +4,8 @@ pub mod ca;
 pub(crate) mod calls;
 pub mod cosmos;
 pub mod grants;
+#[cfg(test)]
+mod hostile;
 pub mod login;
 pub mod marathon;
 pub mod mesos;
@@ -15,6 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -26,6 +29,8 @@ use login::Login;
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Marathon answers its own slow writes with 503 after 10 s; a little more than that.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// From a master that led to the one that leads, and once more if that has just changed.
+const MOST_REDIRECTS: usize = 2;
 /// A stream is opened anew after this long, in case the other side has gone without a word (Mesos before 1.5 sends no heartbeat).
 const STREAM_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -161,15 +166,15 @@ impl Api {
         Self { calls: Some(calls.clone()), ..self }
     }
 
-    /// The HTTP client that all services share: names by hickory, because a static binary has no NSS; no proxies.
+    /// A client for tasks' own addresses. Whoever answers there sends it nowhere else.
     ///
     /// # Errors
     /// When the TLS set-up fails.
     pub fn client() -> Result<reqwest::Client, reqwest::Error> {
-        Self::builder().build()
+        Self::builder().redirect(Policy::none()).build()
     }
 
-    /// The same, to be added to.
+    /// What all clients have in common, to be added to: names by hickory, because a static binary has no NSS; no proxies.
     pub fn builder() -> reqwest::ClientBuilder {
         reqwest::Client::builder().no_proxy().timeout(TIMEOUT).connect_timeout(Duration::from_secs(5)).hickory_dns(true)
     }
@@ -279,6 +284,35 @@ impl Api {
                 }
             }
             _ => ApiError::Refused { method, url, status, message: text.chars().take(500).collect() },
+        }
+    }
+}
+
+/// A master that does not lead names the one that does, which listens on the same port. Nothing else of the cluster sends clients away.
+pub(crate) fn to_the_leader() -> Policy {
+    Policy::custom(|attempt| {
+        let same = |from: &reqwest::Url| {
+            let to = attempt.url();
+            (from.scheme(), from.port_or_known_default(), from.path()) == (to.scheme(), to.port_or_known_default(), to.path())
+        };
+        let follows = attempt.previous().len() <= MOST_REDIRECTS && attempt.previous().first().is_some_and(same);
+        if follows { attempt.follow() } else { attempt.stop() }
+    })
+}
+
+/// For fuzzing: what every other service of the cluster could answer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_anything(answer: &[u8]) {
+    let text = String::from_utf8_lossy(answer);
+    for status in [200, 401, 409, 500] {
+        let _ = cosmos::judge(status, &text, "").map_err(|error| error.to_string());
+    }
+    let secrets = serde_json::from_slice::<Value>(answer).ok().and_then(|value| secrets::text_in(&value));
+    let secrets = secrets.into_iter().chain(login::token_in(&text)).chain([Secret::new(text.to_string())]);
+    for secret in secrets {
+        let _ = authorization(&secret);
+        if let Err(error) = login::Credential::parse(&secret) {
+            assert!(error.to_string().len() < 400, "{error}");
         }
     }
 }

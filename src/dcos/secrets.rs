@@ -20,8 +20,7 @@ impl Secrets {
         // Not read into a type of its own: the error of a failed reading could quote the secret.
         let answer: Option<Value> = absent_is_none(self.0.get(&url).await)?;
         let Some(answer) = answer else { return Ok(None) };
-        let value = answer["value"].as_str().map(|text| Secret::new(text.to_string()));
-        value.map(Some).ok_or_else(|| ApiError::Unexpected { url, reason: "there is no text in `value`".into() })
+        text_in(&answer).map(Some).ok_or_else(|| ApiError::Unexpected { url, reason: "there is no text in `value`".into() })
     }
 
     /// Creates a secret or replaces it. There is no single call for both.
@@ -43,6 +42,11 @@ impl Secrets {
     pub async fn delete(&self, path: &str) -> Result<(), ApiError> {
         absent_is_none(self.0.call::<Value>("DELETE", &url(path), None).await).map(drop)
     }
+}
+
+/// The secret in an answer.
+pub(super) fn text_in(answer: &Value) -> Option<Secret<String>> {
+    answer["value"].as_str().map(|text| Secret::new(text.to_string()))
 }
 
 fn url(path: &str) -> String {

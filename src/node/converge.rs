@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::board::Board;
 use super::orders::{Accepted, Task};
@@ -23,6 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const DOCKER_EVERY: Duration = Duration::from_secs(10);
 /// Between two proofs of a host that is well.
 const PROVE_EVERY: Duration = Duration::from_secs(600);
+/// Between two proofs, whoever asks for them.
+const SOONEST: Duration = Duration::from_secs(1);
 
 /// Keeps the host as the order in force says, for ever.
 pub(crate) async fn converge(board: Arc<Board>, host: Host) {
@@ -48,7 +50,7 @@ pub(crate) async fn converge(board: Arc<Board>, host: Host) {
             () = docker_changed(&host, &kept) => false,
             () = watch.changed() => false,
             () = newer_order(&board, &order) => false,
-            () = board.check_asked.notified() => true,
+            () = asked_anew(&board, &kept) => true,
         };
         if asked {
             kept.proven_at = None;
@@ -64,6 +66,15 @@ async fn docker_changed(host: &Host, kept: &Kept) {
             return;
         }
     }
+}
+
+/// Whoever has the order in force, which is no secret, can ask for a proof, and that is work for docker: one a second at most.
+async fn asked_anew(board: &Board, kept: &Kept) {
+    // What is asked meanwhile is kept for the next wait, also if something else ends this one.
+    if let Some(at) = kept.proven_at {
+        sleep_until(at + SOONEST).await;
+    }
+    board.check_asked.notified().await;
 }
 
 async fn newer_order(board: &Board, order: &Accepted) {

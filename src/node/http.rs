@@ -10,21 +10,18 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 
 use super::board::Board;
 use super::orders::Refusal;
 use crate::protocol::{MAX_MESSAGE_BYTES, SignedOrder};
+use crate::serving::{self, Limits};
 
 const SLOWEST_BODY: Duration = Duration::from_secs(10);
-const LONGEST_CONNECTION: Duration = Duration::from_secs(30);
 /// The controller and the health check need two; the rest is room for people and bound for everybody.
-const MOST_CONNECTIONS: usize = 32;
+pub(super) const LIMITS: Limits = Limits { connections: 32, head: SLOWEST_BODY, exchange: Some(Duration::from_secs(30)) };
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Listens on one address, tries again while it cannot, and answers for ever.
@@ -44,32 +41,7 @@ pub(crate) async fn serve(board: Arc<Board>, address: SocketAddr) {
 
 /// Answers what comes in on a listener.
 pub(crate) async fn answer(board: Arc<Board>, listener: TcpListener) {
-    let router = router(board);
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    loop {
-        // Out of descriptors, or a peer that went away: the next one may do better.
-        let Ok((stream, _)) = listener.accept().await else {
-            sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
-        let router = router.clone();
-        tokio::spawn(async move {
-            // An error is the caller's affair: it hung up or sent no HTTP.
-            let _ = timeout(LONGEST_CONNECTION, connection(stream, router)).await;
-            drop(place);
-        });
-    }
-}
-
-async fn connection(stream: TcpStream, router: Router) -> hyper::Result<()> {
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(SLOWEST_BODY)
-        .max_buf_size(16 * 1024)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .await
+    serving::serve(listener, TowerToHyperService::new(router(board)), LIMITS).await;
 }
 
 fn router(board: Arc<Board>) -> Router {

@@ -9,6 +9,8 @@ mod converge;
 mod daemon_json;
 mod docker_reload;
 pub(crate) mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod http;
 mod insecure;
 mod leftovers;

@@ -360,3 +360,51 @@ async fn a_slow_body_is_cut_off_and_others_are_answered_meanwhile() {
     timeout(Duration::from_secs(14), slow.read_to_string(&mut answer)).await.expect("cut off in time").unwrap();
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
+
+#[tokio::test]
+async fn whoever_besieges_a_node_keeps_nobody_from_its_status() {
+    let host = TestNode::new().await;
+    let _node = host.start(host.trust(1, 1));
+    host.until(|_| true).await;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, host.port));
+    crate::hostile::besiege(address, http::LIMITS.connections, "/status").await;
+    assert_eq!(crate::hostile::ask(address, "/health").await, Some(200));
+}
+
+#[tokio::test]
+async fn a_replayed_order_makes_a_node_prove_no_more_than_once_a_second() {
+    let host = TestNode::new().await;
+    let _docker = Docker::start(&host, SUCCEEDED);
+    let order = host.trust(1, 1);
+    let _node = host.start(order.clone());
+    let before = host.until(|status| status.phase == NodePhase::Trusted).await.passes;
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        assert_eq!(host.put(&order).await.0, 200);
+    }
+    let passes = host.status().await.unwrap().passes - before;
+    assert!((1..=5).contains(&passes), "{passes} passes");
+}
+
+#[tokio::test]
+async fn a_registry_that_does_anything_but_speak_tls_proves_nothing_and_holds_up_no_proof() {
+    use crate::hostile::{Malice, Server};
+    let ca = Authority::create(SERVICE, 1, &["127.0.0.1:443".parse().unwrap()], 1_700_000_000, 3650).unwrap();
+    let kinds = [Malice::Endless, Malice::Trickle, Malice::Silent, Malice::Garbage, Malice::HeaderFlood];
+    let mut servers = Vec::new();
+    for malice in kinds {
+        servers.push(Server::start(malice).await);
+    }
+    let name = |server: &Server| TrustedName { name: server.address.to_string().parse().unwrap(), inside: true };
+    let bundle =
+        TrustBundle { names: servers.iter().map(name).collect(), certificates: vec![ca.certificate().pem()], ..TrustBundle::default() };
+    let bundle = trust::Bundle::parse(&bundle).unwrap();
+    let curl = proof::Curl { program: "/usr/bin/curl".into(), capath: Some("/nowhere".into()), libraries: None };
+    for clients in [proof::Clients::default(), proof::Clients { docker: None, curl: Some(curl) }] {
+        let proofs = timeout(Duration::from_secs(20), clients.prove(&bundle, proof::Whose::Own)).await.expect("it ends");
+        let outcomes: Vec<_> = proofs.iter().map(|proof| proof.outcome).collect();
+        assert!(outcomes.iter().all(|outcome| *outcome != ProofOutcome::Trusted) && outcomes.len() == kinds.len(), "{proofs:#?}");
+        assert!(proofs.iter().all(|proof| proof.detail.as_ref().is_none_or(|detail| detail.chars().count() <= 400)));
+    }
+    assert!(servers.iter().all(|server| server.sent() < 32 * 1024 * 1024));
+}

@@ -40,7 +40,7 @@ impl Access {
 pub struct Account {
     access: Access,
     /// Its line for htpasswd.
-    line: String,
+    line: Secret<String>,
 }
 
 impl Account {
@@ -59,7 +59,7 @@ impl Account {
                 Access::Basic { user: INTERNAL, password }
             }
         };
-        Ok(Self { access, line })
+        Ok(Self { access, line: Secret::new(line) })
     }
 
     /// How to get in.
@@ -143,7 +143,7 @@ impl Doorkeeper {
 
     /// Writes what the registry reads, and what the node does.
     fn store(&mut self, state: &State) -> Result<(), StateError> {
-        state.store_htpasswd(&Secret::new(self.own.line.clone() + self.users.text().expose()))?;
+        state.store_htpasswd(&Secret::new(self.own.line.expose().clone() + self.users.text().expose()))?;
         if let Access::Basic { user, password } = &self.own.access {
             state.store_account(&Secret::new(format!("{user}:{}", password.expose())))?;
         }

@@ -53,7 +53,7 @@ pub(super) fn watch(config: &RegistryConfig) -> watch::Receiver<Found> {
 }
 
 /// What the running registry says; nothing while it does not run.
-async fn said(client: &reqwest::Client, debug: SocketAddr) -> Vec<String> {
+pub(super) async fn said(client: &reqwest::Client, debug: SocketAddr) -> Vec<String> {
     let Ok(answer) = client.get(format!("http://{debug}/debug/health")).timeout(PATIENCE).send().await else { return Vec::new() };
     if answer.status().is_success() {
         return Vec::new();

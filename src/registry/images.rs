@@ -48,7 +48,8 @@ pub(super) struct Lister {
 impl Lister {
     pub(super) fn new(config: &RegistryConfig, access: Access) -> Result<Self, reqwest::Error> {
         // Its certificate is for the names that others use. This is our own child, and nothing leaves the container.
-        let client = Api::builder().danger_accept_invalid_certs(true).timeout(PATIENCE).build()?;
+        let builder = Api::builder().danger_accept_invalid_certs(true).timeout(PATIENCE);
+        let client = builder.redirect(reqwest::redirect::Policy::none()).build()?;
         Ok(Self { client, base: config.own_url(), access, known: Arc::default() })
     }
 
@@ -89,6 +90,11 @@ impl Lister {
         let mut ahead: Vec<String> = begun.into_iter().collect();
         loop {
             for repository in std::mem::take(&mut ahead) {
+                // There may be thousands without a tag.
+                if Instant::now() > end {
+                    page.next = Some(after);
+                    return Ok(page);
+                }
                 let done = after.strip_prefix(&repository).and_then(|rest| rest.strip_prefix(':')).unwrap_or_default().to_string();
                 for tag in self.tags(&repository).await?.into_iter().filter(|tag| *tag > done) {
                     if page.images.len() == PAGE || Instant::now() > end {
@@ -103,6 +109,8 @@ impl Lister {
             let begun = after.split_once(':').map_or("", |(repository, _)| repository);
             let path = format!("/v2/_catalog?n={REPOSITORIES}&last={begun}");
             ahead = self.read::<Catalog>(&path, MAX_MANIFEST).await?.map(|c| c.repositories).unwrap_or_default();
+            // Whoever gives again what was given already is asked no more.
+            ahead.retain(|repository| repository != begun);
             if ahead.is_empty() {
                 return Ok(page);
             }
@@ -161,7 +169,7 @@ impl Lister {
         let media_type = kind.split(';').next().unwrap_or_default().trim().to_string();
         let text = read_to_end(answer, MAX_MANIFEST).await.map_err(|_| format!("{path}: the answer breaks off, or is too long"))?;
         let manifest: Manifest = serde_json::from_str(&text).map_err(|error| format!("{path}: {error}"))?;
-        let size = manifest.config.iter().chain(manifest.layers.iter().flatten()).map(|part| part.size).sum();
+        let size = manifest.size();
         Ok(Some((Known { media_type, amd64: None, size }, Some(manifest))))
     }
 
@@ -213,10 +221,34 @@ struct Platform {
     os: String,
 }
 
+/// Whether a text has the form of a digest: `sha256:` and hex.
+fn is_digest(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(kind, hex)| [kind, hex].iter().all(|part| part.bytes().all(|b| b.is_ascii_alphanumeric())))
+}
+
 impl Manifest {
+    /// Bytes of all its parts.
+    fn size(&self) -> u64 {
+        self.config.iter().chain(self.layers.iter().flatten()).fold(0, |sum, part| sum.saturating_add(part.size))
+    }
+
     fn for_amd64(&self) -> Option<&str> {
-        let fits = |child: &&Child| child.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == "amd64");
+        // It becomes a part of a path.
+        let fits = |child: &&Child| {
+            is_digest(&child.digest) && child.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == "amd64")
+        };
         self.manifests.iter().flatten().find(fits).map(|child| child.digest.as_str())
+    }
+}
+
+/// For fuzzing: reads whatever a registry could answer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_anything(answer: &[u8]) {
+    let _ = serde_json::from_slice::<Catalog>(answer).map(|catalog| catalog.repositories);
+    let _ = serde_json::from_slice::<Tags>(answer).map(|tags| tags.tags);
+    if let Ok(manifest) = serde_json::from_slice::<Manifest>(answer) {
+        manifest.size();
+        assert!(manifest.for_amd64().is_none_or(|digest| digest.contains(':') && !digest.contains(['/', '.', '?', '#', '%'])));
     }
 }
 

@@ -11,6 +11,8 @@ mod collect;
 mod config;
 mod copy;
 mod health;
+#[cfg(test)]
+mod hostile;
 mod images;
 mod leave;
 mod provided;
@@ -28,6 +30,9 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use images::read_anything;
 
 pub use access::{Access, Account};
 pub use config::RegistryConfig;

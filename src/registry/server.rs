@@ -1,7 +1,6 @@
 //! The role's HTTP: `GET /status`, `GET /health`, `GET /metrics`, `GET /images`, `PUT /order`.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -9,10 +8,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::access::Access;
 use super::config::RegistryConfig;
@@ -21,17 +19,16 @@ use super::role::now;
 use crate::certificates::EnrolmentKey;
 use crate::dcos::{Api, read_to_end};
 use crate::protocol::{CLOCK_DIFFERENCE, MAC_HEADER, MAX_MESSAGE_BYTES, RegistryPhase, RegistryStatus, SignedOrder, TIME_HEADER, asked};
+use crate::serving::{self, Limits};
 
 /// Time in which a request must have arrived.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// Time in which a whole exchange must be over, a slow reader's too.
-const EXCHANGE_TIME: Duration = Duration::from_secs(30);
+/// The controller, the health check and Prometheus need three connections. An exchange includes a slow reader's time.
+pub(super) const LIMITS: Limits = Limits { connections: 32, head: REQUEST_TIME, exchange: Some(Duration::from_secs(30)) };
 /// Time in which the registry must have given its metrics.
 const METRICS_TIME: Duration = Duration::from_secs(5);
 /// The registry's metrics are about 50 kB.
 const MAX_METRICS: usize = 4 * 1024 * 1024;
-/// Connections at a time; more wait.
-const CONNECTIONS: usize = 32;
 
 /// Why an order was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -94,35 +91,11 @@ impl Desk {
 
 /// Serves until it is dropped.
 pub(super) async fn serve(listener: TcpListener, desk: Desk) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let desk = desk.clone();
-                tokio::spawn(async move {
-                    // A peer that goes away or takes too long is no event of ours.
-                    let _ = timeout(EXCHANGE_TIME, exchange(stream, desk)).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                // Out of file descriptors, mostly: give the open connections time to end.
-                tracing::warn!(%error, "no connection could be accepted");
-                sleep(Duration::from_secs(1)).await;
-            }
-        }
-    }
-}
-
-async fn exchange(stream: TcpStream, desk: Desk) -> Result<(), hyper::Error> {
     let service = service_fn(move |request| {
         let desk = desk.clone();
         async move { Ok::<_, Infallible>(answer(request, desk).await) }
     });
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(REQUEST_TIME);
-    http.serve_connection(TokioIo::new(stream), service).await
+    serving::serve(listener, service, LIMITS).await;
 }
 
 async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>> {
