@@ -112,11 +112,6 @@ impl Fleet {
         !found.is_empty()
     }
 
-    /// Whether a process of this role runs.
-    pub(crate) fn runs(&self, role: &str) -> bool {
-        lock(&self.tasks).values().any(|task| task.role == role && matches!(&*lock(&task.kind), Kind::Process(p) if p.ended().is_none()))
-    }
-
     fn start(self: &Arc<Self>, agent: Ipv4Addr, sandbox: PathBuf, spec: TaskSpec, task: Arc<Task>) {
         let fleet = self.clone();
         self.runtime.spawn(async move {
@@ -133,7 +128,7 @@ impl Fleet {
             let sha256 = spec.env.get(env::SHA256).ok_or("it knows no digest of its program")?;
             // The one program that the package itself brings is fetched from where the package is.
             if !uri.starts_with("http://universe.lab") {
-                self.world.is_program(&self.http, uri, sha256).await.map_err(|why| format!("Failed to fetch {why}"))?;
+                World::is_program(&self.http, uri, sha256).await.map_err(|why| format!("Failed to fetch {why}"))?;
             }
         }
         if task.role != "node" && task.role != "registry" {

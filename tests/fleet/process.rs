@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -40,7 +41,19 @@ impl Process {
     /// Starts it, in the namespaces of this thread.
     pub(crate) fn start(start: Start<'_>) -> std::io::Result<Self> {
         let log = |name: &str| File::options().create(true).append(true).open(start.sandbox.join(name));
-        let mut command = Command::new(start.program);
+        let mut command = match &start.watch {
+            // It begins when it is traced.
+            Some(_) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", "read -r _ && exec \"$@\" </dev/null", "sh"]).arg(start.program).stdin(Stdio::piped());
+                shell
+            }
+            None => {
+                let mut command = Command::new(start.program);
+                command.stdin(Stdio::null());
+                command
+            }
+        };
         command
             .arg(start.role)
             .env_clear()
@@ -48,7 +61,6 @@ impl Process {
             .envs(&start.env)
             .env("MESOS_SANDBOX", start.sandbox)
             .current_dir(start.sandbox)
-            .stdin(Stdio::null())
             .stdout(log("stdout")?)
             .stderr(log("stderr")?);
         let (ended, buried) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
@@ -65,7 +77,7 @@ impl Process {
             let pid = Pid::from_raw(child.id().cast_signed());
             let _ = tell.send(Ok(pid));
             let status = match &watch {
-                Some(watch) => follow(pid, watch),
+                Some(watch) => follow(pid, watch, || drop(child.stdin.take().map(|mut gate| gate.write_all(b"\n")))),
                 None => wait(&mut child),
             };
             *end.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
@@ -99,14 +111,17 @@ fn wait(child: &mut Child) -> ExitStatus {
     child.wait().unwrap_or_else(|_| ExitStatus::from_raw(libc::SIGKILL))
 }
 
+/// What is made with this is a thread, and no process.
+const THREAD: u64 = libc::CLONE_THREAD as u64;
+
 /// Which system calls count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counts {
-    /// Changes of files.
+    /// Changes of files, and the starts of other processes.
     Files,
-    /// These, also by the processes that it starts, and their being started and signalled.
+    /// These, also by those other processes, and their being signalled.
     FilesAndChildren,
-    /// Changes of files, and whenever it connects or sends something.
+    /// Changes of files, starts, and whenever it connects or sends something.
     FilesAndTalk,
 }
 
@@ -190,6 +205,12 @@ impl Watch {
             libc::SYS_unlink | libc::SYS_unlinkat | libc::SYS_rmdir => by_name("unlink"),
             libc::SYS_chmod | libc::SYS_fchmodat => by_name("chmod"),
             libc::SYS_connect | libc::SYS_sendto | libc::SYS_sendmsg if self.counts == Counts::FilesAndTalk => by_name("send"),
+            libc::SYS_vfork | libc::SYS_fork => by_name("start"),
+            libc::SYS_clone if registers.rdi & THREAD == 0 => by_name("start"),
+            libc::SYS_clone3 => {
+                let flags = ptrace::read(thread, registers.rdi as ptrace::AddressType).ok()?;
+                (flags.cast_unsigned() & THREAD == 0).then(|| "start".to_owned())
+            }
             libc::SYS_execve if self.counts == Counts::FilesAndChildren => by_name("exec"),
             libc::SYS_kill | libc::SYS_pidfd_send_signal if self.counts == Counts::FilesAndChildren => by_name("signal"),
             _ => None,
@@ -208,9 +229,10 @@ impl Watch {
 }
 
 /// Lets a process run from call to call, all its threads, and kills it where the watch says.
-fn follow(pid: Pid, watch: &Watch) -> ExitStatus {
+fn follow(pid: Pid, watch: &Watch, begin: impl FnOnce()) -> ExitStatus {
     // Whoever has ended before is waited for all the same.
     let _ = ptrace::seize(pid, watch.options()).and_then(|()| ptrace::interrupt(pid));
+    begin();
     loop {
         // What other threads of this process trace is none of ours.
         match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)) {

@@ -11,6 +11,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 
+/// Digests of programs by where they were fetched from.
+static PROGRAMS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct World(Mutex<Inner>);
@@ -21,8 +24,6 @@ pub(crate) struct Inner {
     pub(crate) disks: BTreeMap<Ipv4Addr, Disk>,
     /// Chains that registries serve, by the ids of their tasks.
     serving: BTreeMap<String, String>,
-    /// Digests of programs by where they were fetched from.
-    programs: BTreeMap<String, String>,
     /// Every CA certificate that a node was ever told to trust.
     pub(crate) trusted_ever: Vec<String>,
     /// What must not happen, and has.
@@ -61,19 +62,16 @@ impl World {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what must not happen.
-    pub(crate) fn fault(&self, what: String) {
-        self.lock().fault(what);
-    }
-
     /// What must not happen, and has.
     pub(crate) fn faults(&self) -> Vec<String> {
         self.lock().faults.clone()
     }
 
-    /// Whether the program at `uri` is the one of this digest. It is fetched whole the first time, and looked for later.
-    pub(crate) async fn is_program(&self, http: &reqwest::Client, uri: &str, sha256: &str) -> Result<(), String> {
-        let known = self.lock().programs.get(uri).cloned();
+    /// Whether the program at `uri` is the one of this digest. The first fleet fetches it whole; whoever comes later only asks for it,
+    /// for the digest is a part of where it is.
+    pub(crate) async fn is_program(http: &reqwest::Client, uri: &str, sha256: &str) -> Result<(), String> {
+        let programs = || PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = programs().get(uri).cloned();
         let request = if known.is_some() { http.head(uri) } else { http.get(uri) };
         let answer = request.send().await.and_then(reqwest::Response::error_for_status).map_err(|error| format!("{uri}: {error}"))?;
         let digest = match known {
@@ -81,7 +79,7 @@ impl World {
             None => {
                 let bytes = answer.bytes().await.map_err(|error| format!("{uri}: {error}"))?;
                 let digest = private_registry::digest::sha256_hex(&bytes);
-                self.lock().programs.insert(uri.to_owned(), digest.clone());
+                programs().insert(uri.to_owned(), digest.clone());
                 digest
             }
         };
