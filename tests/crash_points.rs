@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 
 use crate::fleet::process::{Counts, Watch};
 use crate::fleet::{Cluster, HOME, isolated};
+use crate::role_points::Step;
+use crate::support::made;
 use gate::{Gate, Point};
 
 /// Longest time for anything to come about.
@@ -102,6 +104,37 @@ struct Counted {
 }
 
 impl Counted {
+    /// Changes of files whose number is that of the call `after` one which renames a file that was written under this name.
+    fn around_rename(&self, file: &str, after: usize) -> impl Iterator<Item = Point> {
+        let synced = self.files.iter().enumerate().filter(move |(_, call)| call.starts_with("fsync") && call.contains(file));
+        // The next call is the renaming; numbers begin with 1.
+        synced.map(move |(at, _)| at + 2 + after).filter(|nth| *nth <= self.files.len()).map(Point::File)
+    }
+
+    /// Where it would hurt most.
+    fn hard_points(&self, scenario: Scenario) -> Vec<Point> {
+        let after = |what: &str| {
+            self.writes.keys().filter(|kind| kind.starts_with(what)).map(|kind| Point::After(kind.clone(), 1)).collect::<Vec<_>>()
+        };
+        let files = |file: &str| self.around_rename(file, 0).chain(self.around_rename(file, 1)).collect::<Vec<_>>();
+        match scenario {
+            Scenario::Install => [
+                after("PUT /v2/apps/private-registry"),
+                after("POST /v1/jobs/private-registry.init/runs"),
+                after("PUT /order (certificate)"),
+            ]
+            .concat(),
+            Scenario::Update => [after("PUT /v2/apps/registry"), after("PUT /order (certificate)")].concat(),
+            Scenario::Join => after("PUT /v2/pods"),
+            Scenario::Rotation => [files(".next-ca.pem"), files(".controller.ca.pem"), after("PUT /order (certificate)")].concat(),
+            Scenario::Collection => [after("PUT /order (collect, collect)"), after("PUT /order (collect, finish)")].concat(),
+            Scenario::UninstallByCosmos => [after("PUT /order (retire)"), after("DELETE /v2/pods")].concat(),
+            Scenario::UninstallByJob => {
+                [after("DELETE /v1/jobs/private-registry.uninstall"), after("DELETE /v2/apps/private-registry")].concat()
+            }
+        }
+    }
+
     fn points(&self) -> Vec<Point> {
         let each = self.writes.iter().flat_map(|(kind, count)| (1..=*count).map(move |nth| (kind.clone(), nth)));
         let writes = each.flat_map(|(kind, nth)| [Point::Before(kind.clone(), nth), Point::After(kind, nth)]);
@@ -121,29 +154,36 @@ struct Outcome {
 fn play(scenario: Scenario, point: Option<&Point>, counts: bool) -> Result<Outcome, String> {
     let dir = scratch();
     let watched = counts || matches!(point, Some(Point::File(_)));
-    isolated(dir.path(), async || {
-        let mut run = Run::start(scenario, dir.path(), watched).await?;
-        run.gate.arm(point.filter(|point| !matches!(point, Point::File(_))).cloned());
-        if let Some(watch) = &run.watch {
-            watch.arm(if let Some(Point::File(nth)) = point { Some(*nth) } else { None });
-        }
-        run.order().await;
-        let ended = run.come_to_its_end().await;
-        let files = run.watch.as_ref().map(|watch| watch.seen());
-        let (writes, reads) = run.gate.seen();
-        let struck = run.gate.has_struck() || files.as_ref().is_some_and(|(_, struck)| *struck);
-        let mut faults: Vec<String> = ended.err().into_iter().collect();
-        faults.extend(run.gate.faults());
-        faults.extend(run.cluster.fleet.world.faults());
-        if faults.is_empty() {
-            faults = run.check().await;
-        }
-        if !faults.is_empty() {
-            return Err(format!("{}\n{}", faults.join("\n"), run.describe(dir.path()).await));
-        }
-        let files = files.map(|(files, _)| files).unwrap_or_default();
-        Ok(Outcome { struck, counted: Counted { writes, reads, files } })
+    unless_it_panics(|| {
+        isolated(dir.path(), async || {
+            let mut run = Run::start(scenario, dir.path(), watched).await?;
+            run.gate.arm(point.filter(|point| !matches!(point, Point::File(_))).cloned());
+            if let Some(watch) = &run.watch {
+                watch.arm(if let Some(Point::File(nth)) = point { Some(*nth) } else { None });
+            }
+            run.order().await;
+            let ended = run.come_to_its_end().await;
+            let files = run.watch.as_ref().map(|watch| watch.seen());
+            let (writes, reads) = run.gate.seen();
+            let struck = run.gate.has_struck() || files.as_ref().is_some_and(|(_, struck)| *struck);
+            let mut faults: Vec<String> = ended.err().into_iter().collect();
+            faults.extend(run.gate.faults());
+            faults.extend(run.cluster.fleet.world.faults());
+            if faults.is_empty() {
+                faults = run.check().await;
+            }
+            if !faults.is_empty() {
+                return Err(format!("{}\n{}", faults.join("\n"), run.describe(dir.path()).await));
+            }
+            let files = files.map(|(files, _)| files).unwrap_or_default();
+            Ok(Outcome { struck, counted: Counted { writes, reads, files } })
+        })
     })
+}
+
+/// One point that fails must not hide what becomes of the others.
+pub(crate) fn unless_it_panics<T>(does: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(does)).unwrap_or_else(|_| Err("it panicked; the words stand above".into()))
 }
 
 /// A directory in memory: what is asked here is the order of the calls, not the disk's patience.
@@ -192,7 +232,9 @@ impl Run {
         }
         let mut app = self.cluster.marathon("GET", "/v2/apps/team/other", None).await.1["app"].take();
         // Whatever a deployment is doing with it.
-        app.as_object_mut().map(|app| app.retain(|key, _| ["id", "cmd", "version", "instances"].contains(&key.as_str())));
+        if let Some(fields) = app.as_object_mut() {
+            fields.retain(|key, _| ["id", "cmd", "version", "instances"].contains(&key.as_str()));
+        }
         [app, self.cluster.metronome("GET", "/v1/jobs/team.other", None).await.1]
     }
 
@@ -341,7 +383,8 @@ impl Run {
 
     /// For people: how things stand where something is wrong.
     async fn describe(&self, dir: &Path) -> String {
-        let status = self.cluster.status().await.map(|status| status.to_string()).unwrap_or_else(|| "the controller does not answer".into());
+        let status =
+            self.cluster.status().await.map(|status| status.to_string()).unwrap_or_else(|| "the controller does not answer".into());
         let mut logs = Vec::new();
         let mut rest = vec![dir.join("agents")];
         while let Some(at) = rest.pop() {
@@ -402,14 +445,14 @@ fn strike(scenario: Scenario, point: &Point) -> Result<bool, String> {
 }
 
 /// Counts the points of every scenario and strikes those that are chosen, so many at a time.
-fn strike_all(choose: impl Fn(Scenario, Vec<Point>) -> Vec<Point> + Sync, at_once: usize) -> BTreeMap<Scenario, (Counted, Tally)> {
+fn strike_all(choose: impl Fn(Scenario, &Counted) -> Vec<Point>, at_once: usize) -> BTreeMap<Scenario, (Counted, Tally)> {
     let counted: Mutex<BTreeMap<Scenario, Counted>> = Mutex::default();
     in_parallel(Scenario::ALL.into(), at_once, |scenario| {
         let outcome = play(scenario, None, true).unwrap_or_else(|why| panic!("{}, undisturbed: {why}", scenario.name()));
         counted.lock().unwrap().insert(scenario, outcome.counted);
     });
     let counted = counted.into_inner().unwrap();
-    let points = counted.iter().flat_map(|(scenario, counted)| choose(*scenario, counted.points()).into_iter().map(|point| (*scenario, point)));
+    let points = counted.iter().flat_map(|(scenario, counted)| choose(*scenario, counted).into_iter().map(|point| (*scenario, point)));
     let tallies: Mutex<BTreeMap<Scenario, Tally>> = Mutex::default();
     in_parallel(points.collect(), at_once, |(scenario, point)| {
         let result = strike(scenario, &point);
@@ -453,10 +496,45 @@ fn at_once() -> usize {
     std::env::var("CRASH_POINTS_AT_ONCE").ok().and_then(|text| text.parse().ok()).unwrap_or(12)
 }
 
+/// Of the points that are not hard one in so many is taken, from the first or, by `CRASH_POINTS_SEED`, from a later one.
+const ONE_IN: usize = 60;
+
+#[test]
+fn the_hard_points_and_a_part_of_the_others() {
+    let seed: usize = std::env::var("CRASH_POINTS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let results = strike_all(
+        |scenario, counted| {
+            let hard = counted.hard_points(scenario);
+            assert!(!hard.is_empty(), "{}: the hard points are gone: {counted:?}", scenario.name());
+            // Every scenario begins elsewhere.
+            let others = counted.points().into_iter().filter(|point| !hard.contains(point));
+            let others: Vec<Point> = others.skip((seed + 7 * scenario as usize) % ONE_IN).step_by(ONE_IN).collect();
+            hard.into_iter().chain(others).collect()
+        },
+        at_once(),
+    );
+    let struck: usize = results.values().map(|(_, tally)| tally.before + tally.after + tally.reads + tally.files).sum();
+    assert!(struck > 20, "only {struck} points were struck");
+    report(&results);
+}
+
+/// Those of these names that no line of the document's tables begins with.
+fn documented(names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
+    let text = std::fs::read_to_string(made("docs/crash-points.md")).unwrap();
+    let has = |name: &&str| text.lines().any(|line| line.starts_with(&format!("| {name} |")) && line.trim_end().ends_with("| all |"));
+    names.filter(|name| !has(name)).collect()
+}
+
+#[test]
+fn the_document_has_every_scenario_and_every_step() {
+    let missing = documented(Scenario::ALL.into_iter().map(Scenario::name).chain(Step::ALL.into_iter().map(Step::name)));
+    assert!(missing.is_empty(), "docs/crash-points.md has no line for {missing:?}; ci/crash-points prints them");
+}
+
 #[test]
 #[ignore = "by ci/crash-points: it takes many minutes"]
 fn every_point() {
-    report(&strike_all(|_, points| points, at_once()));
+    report(&strike_all(|_, counted| counted.points(), at_once()));
 }
 
 /// One scenario, by a part of its name: what it asks, and the points whose names have another text in them.
@@ -465,8 +543,8 @@ fn every_point() {
 fn chosen() {
     let asked = |name: &str| std::env::var(name).unwrap_or_default();
     let (scenario, point) = (asked("CRASH_SCENARIO"), asked("CRASH_POINT"));
-    let is_chosen = |what: Scenario, points: Vec<Point>| match what.name().contains(&scenario) {
-        true => points.into_iter().filter(|at| at.to_string().contains(&point)).collect(),
+    let is_chosen = |what: Scenario, counted: &Counted| match what.name().contains(&scenario) {
+        true => counted.points().into_iter().filter(|at| at.to_string().contains(&point)).collect(),
         false => Vec::new(),
     };
     report(&strike_all(is_chosen, at_once()));

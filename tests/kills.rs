@@ -36,7 +36,8 @@ impl Journal {
             self.file.read_to_string(&mut self.rest).unwrap();
             while let Some((line, rest)) = self.rest.split_once('\n') {
                 let exchange: Exchange = serde_json::from_str(line).unwrap();
-                let is_it = exchange.service != "admin_router" && exchange.method == method && exchange.path == path && exchange.status < 300;
+                let is_it =
+                    exchange.service != "admin_router" && exchange.method == method && exchange.path == path && exchange.status < 300;
                 self.rest = rest.to_owned();
                 if is_it {
                     return;

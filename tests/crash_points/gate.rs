@@ -78,9 +78,7 @@ impl Gate {
     /// To be laid around servers and played tasks.
     pub(super) fn around(self: &Arc<Self>) -> Around {
         let gate = self.clone();
-        Arc::new(move |service: &'static str, router: Router| {
-            router.layer(from_fn_with_state((gate.clone(), service), pass))
-        })
+        Arc::new(move |service: &'static str, router: Router| router.layer(from_fn_with_state((gate.clone(), service), pass)))
     }
 
     /// Whom to kill.

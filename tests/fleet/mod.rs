@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use crate::support::{ADMIN, made};
-use process::{Watch, Process, Start};
+use process::{Process, Start, Watch};
 use world::World;
 
 /// The controller's agent, which is the registry's as well.
@@ -72,7 +72,10 @@ enum Kind {
     /// Its program is being fetched.
     Fetching,
     Process(Process),
-    Played { work: Vec<AbortHandle>, end: Box<dyn Fn() + Send> },
+    Played {
+        work: Vec<AbortHandle>,
+        end: Box<dyn Fn() + Send>,
+    },
     Ended,
 }
 
@@ -99,7 +102,8 @@ impl Task {
 impl Fleet {
     /// Kills the process in this role, if there is one, and waits until it has ended.
     pub(crate) async fn kill(&self, role: &str) -> bool {
-        let of_role = |task: &&Arc<Task>| task.role == role && matches!(&*lock(&task.kind), Kind::Process(process) if process.ended().is_none());
+        let of_role =
+            |task: &&Arc<Task>| task.role == role && matches!(&*lock(&task.kind), Kind::Process(process) if process.ended().is_none());
         let found: Vec<Arc<Task>> = lock(&self.tasks).values().filter(of_role).cloned().collect();
         for task in &found {
             if let Kind::Process(process) = &*lock(&task.kind) {
@@ -337,7 +341,7 @@ impl Cluster {
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
-        let answer = request.timeout(Duration::from_secs(10)).send().await;
+        let answer = request.timeout(Duration::from_secs(60)).send().await;
         let Ok(answer) = answer else { return (0, Value::Null) };
         let status = answer.status().as_u16();
         let text = answer.text().await.unwrap_or_default();

@@ -67,7 +67,8 @@ impl Registry {
             status.request = Some(CertificateRequest { mac: enrolment.mac(&csr), csr });
             key = Some(own);
         }
-        let inner = Inner { status, key, chain: files.chain, last: last.map(|(signed, order)| (signed, order.version)), restarts: 0, ended: false };
+        let inner =
+            Inner { status, key, chain: files.chain, last: last.map(|(signed, order)| (signed, order.version)), restarts: 0, ended: false };
         let registry = Arc::new(Self { world, host, task: spec.id.clone(), service, orders, inner: Mutex::new(inner) });
         if retires {
             registry.retire(&mut registry.lock());

@@ -142,13 +142,8 @@ pub async fn serve(shared: &SharedState, ground: &Ground, packages: &Path, layer
         spawn((MASTER, port), layer(name, router)).await?;
     }
     let aside = |port: u16| format!("http://{MASTER}:{}", port + ASIDE);
-    let upstreams = Upstreams {
-        marathon: aside(8080),
-        mesos: aside(5050),
-        metronome: aside(9000),
-        admin_router: format!("http://{MASTER}"),
-        ca: None,
-    };
+    let upstreams =
+        Upstreams { marathon: aside(8080), mesos: aside(5050), metronome: aside(9000), admin_router: format!("http://{MASTER}"), ca: None };
     let cosmos = Cosmos::open(&shared.dir.join("state/cosmos.json"), upstreams.clone())?;
     let (version, id) = shared.read(|state| (state.pose.dcos.clone(), state.cluster_id.clone()));
     spawn((MASTER, 80), admin_router::serve(Cluster { upstreams, version, id }, cosmos, None)).await?;
