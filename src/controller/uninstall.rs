@@ -229,7 +229,8 @@ async fn hosts(
     let mut awaited: BTreeSet<&Host> = instances.collect();
     orders.covered.extend(awaited.iter().copied().cloned());
     // A node that has died is at no host before Marathon has placed it again.
-    awaited.extend(observed.agents.iter().filter(|agent| agent.active).map(|agent| &agent.host).filter(|host| orders.covered.contains(host)));
+    awaited
+        .extend(observed.agents.iter().filter(|agent| agent.active).map(|agent| &agent.host).filter(|host| orders.covered.contains(host)));
     // What a node says now counts, not what it has said: one that was started anew meanwhile has begun with the order to trust.
     let remaining: Vec<&Host> = awaited.into_iter().filter(|host| !restored.contains(host)).collect();
     if remaining.is_empty() || late {

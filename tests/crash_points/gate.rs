@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use private_registry::protocol::{Order, OrderKind, SignedOrder};
 use serde_json::Value;
 
-use crate::fleet::{Around, Fleet};
+use crate::fleet::{Around, Fleet, TaskId};
 
 /// Where the controller is killed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +30,10 @@ pub(super) enum Point {
     Read(String),
     /// Instead of the n-th change of a file.
     File(usize),
+    /// Not the controller, but the node or registry that is asked: before it has heard a request of this kind, the n-th from 1.
+    TaskBefore(String, usize),
+    /// The same after it has done what it was asked, before it answers.
+    TaskAfter(String, usize),
 }
 
 impl std::fmt::Display for Point {
@@ -39,6 +43,8 @@ impl std::fmt::Display for Point {
             Self::After(what, nth) => write!(f, "after {what} ({nth})"),
             Self::Read(what) => write!(f, "at {what}"),
             Self::File(nth) => write!(f, "at change {nth} of a file"),
+            Self::TaskBefore(what, nth) => write!(f, "the task, before {what} ({nth})"),
+            Self::TaskAfter(what, nth) => write!(f, "the task, after {what} ({nth})"),
         }
     }
 }
@@ -142,9 +148,11 @@ impl Gate {
         let counts = if what.writes { &mut inner.writes } else { &mut inner.reads };
         let count = counts.entry(what.kind.clone()).or_default();
         *count += 1;
+        let count = *count;
         let here = match &inner.point {
-            Some(Point::Before(kind, nth) | Point::After(kind, nth)) => what.writes && *kind == what.kind && inner.writes[kind] == *nth,
+            Some(Point::Before(kind, nth) | Point::After(kind, nth)) => what.writes && *kind == what.kind && count == *nth,
             Some(Point::Read(kind)) => !what.writes && *kind == what.kind,
+            Some(Point::TaskBefore(kind, nth) | Point::TaskAfter(kind, nth)) => *kind == what.kind && count == *nth,
             _ => false,
         };
         if inner.struck || !here {
@@ -226,6 +234,7 @@ fn what(service: &str, method: &Method, path: &str, query: &str, body: &[u8]) ->
 
 async fn pass(State((gate, service)): State<(Arc<Gate>, &'static str)>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
+    let task = head.extensions.get::<TaskId>().cloned();
     let Ok(body) = to_bytes(body, usize::MAX).await else { return StatusCode::BAD_REQUEST.into_response() };
     let asked = what(service, &head.method, head.uri.path(), head.uri.query().unwrap_or_default(), &body);
     if asked.writes {
@@ -233,17 +242,35 @@ async fn pass(State((gate, service)): State<(Arc<Gate>, &'static str)>, request:
     }
     let killed = (StatusCode::SERVICE_UNAVAILABLE, "whoever has asked is dead").into_response();
     let point = gate.arrive(&asked);
-    if matches!(point, Some(Point::Before(..) | Point::Read(..))) {
-        gate.kill().await;
-        return killed;
+    let fail = || {
+        if let (Some(fleet), Some(TaskId(id))) = (gate.fleet.get(), &task) {
+            fleet.fail(id);
+        }
+    };
+    match point {
+        Some(Point::Before(..) | Point::Read(..)) => {
+            gate.kill().await;
+            return killed;
+        }
+        Some(Point::TaskBefore(..)) => {
+            fail();
+            return killed;
+        }
+        _ => {}
     }
     let answer = next.run(Request::from_parts(head, Body::from(body))).await;
     if asked.order.is_some() && matches!(answer.status(), StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST) {
         gate.lock().faults.push(format!("{} was refused with {}", asked.kind, answer.status()));
     }
-    if point.is_some() {
-        gate.kill().await;
-        return killed;
+    match point {
+        Some(Point::TaskAfter(..)) => {
+            fail();
+            killed
+        }
+        Some(_) => {
+            gate.kill().await;
+            killed
+        }
+        None => answer,
     }
-    answer
 }

@@ -34,6 +34,10 @@ pub(crate) const HOME: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const MARATHON: &str = "http://192.168.1.69:18080";
 const METRONOME: &str = "http://192.168.1.69:19000";
 
+/// Whom a request is for: what is laid around a played task finds it among the request's extensions.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskId(pub(crate) String);
+
 /// What is laid around the servers and the played tasks.
 pub(crate) type Around = Layer;
 
@@ -157,12 +161,24 @@ impl Fleet {
             ((self.around)("registry", registry.router()), port, None, Box::new(move || registry.end()))
         };
         let listener = TcpListener::bind((agent, port)).await.map_err(|error| format!("{agent}:{port}: {error}"))?;
+        let router = router.layer(axum::Extension(TaskId(spec.id.clone())));
         let server = tokio::spawn(async move { axum::serve(listener, router).await });
         let work = work.iter().map(tokio::task::JoinHandle::abort_handle).chain([server.abort_handle()]).collect();
         *lock(&task.kind) = Kind::Played { work, end };
         task.enter(TaskState::Running, None);
         lock(&task.status).healthy = Some(true);
         Ok(())
+    }
+
+    /// A played task ends of itself, at once.
+    pub(crate) fn fail(&self, id: &str) {
+        let Some(task) = lock(&self.tasks).get(id).cloned() else { return };
+        if let Kind::Played { work, end } = std::mem::replace(&mut *lock(&task.kind), Kind::Ended) {
+            end();
+            // Last, for what calls may be one of them.
+            task.enter(TaskState::Failed, Some("Command terminated with signal Killed".into()));
+            work.iter().for_each(AbortHandle::abort);
+        }
     }
 
     /// Ends a task as its executor would.

@@ -116,6 +116,11 @@ impl Inner {
                 self.trusted_ever.push(pem.clone());
             }
         }
+        // Nobody may be left behind with nothing but a CA that others are told to forget.
+        let is_left_behind = |files: &NodeFiles| !files.bundle.certificates.iter().any(|pem| bundle.certificates.contains(pem));
+        let left: Vec<Ipv4Addr> =
+            self.disks.iter().filter(|(_, disk)| disk.node.as_ref().is_some_and(is_left_behind)).map(|(host, _)| *host).collect();
+        left.into_iter().for_each(|left| self.fault(format!("{host} is told to trust nothing of what {left} knows")));
         self.disk(host).node = Some(NodeFiles { order, bundle, proven });
         self.look();
     }
