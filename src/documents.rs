@@ -124,12 +124,12 @@ pub fn init_job_id(options: &Options) -> String {
     format!("{}.init", dotted(options))
 }
 
-/// Ids of all jobs of a service.
+/// Ids of all jobs of a service. The one that removes the rest is the last: with it ends the run that deletes them.
 pub fn job_ids(options: &Options) -> Vec<String> {
     let [collect, dry_run] = collect_job_ids(options);
     let copies = copy_job_ids(options).map(|(id, _)| id);
-    let all = vec![init_job_id(options), rotate_job_id(options), collect, dry_run, uninstall_job_id(options)];
-    all.into_iter().chain(copies).collect()
+    let all = vec![init_job_id(options), rotate_job_id(options), collect, dry_run];
+    all.into_iter().chain(copies).chain([uninstall_job_id(options)]).collect()
 }
 
 /// Ids of the jobs that order a backup or a restore, and which.

@@ -7,10 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lab::journal::Content;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
-use crate::key_watch::{KeyWatch, processes_of};
+use crate::key_watch::KeyWatch;
 use crate::support::{ADMIN, Cluster};
 use serde_json::{Value, json};
 
@@ -111,18 +109,6 @@ fn disk(cluster: &Cluster, agent: &str) -> PathBuf {
 
 fn controllers_agent(cluster: &Cluster) -> String {
     cluster.get("/marathon/v2/apps/private-registry")["app"]["tasks"][0]["host"].as_str().unwrap().to_owned()
-}
-
-/// Kills the program in this role with SIGKILL. Says whether there was one.
-fn kill_role(cluster: &Cluster, role: &str) -> bool {
-    let is_it = |pid: &u32| {
-        let argv = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = argv.split(|byte| *byte == 0).collect();
-        words.first().is_some_and(|program| program.ends_with(b"private-registry")) && words.get(1) == Some(&role.as_bytes())
-    };
-    let found: Vec<u32> = processes_of(cluster.lab.path()).into_iter().filter(is_it).collect();
-    found.iter().for_each(|pid| kill(Pid::from_raw(i32::try_from(*pid).unwrap()), Signal::SIGKILL).unwrap());
-    !found.is_empty()
 }
 
 #[test]
@@ -278,7 +264,7 @@ impl<'a> Stages<'a> {
             assert!(std::time::Instant::now() < deadline, "the stage {stage:?} does not come");
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(kill_role(self.cluster, "controller"), "there was no controller to kill at {stage:?}");
+        assert!(self.cluster.kill_role("controller", None), "there was no controller to kill at {stage:?}");
     }
 }
 
@@ -311,7 +297,7 @@ fn a_rotation_that_is_interrupted_or_turned_back_ends_well_and_names_change_with
     );
     cluster.sh_ok(OTHER, &format!("iptables -D {rule}"));
     stage.kill_controller("switched");
-    assert!(kill_role(&cluster, "registry"));
+    assert!(cluster.kill_role("registry", None));
     stage.kill_controller("");
     cluster.wait("the rotation", 60, || cluster.status().is_some_and(|status| status["ca_fingerprint"] != old));
     cluster.wait_converged();

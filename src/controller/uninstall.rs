@@ -226,8 +226,13 @@ async fn hosts(
     let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
     orders.restored.extend(restored.iter().copied().cloned());
     let instances = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref());
+    let mut awaited: BTreeSet<&Host> = instances.collect();
+    orders.covered.extend(awaited.iter().copied().cloned());
+    // A node that has died is at no host before Marathon has placed it again.
+    awaited
+        .extend(observed.agents.iter().filter(|agent| agent.active).map(|agent| &agent.host).filter(|host| orders.covered.contains(host)));
     // What a node says now counts, not what it has said: one that was started anew meanwhile has begun with the order to trust.
-    let remaining: Vec<&Host> = instances.filter(|host| !restored.contains(host)).collect();
+    let remaining: Vec<&Host> = awaited.into_iter().filter(|host| !restored.contains(host)).collect();
     if remaining.is_empty() || late {
         // Agents that Mesos does not know any more are not waited for: they may be gone for good.
         let absent = orders.covered.iter().chain(remaining.iter().copied()).filter(|host| !orders.restored.contains(host));

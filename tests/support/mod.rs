@@ -9,7 +9,11 @@ use std::time::{Duration, Instant};
 use lab::recordings::{Recordings, UNRECORDED, Verdict};
 use lab::server::{NEWEST, Pose, Security};
 use lab::{ExecOutput, Lab, LabOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
+
+use crate::key_watch::processes_of;
 
 pub(crate) mod guide;
 
@@ -230,6 +234,23 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+
+    /// Kills the program in this role with SIGKILL, everywhere or on one agent. Says whether there was one.
+    pub(crate) fn kill_role(&self, role: &str, agent: Option<&str>) -> bool {
+        let host = agent.map(|agent| format!("HOST={agent}"));
+        let is_it = |pid: &u32| {
+            let parts = |name: &str| {
+                let bytes = fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+                bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect::<Vec<_>>()
+            };
+            let words = parts("cmdline");
+            let runs = words[0].ends_with("private-registry") && words.get(1).is_some_and(|word| word == role);
+            runs && host.as_ref().is_none_or(|host| parts("environ").contains(host))
+        };
+        let found: Vec<u32> = processes_of(self.lab.path()).into_iter().filter(is_it).collect();
+        // One may end by itself at this very moment.
+        found.iter().filter(|pid| kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).is_ok()).count() > 0
     }
 
     /// Prints what helps to understand a failure: the report, and the ends of the logs.

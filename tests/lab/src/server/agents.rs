@@ -21,7 +21,7 @@ pub fn join(shared: &SharedState, role: Role, extras: Extras) -> Result<Ipv4Addr
 }
 
 /// Registers an agent under a new id.
-pub(crate) fn register(state: &mut State, ip: Ipv4Addr, role: Role) {
+pub fn register(state: &mut State, ip: Ipv4Addr, role: Role) {
     register_with(state, ip, role, Extras::default());
 }
 

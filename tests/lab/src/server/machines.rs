@@ -94,24 +94,7 @@ impl Host for Machines {
         if let Err(error) = self.machine.publish_ca(agents) {
             tracing::error!(%error, "CA not handed out");
         }
-        let mut names: BTreeMap<String, Vec<Ipv4Addr>> =
-            FIXED_NAMES.iter().chain([&UNIVERSE]).map(|name| ((*name).to_owned(), vec![MASTER])).collect();
-        names.extend(network.names.iter().map(|(name, addresses)| (format!("{name}.marathon.mesos"), addresses.clone())));
-        names.extend(OTHER_REGISTRIES.map(|(name, address)| (name.to_owned(), vec![address])));
-        let mut vips = Vec::new();
-        for vip in &network.vips {
-            let address = match (&vip.address, &vip.name) {
-                (Some(address), _) => *address,
-                (None, Some(name)) => {
-                    let full = format!("{name}.{VIP_DOMAIN}");
-                    let address = named_vip_address(&full);
-                    names.insert(full, vec![address]);
-                    address
-                }
-                (None, None) => continue,
-            };
-            vips.push(Vip { address, port: vip.port, backends: vip.backends.clone() });
-        }
+        let (names, vips) = addresses(network);
         *self.zone.write().unwrap_or_else(PoisonError::into_inner) = names;
         if let Err(error) = self.vips.lock().unwrap_or_else(PoisonError::into_inner).apply(&vips, agents) {
             tracing::error!(%error, "VIPs not applied");
@@ -120,4 +103,27 @@ impl Host for Machines {
             tracing::error!(%error, "faults not applied");
         }
     }
+}
+
+/// Names with their addresses, and VIPs, as every machine of the cluster knows them.
+pub(crate) fn addresses(network: &Network) -> (BTreeMap<String, Vec<Ipv4Addr>>, Vec<Vip>) {
+    let mut names: BTreeMap<String, Vec<Ipv4Addr>> =
+        FIXED_NAMES.iter().chain([&UNIVERSE]).map(|name| ((*name).to_owned(), vec![MASTER])).collect();
+    names.extend(network.names.iter().map(|(name, addresses)| (format!("{name}.marathon.mesos"), addresses.clone())));
+    names.extend(OTHER_REGISTRIES.map(|(name, address)| (name.to_owned(), vec![address])));
+    let mut vips = Vec::new();
+    for vip in &network.vips {
+        let address = match (&vip.address, &vip.name) {
+            (Some(address), _) => *address,
+            (None, Some(name)) => {
+                let full = format!("{name}.{VIP_DOMAIN}");
+                let address = named_vip_address(&full);
+                names.insert(full, vec![address]);
+                address
+            }
+            (None, None) => continue,
+        };
+        vips.push(Vip { address, port: vip.port, backends: vip.backends.clone() });
+    }
+    (names, vips)
 }

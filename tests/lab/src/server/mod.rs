@@ -18,6 +18,7 @@ mod pose;
 #[cfg(test)]
 mod pretence;
 mod scheduler;
+pub mod simulation;
 mod state;
 mod ticker;
 mod trouble;
@@ -40,7 +41,7 @@ pub(crate) use ticker::cluster_ca;
 pub use ticker::{tick, tick_forever};
 
 use crate::host::MASTER;
-use crate::task::{Secrets, TaskStatus};
+use crate::task::{KillOrder, Secrets, TaskStatus};
 
 /// Private or public agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +79,17 @@ pub struct Network {
     pub faults: NetworkFaults,
 }
 
+/// A task that has not ended, as [`Host::report`] is asked for it.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// Mesos task id.
+    pub id: String,
+    /// Its folder, as the server sees it.
+    pub sandbox: PathBuf,
+    /// What it was told to end with.
+    pub kill: Option<KillOrder>,
+}
+
 /// The machines, as the servers see them. All methods block.
 pub trait Host: Send + Sync {
     /// Makes an agent, with a disk of its own of that size if one is given, and answers its address.
@@ -109,6 +121,10 @@ pub trait Host: Send + Sync {
     fn launch(&self, agent: Ipv4Addr, sandbox: &Path, secrets: &Secrets) -> Result<(), String>;
     /// Whether the executor that wrote this status still runs.
     fn executor_alive(&self, status: &TaskStatus) -> bool;
+    /// How far a task is; none before its executor has said anything.
+    fn report(&self, task: &Watched) -> Option<TaskStatus> {
+        ticker::read_status(&task.sandbox)
+    }
     /// Told every 100 ms what names and VIPs there are; cheap when nothing changed.
     fn publish(&self, network: &Network, agents: &[Ipv4Addr]);
 }
@@ -116,6 +132,8 @@ pub trait Host: Send + Sync {
 /// What all servers share.
 pub struct Shared {
     state: Mutex<State>,
+    /// Whether the state is written to disk.
+    kept: bool,
     /// The machines.
     pub host: Arc<dyn Host>,
     /// The lab's folder; the state lies in `state/` below.
@@ -136,14 +154,28 @@ impl Shared {
     /// A state file that is there but not readable.
     pub fn open(dir: &Path, host: Arc<dyn Host>, options: Options) -> std::io::Result<SharedState> {
         std::fs::create_dir_all(dir.join("state"))?;
-        let state = State::load(dir, options)?;
-        Ok(Arc::new(Self {
+        Ok(Self::over(State::load(dir, options)?, true, dir, host))
+    }
+
+    /// An empty cluster whose state ends with the process: to write that of thousands of agents at every change would take longer than
+    /// the change.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn in_memory(dir: &Path, host: Arc<dyn Host>, options: Options, pose: Pose) -> std::io::Result<SharedState> {
+        std::fs::create_dir_all(dir.join("state"))?;
+        Ok(Self::over(State::new(options, pose), false, dir, host))
+    }
+
+    fn over(state: State, kept: bool, dir: &Path, host: Arc<dyn Host>) -> SharedState {
+        Arc::new(Self {
             state: Mutex::new(state),
+            kept,
             host,
             dir: dir.to_owned(),
             events: broadcast::channel(1024).0,
             mesos_events: broadcast::channel(1024).0,
-        }))
+        })
     }
 
     /// Looks at the state. Never await inside.
@@ -165,6 +197,7 @@ impl Shared {
 
     fn settle(&self, state: &mut State) {
         if state.take_dirty()
+            && self.kept
             && let Err(error) = state.save(&self.dir)
         {
             tracing::error!(%error, "state not written");

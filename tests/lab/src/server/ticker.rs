@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::agents::{end_task, notice_lost, welcome_back};
 use super::clock::now;
 use super::mesos::task_updated;
-use super::state::{Launch, Presence, State, write_atomically};
-use super::{Pose, Security, SharedState};
+use super::state::{Launch, Presence, State, Task, write_atomically};
+use super::{Pose, Security, SharedState, Watched};
 use crate::task::{SecretPlace, Secrets, TaskState, TaskStatus};
 
 /// Seconds in which an executor must have written its first status.
@@ -62,25 +62,26 @@ struct Report {
 }
 
 fn read_reports(shared: &SharedState) -> Vec<Report> {
-    let running: Vec<_> = shared.read(|state| {
-        state.tasks.values().filter(|t| !t.state.is_terminal() && !t.unreachable).map(|t| (t.id.clone(), t.sandbox.clone())).collect()
-    });
-    let read = |(task, sandbox): (String, std::path::PathBuf)| {
-        let mut status = read_status(&sandbox);
+    let watched = |task: &Task| Watched { id: task.id.clone(), sandbox: task.sandbox.clone(), kill: task.kill.clone() };
+    let running: Vec<Watched> =
+        shared.read(|state| state.tasks.values().filter(|t| !t.state.is_terminal() && !t.unreachable).map(watched).collect());
+    let read = |task: Watched| {
+        let mut status = shared.host.report(&task);
         let is_alive =
             |status: &Option<TaskStatus>| status.as_ref().is_some_and(|s| s.state.is_terminal() || shared.host.executor_alive(s));
         let mut alive = is_alive(&status);
         if status.is_some() && !alive {
             // It may have written its last word and ended in between.
-            status = read_status(&sandbox);
+            status = shared.host.report(&task);
             alive = is_alive(&status);
         }
-        Report { task, status, alive }
+        Report { task: task.id, status, alive }
     };
     running.into_iter().map(read).collect()
 }
 
-fn read_status(sandbox: &Path) -> Option<TaskStatus> {
+/// What an executor has written into the sandbox.
+pub(super) fn read_status(sandbox: &Path) -> Option<TaskStatus> {
     serde_json::from_slice(&std::fs::read(sandbox.join("status.json")).ok()?).ok()
 }
 
