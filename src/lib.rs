@@ -21,6 +21,8 @@ pub mod host_paths;
 pub mod init;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod interrupted;
+#[cfg(test)]
+mod model;
 pub mod names;
 pub mod node;
 pub mod operator;

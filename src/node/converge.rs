@@ -155,7 +155,7 @@ async fn on_host(host: &Host, order: &Arc<Accepted>, work: fn(&Host, &Accepted) 
 }
 
 /// The phase in one word, and why it is not better.
-fn judge(bundle: &Bundle, report: &Report, proofs: &[Proof]) -> (NodePhase, Vec<String>) {
+pub(crate) fn judge(bundle: &Bundle, report: &Report, proofs: &[Proof]) -> (NodePhase, Vec<String>) {
     let mut errors = report.errors.clone();
     // What another registry serves does not spoil the trust in ours; where there is none of ours, it is all that there is.
     let alone = bundle.names.is_empty();
