@@ -390,7 +390,11 @@ impl Controller {
             Some(state) => state,
             none => {
                 let store = self.cluster.store(&self.options.service.name)?;
-                let own = OwnCa { organization: &self.options.security.organization, names: &steps::bare(&names), days: self.options.trust.ca_days };
+                let own = OwnCa {
+                    organization: &self.options.security.organization,
+                    names: &steps::bare(&names),
+                    days: self.options.trust.ca_days,
+                };
                 none.insert(State::open(store, anchor.is_own().then_some(own), now).await?)
             }
         };

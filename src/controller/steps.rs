@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use super::RotationOrder;
 use super::anchor::Anchor;
 use super::state::{Stage, State, StateError};
-use super::RotationOrder;
 use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::Options;
@@ -169,9 +169,7 @@ impl Memory {
     /// Notes whether the registry serves as it should.
     pub(crate) fn see_registry(&mut self, options: &Options, anchor: &Anchor, state: &State, observed: &Observed, names: &[HostPort]) {
         self.settled = match options.registry.enabled {
-            true => {
-                observed.all_registries_answer() && observed.registries.iter().all(|task| anchor.is_served(state, &task.status, names))
-            }
+            true => observed.all_registries_answer() && observed.registries.iter().all(|task| anchor.is_served(state, &task.status, names)),
             false => observed.registry.is_none(),
         };
     }
