@@ -287,6 +287,7 @@ impl Play {
             options: vars.clone(),
             jobs_have_secrets: observed.metronome.has_secrets(),
             enrolment_key: published(app, "env", env::ENROLMENT_KEY),
+            enrolment_id: text(app, "labels", documents::ENROLMENT_LABEL),
         };
         let hides_keys = facts.enrolment_key.secret.is_none() || facts.order_key == MADE_LATER;
         let wanted = Wanted {

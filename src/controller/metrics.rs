@@ -242,7 +242,7 @@ fn version_of(wanted: &Wanted) -> Option<u64> {
 }
 
 /// An action's kind in one word.
-fn kind(action: &Action) -> &'static str {
+pub(crate) fn kind(action: &Action) -> &'static str {
     match action {
         Action::PutPod { .. } => "put_pod",
         Action::PutRegistry { .. } => "put_registry",

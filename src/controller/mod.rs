@@ -15,7 +15,7 @@ mod in_chromium;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod kills;
 mod marathon_lb;
-mod metrics;
+pub(crate) mod metrics;
 pub(crate) mod observe;
 mod openapi;
 mod others;
@@ -417,7 +417,7 @@ impl Controller {
         let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
-        state.note_covered(observed.nodes.keys()).await?;
+        state.note_covered(steps::covered(&observed)).await?;
         self.memory.see_registry(&self.options, &anchor, state, &observed, &in_force);
         if self.memory.settled && !anchor.is_own() && state.ca().is_some() {
             tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");
@@ -427,6 +427,7 @@ impl Controller {
             observe::ask_for_proof(&self.cluster, &observed, &trust).await;
         }
         self.memory.see_surplus(&mut observed, Instant::now());
+        self.memory.see_locks(&mut observed, Instant::now());
 
         let order_key = state.order_key();
         let first = steps::first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
@@ -448,6 +449,7 @@ impl Controller {
             jobs_have_secrets: observed.metronome.has_secrets(),
             first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
             enrolment_key,
+            enrolment_id: steps::enrolment_id(state),
         };
         let leaves = anchor.leaves(state, &observed.registries, &in_force);
         let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
@@ -533,8 +535,8 @@ impl Controller {
             }
             tracing::info!("{action}");
             let done = match action {
-                Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
-                Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
+                Action::PutPod { pod, force, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, *force).await.map(drop),
+                Action::PutRegistry { app, force, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, *force).await,
                 Action::TakeOver { app, .. } => {
                     self.memory.taken_over(observed);
                     self.cluster.marathon.put_app(&ids.registry_id, app, false).await

@@ -12,6 +12,7 @@ use crate::names::{Host, HostPort};
 use crate::options::Options;
 use crate::plan::{self, Action, Observed, Wanted};
 use crate::protocol::{OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
+use crate::secret::Secret;
 use crate::takeover::Takeover;
 
 /// Whether Marathon knows no other task of the controller's app. While it knows none, as during a deployment, this one goes on.
@@ -125,6 +126,17 @@ pub(crate) fn first_order(observed: &Observed, order_key: &str) -> Option<Signed
     serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok()
 }
 
+/// Agents that have files of ours: a node answers there, or has been started, and may only be out of reach.
+pub(crate) fn covered(observed: &Observed) -> impl Iterator<Item = &Host> {
+    let started = observed.pod.iter().flat_map(|pod| &pod.instances).filter(|instance| instance.port.is_some());
+    observed.nodes.keys().chain(started.filter_map(|instance| instance.host.as_ref()))
+}
+
+/// Tells the enrolment key from another one.
+pub(crate) fn enrolment_id(state: &State) -> String {
+    state.enrolment_key().digest(&Secret::new("id".into())).chars().take(16).collect()
+}
+
 /// Takes an action that is about the CA alone; any other one is none of the state's.
 pub(crate) async fn step_of_ca(
     state: &mut State,
@@ -155,6 +167,8 @@ pub(crate) struct Memory {
     /// Whether the registry was seen to serve with a certificate of whom the options say.
     pub(crate) settled: bool,
     surplus_since: Option<Instant>,
+    /// Since when deployments have locked what they lock.
+    locked_since: BTreeMap<String, Instant>,
     /// See [`Observed::passes_at_switch`]; none while the registry does not serve with the new CA.
     passes_at_switch: Option<Passes>,
     /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
@@ -179,6 +193,17 @@ impl Memory {
         let surplus = observed.pod.as_ref().is_some_and(|pod| pod.scale() > plan::wanted_instances(observed));
         self.surplus_since = if surplus { self.surplus_since.or(Some(now)) } else { None };
         observed.surplus_for = self.surplus_since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+    }
+
+    /// Which deployments are taken for ones that do not end.
+    pub(crate) fn see_locks(&mut self, observed: &mut Observed, now: Instant) {
+        self.locked_since.retain(|id, _| observed.locked.contains(id));
+        for id in &observed.locked {
+            let since = *self.locked_since.entry(id.clone()).or_insert(now);
+            if now.saturating_duration_since(since) >= plan::UNLOCK_AFTER {
+                observed.stuck.insert(id.clone());
+            }
+        }
     }
 
     /// The registry made by hand that is to be taken over, and for how long agents have been waited for.

@@ -60,8 +60,8 @@ pub(super) struct Machine {
     orphan: Option<Node>,
     /// The order by which a client here has verified what was served. Reset when files go.
     pub(super) proven: Option<String>,
-    /// Issuers of what was verified here last, by the digests of the leaves.
-    pub(super) proofs: BTreeSet<String>,
+    /// Keys of the CAs of what was verified here last.
+    pub(super) proofs: BTreeSet<Vec<u8>>,
     /// Newest order that was seen in force here: key and version.
     pub(super) seen: Option<(String, u64)>,
     /// Nobody could tell it in time of what is served now.
@@ -172,8 +172,9 @@ pub(super) struct Metronome {
 /// A write to Marathon or Metronome.
 #[derive(Debug, Clone)]
 pub(super) enum Write {
-    Pod(Value),
-    App(Value),
+    /// The definition, and whether it takes the place of a deployment.
+    Pod(Value, bool),
+    App(Value, bool),
     DeletePod,
     DeleteApp,
     DeleteOwn,
@@ -363,7 +364,8 @@ impl World {
     pub(super) fn note_proof(&mut self, machine: usize, served: &[Option<Chain>]) {
         let machine = &mut self.machines[machine];
         machine.proven = machine.trusted.as_ref().map(|trusted| trusted.order.clone());
-        machine.proofs = served.iter().flatten().map(|chain| chain.id.clone()).collect();
+        machine.proofs = served.iter().flatten().map(|chain| chain.issuer.clone()).collect();
+        machine.excused = false;
     }
 
     /// Every host that has verified what was served, and was told of every change since, does so now.
@@ -577,8 +579,8 @@ impl World {
 
     fn lock_of(write: &Write) -> Option<&'static str> {
         match write {
-            Write::Pod(_) => Some(POD),
-            Write::App(_) => Some(REGISTRY),
+            Write::Pod(_, false) => Some(POD),
+            Write::App(_, false) => Some(REGISTRY),
             Write::Pin(_) => Some(OWN),
             _ => None,
         }
@@ -594,12 +596,12 @@ impl World {
         };
         let jobs = &mut self.metronome.jobs;
         match write {
-            Write::Pod(spec) => {
+            Write::Pod(spec, _) => {
                 let instances = self.marathon.pod.take().map(|pod| pod.instances).unwrap_or_default();
                 self.marathon.pod = Some(PodState { spec, instances });
                 self.marathon.deployments.insert(POD, 0);
             }
-            Write::App(spec) => {
+            Write::App(spec, _) => {
                 let (tasks, revisions) = self.marathon.registry.take().map(|app| (app.tasks, app.revisions)).unwrap_or_default();
                 let revision = spec["labels"].to_string();
                 self.marathon.registry = Some(AppState { spec, revision, tasks, revisions, hand_made: None });

@@ -238,13 +238,14 @@ impl Controller {
         let bundle = steps::bundle(options, &anchor, state, self.memory.settled, names, Vec::new());
         let trust = now(state.trust_order(bundle))?;
         world.ask(&mut look.observed);
-        now(state.note_covered(look.observed.nodes.keys()))?;
+        now(state.note_covered(steps::covered(&look.observed)))?;
         self.memory.see_registry(options, &anchor, state, &look.observed, &in_force);
         if self.memory.settled && !anchor.is_own() && state.ca().is_some() {
             now(state.drop_ca())?;
         }
         let asks = self.memory.proves_after_takeover(&mut look.observed);
         self.memory.see_surplus(&mut look.observed, world.instant());
+        self.memory.see_locks(&mut look.observed, world.instant());
         let first = steps::first_order(&look.observed, &order_key).unwrap_or_else(|| trust.clone());
         let enrolment_key = state.enrolment_key().to_base64();
         let first_order = publish(world, documents::FIRST_ORDER, json!(first).to_string())?;
@@ -252,8 +253,14 @@ impl Controller {
             true => publish(world, documents::ENROLMENT_KEY, enrolment_key.expose().clone())?,
             false => Published { variable: json!(""), secret: None },
         };
-        let given =
-            Given { registry_host: &registry_host, home: &self.setting.host, order_key: order_key.clone(), first_order, enrolment_key };
+        let given = Given {
+            registry_host: &registry_host,
+            home: &self.setting.host,
+            order_key,
+            first_order,
+            enrolment_key,
+            enrolment_id: steps::enrolment_id(state),
+        };
         let documents = options::documents(world.base, self.number, options, &given);
         let mut leaves = anchor.leaves(state, &look.observed.registries, &in_force);
         let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
@@ -268,6 +275,9 @@ impl Controller {
         }
         let mut plan = plan::converge(&wanted, &look.observed);
         self.mutation.spoil_plan(&mut plan, &wanted, &look.observed);
+        if tally.shown {
+            println!("  {}: {:?}", self.task, plan.actions.iter().map(ToString::to_string).chain(plan.waiting.clone()).collect::<Vec<_>>());
+        }
         let order = RotationOrder { names: asked, run: rotate_run };
         self.apply(world, &plan, &wanted, &look, &in_force, &order, tally)?;
         if !self.memory.see_runs(options, &look.observed).is_empty() {
@@ -310,8 +320,8 @@ impl Controller {
     fn write(&self, world: &mut World, look: &Look, write: Write) -> Result<(), End> {
         self.check_currency(world, &look.truth);
         let locked = match &write {
-            Write::Pod(_) => Some(super::cluster::POD),
-            Write::App(_) => Some(REGISTRY),
+            Write::Pod(_, false) => Some(super::cluster::POD),
+            Write::App(_, false) => Some(REGISTRY),
             _ => None,
         };
         if locked.is_some_and(|id| look.truth.locked.contains(id)) {
@@ -377,15 +387,15 @@ impl Controller {
             let find =
                 |address: &str| look.observed.registries.iter().find(|task| task.address == *address).map(|task| task.status.clone());
             match action {
-                Action::PutPod { pod, instances, .. } => {
+                Action::PutPod { pod, instances, force, .. } => {
                     check_scale(world, look, *instances);
-                    self.write(world, look, Write::Pod(pod.clone()))?;
+                    self.write(world, look, Write::Pod(pod.clone(), *force))?;
                 }
-                Action::PutRegistry { app, .. } => self.write(world, look, Write::App(app.clone()))?,
+                Action::PutRegistry { app, force, .. } => self.write(world, look, Write::App(app.clone(), *force))?,
                 Action::TakeOver { app, left_behind, .. } => {
                     check_takeover(world, look, wanted, left_behind);
                     self.memory.taken_over(&look.observed);
-                    self.write(world, look, Write::App(app.clone()))?;
+                    self.write(world, look, Write::App(app.clone(), false))?;
                 }
                 Action::RetireRegistry => {
                     if let Some((order, _)) = self.retirement.clone() {
@@ -542,8 +552,8 @@ fn publish(world: &mut World, name: &str, text: String) -> Result<Published, End
 
 fn check_change(world: &mut World, write: &Write) {
     let same = match write {
-        Write::Pod(spec) => world.marathon.pod.as_ref().is_some_and(|pod| pod.spec == *spec),
-        Write::App(spec) => world.marathon.registry.as_ref().is_some_and(|app| app.spec == *spec),
+        Write::Pod(spec, _) => world.marathon.pod.as_ref().is_some_and(|pod| pod.spec == *spec),
+        Write::App(spec, _) => world.marathon.registry.as_ref().is_some_and(|app| app.spec == *spec),
         Write::Job(id, spec) => world.metronome.jobs.get(id).is_some_and(|job| job.spec == *spec),
         Write::Schedule(id, schedule) => world.metronome.jobs.get(id).is_some_and(|job| job.schedules.contains(schedule)),
         _ => false,
@@ -598,16 +608,16 @@ fn check_step_of_ca(world: &mut World, look: &Look, wanted: &Wanted, action: &Ac
     let deadline = 900;
     let late = wanted.now - rotation.since >= deadline;
     let digest = order_digest(&wanted.trust);
-    let served: Vec<String> = world.served().into_iter().flatten().map(|chain| chain.id).collect();
+    let issuers: Vec<Vec<u8>> = world.served().into_iter().flatten().map(|chain| chain.issuer).collect();
     for machine in 0..world.machines.len() {
         let host = &world.machines[machine];
         let knows = host.trusted.as_ref().is_some_and(|trusted| trusted.order == digest);
-        let has_proven = stage == Stage::Published || served.iter().all(|chain| host.proofs.contains(chain));
+        let has_proven = stage == Stage::Published || issuers.iter().all(|issuer| host.proofs.contains(issuer));
         if knows && has_proven {
             continue;
         }
         let name = host.host.clone();
-        let counts = look.truth.can_take.contains(&name);
+        let counts = look.truth.can_take.contains(&name) && host.trusted.is_some();
         if counts && look.fresh && !(late && left_behind.contains(&name)) {
             let what = format!("{action}: {name} {}", if knows { "has not proven what is served" } else { "does not know it" });
             return world.break_("no CA comes or goes before every node is ready", what);

@@ -119,7 +119,7 @@ impl Mutation {
                 plan.actions.extend(hosts.map(|host| Action::SendTrust { host }));
             }
             Self::PutAlways if wanted.registry && observed.registry.is_some() && observed.locked.is_empty() => {
-                plan.actions.push(Action::PutRegistry { app: wanted.documents.registry.clone(), reason: String::new() });
+                plan.actions.push(Action::PutRegistry { app: wanted.documents.registry.clone(), force: false, reason: String::new() });
             }
             Self::RestartTogether => {
                 for task in observed.registries.iter().filter(|task| task.status.restart_due) {

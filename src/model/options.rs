@@ -77,7 +77,7 @@ fn given(base: Base, variant: usize, foreign: &Foreign) -> Value {
         9 => given["service"]["log_level"] = json!("debug"),
         10 => given["trust"]["conntrack_be_liberal"] = json!(false),
         // Mesos has no such agent: refused, and nothing changes.
-        11 => given["registry"]["host"] = json!("10.9.9.9"),
+        11 => given["service"]["host"] = json!("10.9.9.9"),
         _ => {}
     }
     given
@@ -112,6 +112,7 @@ pub(super) struct Given<'a> {
     pub(super) order_key: String,
     pub(super) first_order: Published,
     pub(super) enrolment_key: Published,
+    pub(super) enrolment_id: String,
 }
 
 /// The documents as the controller renders them. Rendering is slow, so keys are put into what was rendered once.
@@ -130,6 +131,7 @@ pub(super) fn documents(base: Base, number: usize, options: &Options, given: &Gi
             options: BTreeMap::new(),
             jobs_have_secrets: true,
             enrolment_key: given.enrolment_key.clone(),
+            enrolment_id: String::new(),
         };
         Rc::new(documents::render(options, &facts).unwrap())
     };
@@ -140,11 +142,16 @@ pub(super) fn documents(base: Base, number: usize, options: &Options, given: &Gi
         &[(env::ORDER_KEY, given.order_key.clone().into()), (env::FIRST_ORDER, given.first_order.variable.clone())],
     );
     let enrolment_key = given.enrolment_key.variable.clone();
-    put(&mut documents.registry, "env", &[(env::ORDER_KEY, given.order_key.clone().into()), (env::ENROLMENT_KEY, enrolment_key)]);
+    put(
+        &mut documents.registry,
+        "env",
+        &[(env::ORDER_KEY, given.order_key.clone().into()), (env::ENROLMENT_KEY, enrolment_key), ("id", given.enrolment_id.clone().into())],
+    );
     documents
 }
 
 fn put(document: &mut Value, section: &str, variables: &[(&str, Value)]) {
+    // The label is what tells one document from another.
     let mut digest = document["labels"]["PRIVATE_REGISTRY_DOCUMENT"].as_str().unwrap_or_default().to_string();
     for (name, value) in variables {
         document[section][*name] = value.clone();

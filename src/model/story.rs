@@ -65,11 +65,12 @@ impl Story {
             let story = Self { seed: self.seed, events: events.to_vec() };
             story.play(mutation, &mut Tally::default()).is_err_and(|found| found.property == broken.property)
         };
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
         let mut events = self.events.clone();
         let mut size = events.len() / 2;
         while size > 0 {
             let mut at = 0;
-            while at < events.len() {
+            while at < events.len() && std::time::Instant::now() < until {
                 let mut fewer = events.clone();
                 fewer.drain(at..(at + size).min(fewer.len()));
                 if breaks(&fewer) {
@@ -98,6 +99,8 @@ struct Run {
     removing: bool,
     /// Nothing has gone wrong since the removal was ordered.
     undisturbed: bool,
+    /// Machines on which a node ran by then.
+    with_nodes: Vec<bool>,
     removed: bool,
     random: Random,
     /// Changes from outside since all was well, and writes and orders by then.
@@ -143,6 +146,7 @@ impl Run {
             aged: 0,
             removing: false,
             undisturbed: false,
+            with_nodes: Vec::new(),
             removed: false,
             random,
             changes: 0,
@@ -382,6 +386,7 @@ impl Run {
         let by_cosmos = by_cosmos || !self.world.metronome.jobs.contains_key(&job);
         self.removing = true;
         self.undisturbed = true;
+        self.with_nodes = (0..self.world.machines.len()).map(|machine| self.world.node_on(machine).is_some()).collect();
         self.world.unsettled = true;
         (self.world.faults.late_writes, self.world.faults.double_writes) = (false, false);
         if by_cosmos {
@@ -522,6 +527,12 @@ impl Run {
         }
         self.before = before;
         (self.changes, self.aged) = (0, 0);
+        for machine in 0..self.world.machines.len() {
+            // Who was away while the security changed could not be told.
+            let served = self.world.served();
+            let accepts = served.iter().all(|chain| self.world.accepts(machine, chain.as_ref()));
+            self.world.machines[machine].excused |= self.world.unsettled && !accepts;
+        }
         self.world.unsettled = self.removing;
         Ok(())
     }
@@ -609,10 +620,10 @@ impl Run {
         if !world.metronome.jobs.is_empty() || !world.shelf.look().entries.is_empty() {
             return Some(format!("left: {:?} {:?}", world.metronome.jobs.keys(), world.shelf.look().entries.keys()));
         }
-        for machine in &world.machines {
+        for (index, machine) in world.machines.iter().enumerate() {
             let has_files = machine.trusted.is_some() || machine.kept.is_some();
             let is_named = world.named.contains(&machine.host);
-            if has_files && (!is_named || (self.undisturbed && machine.registered && !machine.cut_off)) {
+            if has_files && (!is_named || (self.undisturbed && self.with_nodes[index] && !machine.cut_off)) {
                 return Some(format!("{} keeps our files, and is {}named", machine.host, if is_named { "" } else { "not " }));
             }
         }

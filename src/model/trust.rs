@@ -48,11 +48,14 @@ pub(super) struct Chain {
     pub(super) names: Vec<String>,
     /// Digest of the key that it is for (SPKI).
     pub(super) spki: Vec<u8>,
+    /// Key of the CA (SPKI).
+    pub(super) issuer: Vec<u8>,
 }
 
 impl Chain {
     pub(super) fn parse(pem: &str) -> Option<Self> {
-        let leaf = Certificate::parse_bundle(pem).ok()?.swap_remove(0);
+        let certificates = Certificate::parse_bundle(pem).ok()?;
+        let (leaf, ca) = (certificates.first()?, certificates.get(1)?);
         Some(Self {
             id: sha256_hex(pem.as_bytes()),
             pem: pem.into(),
@@ -60,6 +63,7 @@ impl Chain {
             not_after: leaf.not_after(),
             names: leaf.san_names().to_vec(),
             spki: leaf.public_key_spki_der().to_vec(),
+            issuer: ca.public_key_spki_der().to_vec(),
         })
     }
 }

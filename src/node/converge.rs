@@ -32,7 +32,6 @@ pub(crate) async fn converge(board: Arc<Board>, host: Host) {
             phase = pass(&board, &host, &order, &mut kept) => phase,
             () = newer_order(&board, &order) => continue,
         };
-        board.count_pass();
         let asked = tokio::select! {
             () = sleep(kept.pause(phase)) => false,
             () = newer_order(&board, &order) => false,
@@ -125,7 +124,11 @@ async fn trust(board: &Board, host: &Host, order: &Arc<Accepted>, bundle: &Bundl
         kept.proofs = proofs;
         kept.proven_at = Some(Instant::now());
     }
-    show(board, order, bundle, &report, kept)
+    let phase = show(board, order, bundle, &report, kept);
+    if !well {
+        board.count_pass();
+    }
+    phase
 }
 
 fn show(board: &Board, order: &Accepted, bundle: &Bundle, report: &Report, kept: &Kept) -> NodePhase {
@@ -142,6 +145,7 @@ async fn restore(board: &Board, host: &Host, order: &Arc<Accepted>, kept: &mut K
     let phase = if kept.restored { NodePhase::Restored } else { NodePhase::Failed };
     let errors = report.errors.iter().chain(&kept.notes).cloned().collect();
     board.show(order, &report, &[], phase, errors);
+    board.count_pass();
     phase
 }
 
