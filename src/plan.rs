@@ -125,6 +125,8 @@ pub struct Ca {
     pub holds_names_back: bool,
     /// The certificate is the operator's: there is nothing to sign.
     pub signs_nothing: bool,
+    /// The CA that should sign has lost its key.
+    pub key_is_lost: bool,
     /// Seconds that a stage of a rotation, or a takeover, waits for agents that do not answer.
     pub deadline: i64,
 }
@@ -603,7 +605,7 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         return;
     }
     // Whose key is lost cannot sign; what the registry has stays until the next CA may.
-    if wanted.ca.due == Some(Reason::LostKey) || wanted.ca.rotation.as_ref().is_some_and(Rotation::cannot_sign) {
+    if wanted.ca.key_is_lost {
         return;
     }
     let is_serving = |task: &RegistryTask| task.status.phase == RegistryPhase::Serving;

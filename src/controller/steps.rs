@@ -75,6 +75,7 @@ impl Intent {
                 rotation: state.rotation().cloned(),
                 void: state.rotation_is_void(&asked)?,
                 holds_names_back: !speaks,
+                key_is_lost: state.key_is_lost(),
                 deadline,
                 ..plan::Ca::default()
             }

@@ -439,7 +439,11 @@ impl Controller {
                 Action::Certify { address, .. } => {
                     check_turn(world, look, address);
                     if let (Some(status), Some(state)) = (find(address), &mut self.state) {
-                        let order = now(state.certify(&status, names, wanted.now, options.trust.leaf_days))?;
+                        let order = now(state.certify(&status, names, wanted.now, options.trust.leaf_days));
+                        if tally.shown {
+                            println!("    {:?} of order {}: {:?}", status.phase, status.order_version, order.as_ref().map(version_of));
+                        }
+                        let order = order?;
                         self.send_to_registry(world, look, address, &order);
                     }
                 }

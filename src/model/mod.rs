@@ -43,6 +43,8 @@ struct Tally {
     passes: u64,
     events: BTreeMap<String, u64>,
     actions: BTreeMap<&'static str, u64>,
+    /// The event that was played last.
+    broke_at: usize,
     /// Whether every event and pass is shown.
     shown: bool,
     /// The most writes and orders after so many changes.
@@ -134,6 +136,10 @@ fn seconds(variable: &str, default: f64) -> Duration {
 #[test]
 fn one_story() {
     let Some(seed) = std::env::var("MODEL_SEED").ok().and_then(|seed| seed.parse().ok()) else { return };
+    if std::env::var_os("MODEL_SHOW").is_some() {
+        println!("{:?}", Story::of(seed).play(Mutation::None, &mut Tally { shown: true, ..Tally::default() }));
+        return;
+    }
     play(seed, &mut Tally::default());
 }
 

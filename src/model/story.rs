@@ -16,9 +16,9 @@ use crate::protocol::NodePhase;
 
 /// Passes within which all is well when faults have ended: the pod is shrunk after an hour, and two rotations may each wait twice
 /// for their deadline.
-const PASSES: usize = 700;
-/// Seconds between two of them.
-const PAUSE: i64 = 15;
+const PASSES: usize = 240;
+/// Seconds between two of them: at first, and later on.
+const PAUSES: [(usize, i64); 2] = [(60, 15), (PASSES, 60)];
 /// Passes in which nothing may happen afterwards.
 const QUIET: usize = 15;
 
@@ -52,8 +52,9 @@ impl Story {
     /// Plays it to its end.
     pub(super) fn play(&self, mutation: Mutation, tally: &mut Tally) -> Result<(), Broken> {
         let mut run = Run::new(self.seed, mutation);
-        for event in &self.events {
+        for (index, event) in self.events.iter().enumerate() {
             tally.event(event);
+            tally.broke_at = index;
             run.happen(event, tally)?;
         }
         Ok(())
@@ -65,8 +66,10 @@ impl Story {
             let story = Self { seed: self.seed, events: events.to_vec() };
             story.play(mutation, &mut Tally::default()).is_err_and(|found| found.property == broken.property)
         };
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        let mut events = self.events.clone();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(40);
+        let mut tally = Tally::default();
+        let _ = self.play(mutation, &mut tally);
+        let mut events = self.events[..=tally.broke_at].to_vec();
         let mut size = events.len() / 2;
         while size > 0 {
             let mut at = 0;
@@ -500,9 +503,10 @@ impl Run {
             self.change_options(USABLE);
         }
         let mut well = 0;
-        for _ in 0..PASSES {
+        for pass in 0..PASSES {
             let passed = self.pass(tally);
-            self.go_on(PAUSE)?;
+            let pause = PAUSES.iter().find(|(until, _)| pass < *until).map_or(0, |(_, pause)| *pause);
+            self.go_on(pause)?;
             tally.steps += 1;
             well = if passed == Passed::Idle && self.lacking().is_none() { well + 1 } else { 0 };
             if well >= 3 {
