@@ -10,7 +10,7 @@ use super::options::Base;
 use super::random::Random;
 use super::registry::{Left, Registry};
 use super::trust::{Chain, Foreign, Trusted, Verifier};
-use crate::certificates::RegistryKey;
+use crate::certificates::{Certificate, RegistryKey};
 use crate::controller::store::Shelf;
 use crate::dcos::marathon::{App, AppTask, Instance, Pod};
 use crate::dcos::mesos::{Agent, Ports, Resources};
@@ -257,6 +257,8 @@ pub(super) struct World {
     pub(super) sent: u64,
     /// The security has changed, or keys were lost for good: not everybody can verify before all is well again.
     pub(super) unsettled: bool,
+    /// Digest of the order that every node should have.
+    pub(super) newest: String,
     /// Agents that a removal has named as keeping our files.
     pub(super) named: BTreeSet<Host>,
 }
@@ -292,6 +294,7 @@ impl World {
             accepted: 0,
             sent: 0,
             unsettled: false,
+            newest: String::new(),
             named: BTreeSet::new(),
         }
     }
@@ -365,7 +368,8 @@ impl World {
         let machine = &mut self.machines[machine];
         machine.proven = machine.trusted.as_ref().map(|trusted| trusted.order.clone());
         machine.proofs = served.iter().flatten().map(|chain| chain.issuer.clone()).collect();
-        machine.excused = false;
+        // Who has verified by an older order has not heard of the newest one.
+        machine.excused &= machine.proven.as_ref() != Some(&self.newest);
     }
 
     /// Every host that has verified what was served, and was told of every change since, does so now.
@@ -384,7 +388,14 @@ impl World {
             }
             for chain in &served {
                 if !self.accepts(machine, chain.as_ref()) {
-                    let what = format!("{} has verified the registry before and refuses it now", self.machines[machine].host);
+                    let host = &self.machines[machine];
+                    let trusts = |trusted: &Trusted| trusted.roots.iter().map(|pem| subject(pem)).collect::<Vec<_>>();
+                    let what = format!(
+                        "{} has verified the registry before and refuses it now: it trusts {:?}, and is shown {:?}",
+                        host.host,
+                        host.trusted.as_ref().map(trusts),
+                        chain.as_ref().map(|chain| chain.certificates())
+                    );
                     return self.break_("every live host verifies what is served", what);
                 }
             }
@@ -980,6 +991,10 @@ fn count_down(locks: &mut BTreeMap<&'static str, u8>, id: &str) {
 /// What makes Marathon replace instances: all but their number.
 fn revision(spec: &Value) -> String {
     format!("{} {}", spec["labels"], spec["environment"]["PRIVATE_REGISTRY_SCALE"])
+}
+
+fn subject(pem: &str) -> String {
+    Certificate::parse_pem(pem).unwrap().subject().to_string()
 }
 
 /// Where a registry's task is asked.

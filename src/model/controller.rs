@@ -237,6 +237,7 @@ impl Controller {
         }
         let bundle = steps::bundle(options, &anchor, state, self.memory.settled, names, Vec::new());
         let trust = now(state.trust_order(bundle))?;
+        world.newest = order_digest(&trust);
         world.ask(&mut look.observed);
         now(state.note_covered(steps::covered(&look.observed)))?;
         self.memory.see_registry(options, &anchor, state, &look.observed, &in_force);

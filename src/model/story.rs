@@ -334,7 +334,8 @@ impl Run {
         let host = &self.world.machines[machine].host;
         let pin = |spec: &serde_json::Value| spec["constraints"][0][2].as_str().and_then(crate::plan::matched_host);
         let registry = self.world.marathon.registry.as_ref().and_then(|app| pin(&app.spec));
-        machine < 2 || own || registry.as_ref() == Some(host)
+        let runs_registry = self.world.marathon.registry.as_ref().is_some_and(|app| app.tasks.iter().any(|task| task.machine == machine));
+        machine < 2 || own || runs_registry || registry.as_ref() == Some(host)
     }
 
     fn jobs(&self) -> Vec<String> {

@@ -68,6 +68,14 @@ impl Chain {
     }
 }
 
+impl Chain {
+    /// What it consists of, and until when each is valid.
+    pub(super) fn certificates(&self) -> Vec<(String, i64)> {
+        let certificates = Certificate::parse_bundle(&self.pem).unwrap();
+        certificates.iter().map(|certificate| (certificate.subject().to_string(), certificate.not_after())).collect()
+    }
+}
+
 /// Remembers what has been verified: it is the dearest part of the model.
 #[derive(Default)]
 pub(super) struct Verifier {
