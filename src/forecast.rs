@@ -304,6 +304,7 @@ impl Play {
             },
             registry: options.registry.enabled,
             retirement: 1,
+            retirement_is_late: false,
             takeover: Takeover::of(options, &observed, 0),
             users: None,
         };
@@ -380,7 +381,7 @@ impl Play {
             Action::RetireRegistry => {
                 self.observed.registries.iter_mut().for_each(|task| task.status.phase = RegistryPhase::Retired);
             }
-            Action::DeleteRegistry => (self.observed.registry, self.observed.registries) = (None, Vec::new()),
+            Action::DeleteRegistry { .. } => (self.observed.registry, self.observed.registries) = (None, Vec::new()),
             Action::PutJob { id, job, .. } => {
                 let stored = self.observed.jobs.entry(id.clone()).or_insert_with(|| Job {
                     spec: Value::Null,

@@ -104,6 +104,8 @@ pub struct Wanted {
     pub registry: bool,
     /// Version of the order by which a registry that is not to run any more retires.
     pub retirement: u64,
+    /// Whether it is not waited for any longer: its host may be gone for good, or its keys may not be ours any more.
+    pub retirement_is_late: bool,
     /// A registry made by hand that is to be replaced.
     pub takeover: Option<Takeover>,
     /// Which users of the service's a registry is to let in; see [`RegistryStatus::users`].
@@ -175,7 +177,10 @@ pub enum Action {
     /// Tell the registry to stop and to delete its key.
     RetireRegistry,
     /// Delete the registry app.
-    DeleteRegistry,
+    DeleteRegistry {
+        /// Whether it has deleted its key.
+        retired: bool,
+    },
     /// Create or replace a job.
     PutJob {
         /// Its id.
@@ -255,7 +260,10 @@ impl fmt::Display for Action {
                 write!(f, "take over from the registry made by hand, and go on with its images in {images} on {host}: {known}")
             }
             Self::RetireRegistry => f.write_str("tell the registry to stop and to delete its key: it is switched off; its images stay"),
-            Self::DeleteRegistry => f.write_str("delete the registry's app: it has stopped and deleted its key"),
+            Self::DeleteRegistry { retired: true } => f.write_str("delete the registry's app: it has stopped and deleted its key"),
+            Self::DeleteRegistry { retired: false } => {
+                f.write_str("delete the registry's app: it did not obey in time; its key may remain on its host")
+            }
             Self::PutJob { id, exists: false, .. } => write!(f, "create the job {id}"),
             Self::PutJob { id, .. } => write!(f, "update the job {id}: its definition has changed"),
             Self::PutSchedule { job, schedule, .. } => {
@@ -510,10 +518,12 @@ fn plan_retirement(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         return;
     }
     let mut tasks = observed.registries.iter().map(|task| &task.status);
-    if !observed.all_registries_answer() {
+    let answer = observed.all_registries_answer();
+    let retired = answer && tasks.clone().all(|status| status.phase == RegistryPhase::Retired);
+    if retired || wanted.retirement_is_late {
+        plan.actions.push(Action::DeleteRegistry { retired });
+    } else if !answer {
         plan.waiting.push(format!("the registry {} to answer, so that it deletes its key", wanted.documents.registry_id));
-    } else if tasks.clone().all(|status| status.phase == RegistryPhase::Retired) {
-        plan.actions.push(Action::DeleteRegistry);
     } else if tasks.any(|status| status.phase != RegistryPhase::Retired && status.order_version < wanted.retirement) {
         plan.actions.push(Action::RetireRegistry);
     } else {
@@ -779,6 +789,7 @@ pub(crate) mod tests {
             ca: Ca::default(),
             registry: true,
             retirement: 0,
+            retirement_is_late: false,
             takeover: None,
             users: None,
         }
@@ -849,8 +860,17 @@ pub(crate) mod tests {
         assert_eq!(about_registry(None, Some(app.clone())), (vec![], 1));
         assert_eq!(about_registry(Some(status(6, RegistryPhase::Serving)), Some(app.clone())), (vec![Action::RetireRegistry], 0));
         assert_eq!(about_registry(Some(status(7, RegistryPhase::Serving)), Some(app.clone())), (vec![], 1));
-        assert_eq!(about_registry(Some(status(7, RegistryPhase::Retired)), Some(app)), (vec![Action::DeleteRegistry], 0));
+        let delete = |retired| vec![Action::DeleteRegistry { retired }];
+        assert_eq!(about_registry(Some(status(7, RegistryPhase::Retired)), Some(app.clone())), (delete(true), 0));
         assert_eq!(about_registry(None, None), (vec![], 0));
+        let late = Wanted { retirement_is_late: true, ..wanted.clone() };
+        let planned = |registries| {
+            let mut plan = Plan::default();
+            plan_registry(&late, &Observed { registry: Some(app.clone()), registries, ..Observed::default() }, &mut plan);
+            plan.actions
+        };
+        assert_eq!(planned(vec![]), delete(false));
+        assert_eq!(planned(vec![task(status(7, RegistryPhase::Retired))]), delete(true));
     }
 
     #[test]

@@ -248,7 +248,7 @@ pub(crate) fn kind(action: &Action) -> &'static str {
         Action::PutRegistry { .. } => "put_registry",
         Action::TakeOver { .. } => "take_over",
         Action::RetireRegistry => "retire_registry",
-        Action::DeleteRegistry => "delete_registry",
+        Action::DeleteRegistry { .. } => "delete_registry",
         Action::PutJob { .. } => "put_job",
         Action::PutSchedule { .. } => "put_schedule",
         Action::DropSchedule { .. } => "drop_schedule",

@@ -453,10 +453,11 @@ impl Controller {
         };
         let leaves = anchor.leaves(state, &observed.registries, &in_force);
         let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
+        let retirement_is_late = self.memory.see_retirement(&self.options, &observed, Instant::now());
         let users = self.users.look(&self.options, state).await?;
         let documents = documents::render(&self.options, &facts)?;
         let takeover = self.memory.see_takeover(&self.options, &observed, Instant::now());
-        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, takeover, users };
+        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, retirement_is_late, takeover, users };
         if self.memory.proves_after_switch(&wanted, &mut observed) {
             observe::ask_for_proof(&self.cluster, &observed, &wanted.trust).await;
         }
@@ -547,7 +548,7 @@ impl Controller {
                     }
                     Ok(())
                 }
-                Action::DeleteRegistry => self.cluster.marathon.delete_app(&ids.registry_id).await,
+                Action::DeleteRegistry { .. } => self.cluster.marathon.delete_app(&ids.registry_id).await,
                 Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
                 Action::PutSchedule { job, schedule, exists } => self.cluster.metronome.put_schedule(job, schedule, *exists).await,
                 Action::DropSchedule { job } => self.cluster.metronome.delete_schedule(job, documents::SCHEDULE).await,

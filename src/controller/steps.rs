@@ -2,7 +2,7 @@
 //! keeps. The loop and the model test (`src/model`) take the same steps.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::RotationOrder;
 use super::anchor::Anchor;
@@ -174,6 +174,8 @@ pub(crate) struct Memory {
     passes_at_switch: Option<Passes>,
     /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
     passes_at_takeover: Passes,
+    /// Since when a registry that is switched off is waited for.
+    retires_since: Option<Instant>,
     /// Since when agents are waited for before a registry made by hand is taken over.
     takeover_since: Option<Instant>,
     /// Active runs of the init job: passes of every node at the time the run was first seen. Done when all have made one more.
@@ -213,6 +215,14 @@ impl Memory {
         let takeover = Takeover::of(options, observed, self.takeover_since.map_or(0, waited));
         self.takeover_since = takeover.as_ref().map(|_| self.takeover_since.unwrap_or(now));
         takeover
+    }
+
+    /// Whether a registry that is switched off has had its time to delete its key: as much as in a removal.
+    pub(crate) fn see_retirement(&mut self, options: &Options, observed: &Observed, now: Instant) -> bool {
+        let retires = !options.registry.enabled && observed.registry.is_some();
+        self.retires_since = if retires { self.retires_since.or(Some(now)) } else { None };
+        let deadline = Duration::from_secs(options.uninstall.deadline_seconds);
+        self.retires_since.is_some_and(|since| now.saturating_duration_since(since) >= deadline)
     }
 
     /// The registry made by hand is being replaced: what the clients have said before is about that one.

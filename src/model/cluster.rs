@@ -460,6 +460,16 @@ impl World {
         }
     }
 
+    /// The registry's tasks, for people: where, whether of the present definition, whether serving.
+    pub(super) fn tasks(&self) -> Vec<(String, bool, bool)> {
+        let Some(app) = &self.marathon.registry else { return Vec::new() };
+        let tasks = app.tasks.iter().zip(&app.revisions);
+        let told = |(task, revision): (&Registry, &String)| {
+            (self.machines[task.machine].host.to_string(), *revision == app.revision, task.served().is_some())
+        };
+        tasks.map(told).collect()
+    }
+
     fn app_task(&self, task: &Registry) -> AppTask {
         let healthy = task.served().is_some();
         AppTask { id: task.id.clone(), host: self.machines[task.machine].host.clone(), ports: vec![5000, task.port], healthy }

@@ -265,10 +265,22 @@ impl Controller {
         let documents = options::documents(world.base, self.number, options, &given);
         let mut leaves = anchor.leaves(state, &look.observed.registries, &in_force);
         let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
+        let retirement_is_late = self.memory.see_retirement(options, &look.observed, world.instant());
         let users = now(self.users.look(options, state))?;
         let takeover = self.memory.see_takeover(options, &look.observed, world.instant());
         self.mutation.spoil_inputs(&mut look.observed, &mut ca, &mut leaves);
-        let wanted = Wanted { documents, trust, now: now_unix, leaves, ca, registry: runs_registry, retirement, takeover, users };
+        let wanted = Wanted {
+            documents,
+            trust,
+            now: now_unix,
+            leaves,
+            ca,
+            registry: runs_registry,
+            retirement,
+            retirement_is_late,
+            takeover,
+            users,
+        };
         let asks = self.memory.proves_after_switch(&wanted, &mut look.observed) || asks;
         self.mutation.spoil_memory(&mut look.observed);
         if asks {
@@ -405,7 +417,7 @@ impl Controller {
                         }
                     }
                 }
-                Action::DeleteRegistry => self.write(world, look, Write::DeleteApp)?,
+                Action::DeleteRegistry { .. } => self.write(world, look, Write::DeleteApp)?,
                 Action::PutJob { id, job, .. } => self.write(world, look, Write::Job(id.clone(), job.clone()))?,
                 Action::PutSchedule { job, schedule, .. } => self.write(world, look, Write::Schedule(job.clone(), schedule.clone()))?,
                 Action::DropSchedule { job } => self.write(world, look, Write::DropSchedule(job.clone()))?,

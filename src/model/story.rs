@@ -559,7 +559,7 @@ impl Run {
         let world = &self.world;
         let Some(pod) = &world.marathon.pod else { return Some("there is no pod".into()) };
         if !world.locked().is_empty() || world.is_anything_on_its_way() {
-            return Some(format!("deployments: {:?}", world.locked()));
+            return Some(format!("deployments: {:?}, with {:?}", world.locked(), world.tasks()));
         }
         let variant = self.options();
         let runs_registry = variant.options.registry.enabled;
