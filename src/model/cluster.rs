@@ -806,8 +806,9 @@ impl World {
         }
         let least = app.spec["upgradeStrategy"]["minimumHealthCapacity"].as_f64().unwrap_or(0.0);
         let healthy = app.tasks.iter().filter(|task| task.served().is_some()).count();
-        let old = app.revisions.iter().position(|revision| *revision != app.revision);
-        if let Some(old) = old.filter(|old| app.tasks[*old].served().is_none() || healthy as f64 > least * wanted as f64) {
+        let may_go = |index: &usize| app.tasks[*index].served().is_none() || healthy as f64 > least * wanted as f64;
+        let old = (0..app.tasks.len()).filter(|index| app.revisions[*index] != app.revision).find(may_go);
+        if let Some(old) = old {
             app.tasks.remove(old);
             app.revisions.remove(old);
         } else if app.tasks.len() > wanted {
