@@ -26,6 +26,10 @@ const DIGEST_LABEL: &str = "PRIVATE_REGISTRY_DOCUMENT";
 /// Label of the registry app that tells a controller which Cosmos started elsewhere where its state lies.
 pub const HOME_LABEL: &str = "PRIVATE_REGISTRY_HOME";
 
+/// Label of the registry app: tells the enrolment key that it is started with from another one. In the secret store a key may be
+/// replaced without any change of the definition that names it, and tasks get it when they start.
+pub const ENROLMENT_LABEL: &str = "PRIVATE_REGISTRY_ENROLMENT";
+
 /// Label of everything that a service makes at Marathon and Metronome: its name. What lacks it is somebody else's.
 pub const SERVICE_LABEL: &str = "PRIVATE_REGISTRY_SERVICE";
 
@@ -69,6 +73,8 @@ pub struct Facts {
     pub jobs_have_secrets: bool,
     /// Enrolment key, base64. It authenticates the registry's request; whoever reads Marathon's API can read it on open DC/OS.
     pub enrolment_key: Published,
+    /// Tells that key from another one, and says nothing of it.
+    pub enrolment_id: String,
 }
 
 /// All documents of an installation. On open DC/OS the registry's holds the enrolment key, so they are not printed.
@@ -388,7 +394,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
     if let Some((name, port)) = &options.named_vip {
         vips.insert("VIP_1".into(), Value::from(format!("/{name}:{port}")));
     }
-    let mut labels = json!({ HOME_LABEL: facts.home, SERVICE_LABEL: service });
+    let mut labels = json!({ HOME_LABEL: facts.home, SERVICE_LABEL: service, ENROLMENT_LABEL: facts.enrolment_id });
     labels[storage::LABEL] = Value::from(storage::store(options, &facts.registry_host));
     if options.registry.replicas == 1 {
         labels["MARATHON_SINGLE_INSTANCE_APP"] = Value::from("true");
@@ -495,6 +501,7 @@ pub(crate) mod tests {
             package_uri: "http://universe.example.com/private-registry".into(),
             options: BTreeMap::from([("OPTION_SERVICE_NAME".to_string(), options.service.name.clone())]),
             jobs_have_secrets: true,
+            enrolment_id: "id".into(),
         };
         render(&options, &facts).unwrap()
     }

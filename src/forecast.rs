@@ -287,6 +287,7 @@ impl Play {
             options: vars.clone(),
             jobs_have_secrets: observed.metronome.has_secrets(),
             enrolment_key: published(app, "env", env::ENROLMENT_KEY),
+            enrolment_id: text(app, "labels", documents::ENROLMENT_LABEL),
         };
         let hides_keys = facts.enrolment_key.secret.is_none() || facts.order_key == MADE_LATER;
         let wanted = Wanted {
@@ -303,6 +304,7 @@ impl Play {
             },
             registry: options.registry.enabled,
             retirement: 1,
+            retirement_is_late: false,
             takeover: Takeover::of(options, &observed, 0),
             users: None,
         };
@@ -379,7 +381,7 @@ impl Play {
             Action::RetireRegistry => {
                 self.observed.registries.iter_mut().for_each(|task| task.status.phase = RegistryPhase::Retired);
             }
-            Action::DeleteRegistry => (self.observed.registry, self.observed.registries) = (None, Vec::new()),
+            Action::DeleteRegistry { .. } => (self.observed.registry, self.observed.registries) = (None, Vec::new()),
             Action::PutJob { id, job, .. } => {
                 let stored = self.observed.jobs.entry(id.clone()).or_insert_with(|| Job {
                     spec: Value::Null,

@@ -25,6 +25,8 @@ mod hostile;
 pub mod init;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod interrupted;
+#[cfg(test)]
+mod model;
 pub mod names;
 pub mod node;
 pub mod operator;

@@ -32,6 +32,10 @@ pub const NODE_NEEDS: Resources = Resources { cpus: 0.12, mem: 64.0, disk: 26.0 
 /// Marathon 1.8 on shrinking kills a running instance before an unplaced one.
 pub const SHRINK_AFTER: Duration = Duration::from_secs(3600);
 
+/// How long a deployment gets that stands in the way of another definition. One whose tasks cannot start, or that waits for an agent
+/// which is gone, never ends by itself; so what mends it could not be put.
+pub const UNLOCK_AFTER: Duration = Duration::from_secs(600);
+
 /// What the cluster looks like.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
@@ -55,6 +59,8 @@ pub struct Observed {
     pub jobs: BTreeMap<String, Job>,
     /// Ids that running deployments lock.
     pub locked: BTreeSet<String>,
+    /// Those of them that have been locked for [`UNLOCK_AFTER`].
+    pub stuck: BTreeSet<String>,
     /// What all apps claim.
     pub claims: Vec<AppClaims>,
     /// For how long the pod has been scaled above what is needed.
@@ -98,6 +104,8 @@ pub struct Wanted {
     pub registry: bool,
     /// Version of the order by which a registry that is not to run any more retires.
     pub retirement: u64,
+    /// Whether it is not waited for any longer: its host may be gone for good, or its keys may not be ours any more.
+    pub retirement_is_late: bool,
     /// A registry made by hand that is to be replaced.
     pub takeover: Option<Takeover>,
     /// Which users of the service's a registry is to let in; see [`RegistryStatus::users`].
@@ -119,6 +127,8 @@ pub struct Ca {
     pub holds_names_back: bool,
     /// The certificate is the operator's: there is nothing to sign.
     pub signs_nothing: bool,
+    /// The CA that should sign has lost its key.
+    pub key_is_lost: bool,
     /// Seconds that a stage of a rotation, or a takeover, waits for agents that do not answer.
     pub deadline: i64,
 }
@@ -142,6 +152,8 @@ pub enum Action {
         pod: Value,
         /// Instances it is scaled to.
         instances: u64,
+        /// Whether it takes the place of a deployment that does not end.
+        force: bool,
         /// Why.
         reason: String,
     },
@@ -149,6 +161,8 @@ pub enum Action {
     PutRegistry {
         /// The whole definition.
         app: Value,
+        /// Whether it takes the place of a deployment that does not end.
+        force: bool,
         /// Why.
         reason: String,
     },
@@ -164,7 +178,10 @@ pub enum Action {
     /// Tell the registry to stop and to delete its key.
     RetireRegistry,
     /// Delete the registry app.
-    DeleteRegistry,
+    DeleteRegistry {
+        /// Whether it has deleted its key.
+        retired: bool,
+    },
     /// Create or replace a job.
     PutJob {
         /// Its id.
@@ -250,7 +267,10 @@ impl fmt::Display for Action {
                 write!(f, "take over from the registry made by hand, and go on with its images in {images} on {host}: {known}")
             }
             Self::RetireRegistry => f.write_str("tell the registry to stop and to delete its key: it is switched off; its images stay"),
-            Self::DeleteRegistry => f.write_str("delete the registry's app: it has stopped and deleted its key"),
+            Self::DeleteRegistry { retired: true } => f.write_str("delete the registry's app: it has stopped and deleted its key"),
+            Self::DeleteRegistry { retired: false } => {
+                f.write_str("delete the registry's app: it did not obey in time; its key may remain on its host")
+            }
             Self::PutJob { id, exists: false, .. } => write!(f, "create the job {id}"),
             Self::PutJob { id, .. } => write!(f, "update the job {id}: its definition has changed"),
             Self::PutSchedule { job, schedule, .. } => {
@@ -415,27 +435,44 @@ pub fn order_digest(order: &SignedOrder) -> String {
 ///
 /// Never more: an instance without a place would make the deployment hang and lock the pod.
 pub fn wanted_instances(observed: &Observed) -> u64 {
-    let placed: BTreeSet<&Host> = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect();
-    observed.agents.iter().filter(|agent| placed.contains(&agent.host) || (agent.active && agent.free.covers(&NODE_NEEDS))).count() as u64
+    let placed = placed_hosts(observed);
+    observed.agents.iter().filter(|agent| placed.contains(&agent.host) || can_take_node(agent)).count() as u64
+}
+
+fn can_take_node(agent: &Agent) -> bool {
+    agent.active && agent.free.covers(&NODE_NEEDS)
+}
+
+fn placed_hosts(observed: &Observed) -> BTreeSet<&Host> {
+    observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect()
+}
+
+/// Where a node is, or is about to be.
+fn node_hosts(observed: &Observed) -> BTreeSet<&Host> {
+    let about_to_be = observed.agents.iter().filter(|agent| can_take_node(agent)).map(|agent| &agent.host);
+    placed_hosts(observed).into_iter().chain(about_to_be).collect()
 }
 
 fn plan_pod(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     let documents = &wanted.documents;
     let instances = wanted_instances(observed);
+    let too_many = |pod: &Pod| pod.scale() > instances && observed.surplus_for >= SHRINK_AFTER;
     let reason = match &observed.pod {
         None => "it does not run yet".to_string(),
         Some(pod) if !documents::same(&pod.spec, &documents.pod) => "its definition has changed".into(),
         Some(pod) if pod.scale() < instances => format!("{} agents have no node", instances - pod.scale()),
-        Some(pod) if pod.scale() > instances && observed.surplus_for >= SHRINK_AFTER => {
-            format!("{} agents are gone", pod.scale() - instances)
-        }
+        Some(pod) if too_many(pod) => format!("{} agents are gone", pod.scale() - instances),
         Some(_) => return,
     };
-    if observed.locked.contains(&documents.pod_id) {
+    let locked = observed.locked.contains(&documents.pod_id);
+    // Where only agents have come, Marathon places what it has to place.
+    let goes_on = observed.pod.as_ref().is_none_or(|pod| documents::same(&pod.spec, &documents.pod) && !too_many(pod));
+    if locked && (goes_on || !observed.stuck.contains(&documents.pod_id)) {
         plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.pod_id));
         return;
     }
-    plan.actions.push(Action::PutPod { pod: documents::scaled(&documents.pod, instances, observed.marathon), instances, reason });
+    let pod = documents::scaled(&documents.pod, instances, observed.marathon);
+    plan.actions.push(Action::PutPod { pod, instances, force: locked, reason });
 }
 
 fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
@@ -458,14 +495,15 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         plan.waiting.push("a CA that may speak for the new names; until then the registry stays as it is".into());
         return;
     }
-    if observed.locked.contains(&documents.registry_id) {
+    let locked = observed.locked.contains(&documents.registry_id);
+    if locked && (wanted.takeover.is_some() || !observed.stuck.contains(&documents.registry_id)) {
         plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.registry_id));
         return;
     }
     if let Some(takeover) = &wanted.takeover {
         return plan_takeover(takeover, wanted, observed, plan);
     }
-    plan.actions.push(Action::PutRegistry { app: documents.registry.clone(), reason: reason.into() });
+    plan.actions.push(Action::PutRegistry { app: documents.registry.clone(), force: locked, reason: reason.into() });
 }
 
 /// The registry made by hand goes on serving with its own certificate, which the agents still trust, until they trust ours as well.
@@ -489,10 +527,12 @@ fn plan_retirement(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         return;
     }
     let mut tasks = observed.registries.iter().map(|task| &task.status);
-    if !observed.all_registries_answer() {
+    let answer = observed.all_registries_answer();
+    let retired = answer && tasks.clone().all(|status| status.phase == RegistryPhase::Retired);
+    if retired || wanted.retirement_is_late {
+        plan.actions.push(Action::DeleteRegistry { retired });
+    } else if !answer {
         plan.waiting.push(format!("the registry {} to answer, so that it deletes its key", wanted.documents.registry_id));
-    } else if tasks.clone().all(|status| status.phase == RegistryPhase::Retired) {
-        plan.actions.push(Action::DeleteRegistry);
     } else if tasks.any(|status| status.phase != RegistryPhase::Retired && status.order_version < wanted.retirement) {
         plan.actions.push(Action::RetireRegistry);
     } else {
@@ -546,8 +586,8 @@ fn plan_rotation(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
             known && (rotation.stage == Stage::Published || since_switch(host, status))
         })
     };
-    let nodes: BTreeSet<&Host> = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect();
-    let left_behind: Vec<Host> = nodes.into_iter().filter(|host| !is_proven(host)).cloned().collect();
+    // Also where the node is just being started anew: the host goes on with what it trusts.
+    let left_behind: Vec<Host> = node_hosts(observed).into_iter().filter(|host| !is_proven(host)).cloned().collect();
     if rotation.stage == Stage::Switched && !serves(wanted, observed) {
         // Without this the old CA stays trusted for as long as it takes.
         plan.waiting.push("the registry to serve with a certificate of the new CA".into());
@@ -584,7 +624,7 @@ fn plan_leaf(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         return;
     }
     // Whose key is lost cannot sign; what the registry has stays until the next CA may.
-    if wanted.ca.due == Some(Reason::LostKey) || wanted.ca.rotation.as_ref().is_some_and(Rotation::cannot_sign) {
+    if wanted.ca.key_is_lost {
         return;
     }
     let is_serving = |task: &RegistryTask| task.status.phase == RegistryPhase::Serving;
@@ -785,6 +825,7 @@ pub(crate) mod tests {
             order_key: String::new(),
             first_order: Published { variable: "{}".into(), secret: None },
             enrolment_key: Published { variable: "".into(), secret: None },
+            enrolment_id: String::new(),
             package_uri: "http://universe.example.com/private-registry".into(),
             options: BTreeMap::new(),
             jobs_have_secrets: true,
@@ -798,6 +839,7 @@ pub(crate) mod tests {
             ca: Ca::default(),
             registry: true,
             retirement: 0,
+            retirement_is_late: false,
             takeover: None,
             users: None,
         }
@@ -886,8 +928,17 @@ pub(crate) mod tests {
         assert_eq!(about_registry(None, Some(app.clone())), (vec![], 1));
         assert_eq!(about_registry(Some(status(6, RegistryPhase::Serving)), Some(app.clone())), (vec![Action::RetireRegistry], 0));
         assert_eq!(about_registry(Some(status(7, RegistryPhase::Serving)), Some(app.clone())), (vec![], 1));
-        assert_eq!(about_registry(Some(status(7, RegistryPhase::Retired)), Some(app)), (vec![Action::DeleteRegistry], 0));
+        let delete = |retired| vec![Action::DeleteRegistry { retired }];
+        assert_eq!(about_registry(Some(status(7, RegistryPhase::Retired)), Some(app.clone())), (delete(true), 0));
         assert_eq!(about_registry(None, None), (vec![], 0));
+        let late = Wanted { retirement_is_late: true, ..wanted.clone() };
+        let planned = |registries| {
+            let mut plan = Plan::default();
+            plan_registry(&late, &Observed { registry: Some(app.clone()), registries, ..Observed::default() }, &mut plan);
+            plan.actions
+        };
+        assert_eq!(planned(vec![]), delete(false));
+        assert_eq!(planned(vec![task(status(7, RegistryPhase::Retired))]), delete(true));
     }
 
     #[test]
@@ -933,6 +984,34 @@ pub(crate) mod tests {
         assert_eq!(pod_scale(&converge(&wanted, &observed)), None);
         observed.surplus_for = SHRINK_AFTER;
         assert_eq!(pod_scale(&converge(&wanted, &observed)), Some(1));
+    }
+
+    #[test]
+    fn a_deployment_that_does_not_end_gives_way_to_what_mends_it_and_to_nothing_else() {
+        let wanted = wanted();
+        let mut observed = Observed { agents: vec![agent("10.0.0.1")], pod: pod(&wanted, 2, &["10.0.0.1"]), ..Observed::default() };
+        observed.registry = Some(App { spec: json!({ "labels": { documents::SERVICE_LABEL: "private-registry" } }), tasks: vec![] });
+        observed.locked = [wanted.documents.pod_id.clone(), wanted.documents.registry_id.clone()].into();
+        let forced = |observed: &Observed| -> Vec<&str> {
+            let actions = converge(&wanted, observed).actions;
+            let kinds = actions.iter().filter_map(|action| match action {
+                Action::PutPod { force, .. } => Some(if *force { "pod" } else { "pod without force" }),
+                Action::PutRegistry { force, .. } => Some(if *force { "registry" } else { "registry without force" }),
+                _ => None,
+            });
+            kinds.collect()
+        };
+        assert!(forced(&observed).is_empty());
+        observed.stuck.clone_from(&observed.locked);
+        assert_eq!(forced(&observed), ["registry"], "the pod is as it should be, and the agent may come back");
+        // The deployment waits for that agent, and would wait for ever.
+        observed.surplus_for = SHRINK_AFTER;
+        assert_eq!(forced(&observed), ["pod", "registry"]);
+        observed.surplus_for = Duration::ZERO;
+        observed.agents.extend([agent("10.0.0.2"), agent("10.0.0.3")]);
+        assert_eq!(forced(&observed), ["registry"], "Marathon goes on by itself");
+        observed.pod.as_mut().unwrap().spec["labels"] = json!({});
+        assert_eq!(forced(&observed), ["pod", "registry"]);
     }
 
     #[test]

@@ -406,7 +406,7 @@ pub struct NodeStatus {
     pub proofs: Vec<Proof>,
     /// What went wrong, for people, with the remedy.
     pub errors: Vec<String>,
-    /// Counts the passes over the host; a pass re-reads every file and re-proves.
+    /// Counts the passes over the host that have proven anew; those that only look at files are not counted.
     pub passes: u64,
     /// Whether the files of the order in force are written; what is left then is proof.
     #[serde(default)]

@@ -152,7 +152,7 @@ mod tests {
         let shown = [
             format!("{:?}", App { spec: spec.clone(), tasks: vec![] }),
             format!("{:?}", Pod { spec: spec.clone(), instances: vec![] }),
-            format!("{:?}", Action::PutRegistry { app: spec.clone(), reason: "why".into() }),
+            format!("{:?}", Action::PutRegistry { app: spec.clone(), reason: "why".into(), force: false }),
             format!("{facts:?} {documents:?} {setting:?} {account:?} {:?}", account.access()),
         ];
         for text in &shown {

@@ -15,7 +15,7 @@ use crate::security;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Anchor {
+pub(crate) enum Anchor {
     /// A CA of the service's own.
     Own,
     /// The operator's certificate, and the private CA that it is from, PEM; none for a public one.
@@ -28,7 +28,7 @@ pub(super) enum Anchor {
 
 impl Anchor {
     /// What the options say. The cluster's CA is that of the file with which its services are entered.
-    pub(super) fn of(setting: &Setting, options: &Options) -> Result<Self, ControllerError> {
+    pub(crate) fn of(setting: &Setting, options: &Options) -> Result<Self, ControllerError> {
         Ok(match options.security.mode {
             _ if !options.registry.enabled => Self::Nobody,
             SecurityMode::Provided => Self::Provided(security::private_ca(&options.security)),
@@ -38,13 +38,13 @@ impl Anchor {
         })
     }
 
-    pub(super) fn is_own(&self) -> bool {
+    pub(crate) fn is_own(&self) -> bool {
         *self == Self::Own
     }
 
     /// The CA certificates that agents trust, PEM, one each. What they trusted before stays until the registry has been seen to serve
     /// as it should now (`settled`): another mode is no reason to refuse what is still served.
-    pub(super) fn certificates(&self, state: &State, settled: bool) -> Vec<String> {
+    pub(crate) fn certificates(&self, state: &State, settled: bool) -> Vec<String> {
         let mut certificates = match self {
             Self::Own => state.trusted_certificates(),
             Self::Provided(certificates) | Self::Cluster(certificates) => certificates.clone(),
@@ -67,12 +67,12 @@ impl Anchor {
     }
 
     /// The certificates in force, by the addresses of the tasks that they are for.
-    pub(super) fn leaves(&self, state: &State, tasks: &[RegistryTask], names: &[HostPort]) -> BTreeMap<String, Leaf> {
+    pub(crate) fn leaves(&self, state: &State, tasks: &[RegistryTask], names: &[HostPort]) -> BTreeMap<String, Leaf> {
         tasks.iter().filter_map(|task| Some((task.address.clone(), self.leaf(state, &task.status, names)?))).collect()
     }
 
     /// Whether the registry's task serves with a certificate that is from here.
-    pub(super) fn is_served(&self, state: &State, status: &RegistryStatus, names: &[HostPort]) -> bool {
+    pub(crate) fn is_served(&self, state: &State, status: &RegistryStatus, names: &[HostPort]) -> bool {
         let is_serving = status.phase == RegistryPhase::Serving;
         let Some(served) = status.leaf_fingerprint.as_deref().filter(|_| is_serving) else {
             return *self == Self::Nobody && is_serving;
@@ -85,7 +85,7 @@ impl Anchor {
     }
 
     /// The order that carries a certificate of the cluster's CA for the registry's request: the one in force, if that suits.
-    pub(super) async fn certify_by_cluster(
+    pub(crate) async fn certify_by_cluster(
         &self,
         cluster: &Cluster,
         state: &mut State,

@@ -30,7 +30,21 @@ static WANTED: LazyLock<(Options, Wanted)> = LazyLock::new(|| {
     let trust = SignedOrder { payload: "e30=".into(), signature: String::new() };
     let leaves = [(ADDRESS.to_string(), Leaf { fingerprint: "leaf".into(), renew_at: NOW + 1 })].into();
     let ca = Ca { deadline: 60, ..Ca::default() };
-    (options, Wanted { documents, trust, now: NOW, leaves, ca, registry: true, retirement: 0, takeover: None, users: None })
+    (
+        options,
+        Wanted {
+            documents,
+            trust,
+            now: NOW,
+            leaves,
+            ca,
+            registry: true,
+            retirement: 0,
+            retirement_is_late: false,
+            takeover: None,
+            users: None,
+        },
+    )
 });
 
 /// What documents need beside options.
@@ -48,6 +62,7 @@ pub(crate) fn facts() -> Facts {
         jobs_have_secrets: true,
         first_order: published("{}"),
         enrolment_key: published(""),
+        enrolment_id: String::new(),
     }
 }
 

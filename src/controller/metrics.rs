@@ -242,13 +242,13 @@ fn version_of(wanted: &Wanted) -> Option<u64> {
 }
 
 /// An action's kind in one word.
-fn kind(action: &Action) -> &'static str {
+pub(crate) fn kind(action: &Action) -> &'static str {
     match action {
         Action::PutPod { .. } => "put_pod",
         Action::PutRegistry { .. } => "put_registry",
         Action::TakeOver { .. } => "take_over",
         Action::RetireRegistry => "retire_registry",
-        Action::DeleteRegistry => "delete_registry",
+        Action::DeleteRegistry { .. } => "delete_registry",
         Action::PutJob { .. } => "put_job",
         Action::PutSchedule { .. } => "put_schedule",
         Action::DropSchedule { .. } => "drop_schedule",

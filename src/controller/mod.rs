@@ -3,9 +3,9 @@
 //! [`run`] reads like the story: options, state, then for ever observe → plan → apply → report. Everything it knows about the
 //! cluster it asks anew on every pass, so a restart at any point continues where things stand.
 
-mod anchor;
+pub(crate) mod anchor;
 mod cluster;
-mod collect;
+pub(crate) mod collect;
 mod copies;
 mod discovery;
 mod events;
@@ -19,7 +19,7 @@ mod in_chromium;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod kills;
 mod marathon_lb;
-mod metrics;
+pub(crate) mod metrics;
 pub(crate) mod observe;
 mod openapi;
 mod others;
@@ -30,11 +30,12 @@ mod report;
 mod serve;
 mod shown;
 pub mod state;
+pub(crate) mod steps;
 pub mod store;
-mod uninstall;
-mod users;
+pub(crate) mod uninstall;
+pub(crate) mod users;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -53,11 +54,10 @@ use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
-use crate::protocol::{Collection, Order, OrderKind, SignedOrder, Stores, TrustBundle, env};
+use crate::protocol::{Collection, Order, OrderKind, SignedOrder, env};
 use crate::secret::Secret;
 use crate::security;
 use crate::settings;
-use crate::takeover::Takeover;
 use crate::turns;
 use anchor::Anchor;
 use cluster::Cluster;
@@ -70,7 +70,8 @@ pub use parts::{CertificateReport, RegistryReport, RotationReport};
 use preloads::Preloads;
 pub(crate) use report::aligned;
 pub use report::{AgentReport, CollectionReport, CopyReport, OrderReport, OtherReport, Report, RunReport};
-use state::{OwnCa, Stage, State, StateError};
+use state::{OwnCa, State, StateError};
+use steps::{Home, Intent, Memory};
 pub use uninstall::run_job as uninstall;
 pub use users::{UsersReport, apply as apply_users};
 
@@ -284,11 +285,11 @@ enum Pass {
 }
 
 /// What a rotation that is begun now is for.
-struct RotationOrder {
+pub(crate) struct RotationOrder {
     /// All names that the options ask for.
-    names: Vec<HostPort>,
+    pub(crate) names: Vec<HostPort>,
     /// Active run of the job that orders it.
-    run: Option<String>,
+    pub(crate) run: Option<String>,
 }
 
 struct Controller {
@@ -302,18 +303,8 @@ struct Controller {
     reached: bool,
     /// Opened on the first pass that the options and the cluster allow.
     state: Option<State>,
-    /// Active runs of the init job: passes of every node at the time the run was first seen. Done when all have made one more.
-    runs: BTreeMap<String, BTreeMap<Host, u64>>,
-    surplus_since: Option<Instant>,
-    /// See [`Observed::passes_at_switch`]; none while the registry does not serve with the new CA.
-    passes_at_switch: Option<BTreeMap<Host, u64>>,
-    /// Whether the registry was seen to serve with a certificate of whom the options say.
-    settled: bool,
+    memory: Memory,
     others: Others,
-    /// Since when agents are waited for before a registry made by hand is taken over.
-    takeover_since: Option<Instant>,
-    /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
-    passes_at_takeover: BTreeMap<Host, u64>,
     marathon_lb: marathon_lb::Watch,
     users: users::Kept,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
@@ -340,13 +331,8 @@ impl Controller {
             binary_sha256,
             reached: false,
             state: None,
-            runs: BTreeMap::new(),
-            surplus_since: None,
-            passes_at_switch: None,
-            settled: false,
+            memory: Memory::default(),
             others: Others::default(),
-            takeover_since: None,
-            passes_at_takeover: BTreeMap::new(),
             marathon_lb: marathon_lb::Watch::default(),
             users: users::Kept::default(),
             retirement: None,
@@ -424,42 +410,24 @@ impl Controller {
         }
         let registry_host = plan::registry_host(&observed, &self.options);
         let names = self.options.trusted_names(&registry_host);
-        let bare: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
         let now = unix_now();
         let anchor = Anchor::of(&self.setting, &self.options)?;
         let state = match &mut self.state {
             Some(state) => state,
             none => {
                 let store = self.cluster.store(&self.options.service.name)?;
-                let own = OwnCa { organization: &self.options.security.organization, names: &bare, days: self.options.trust.ca_days };
+                let own = OwnCa {
+                    organization: &self.options.security.organization,
+                    names: &steps::bare(&names),
+                    days: self.options.trust.ca_days,
+                };
                 let mut opened = State::open(store, anchor.is_own().then_some(own), now).await?;
                 opened.inherit(trusted_before(&observed), now).await?;
                 none.insert(opened)
             }
         };
-        // New names come into force with a CA that may speak for them.
-        let speaks = !anchor.is_own() || state.speaks_for(&bare)?;
-        let names = if speaks { names } else { state.trusted_names().unwrap_or(names) };
-        let in_force: Vec<HostPort> = names.iter().map(|name| name.name.clone()).collect();
-        let rotate_run = observed.jobs.get(&documents::rotate_job_id(&self.options)).and_then(|job| job.active_runs.first()).cloned();
-        let deadline = i64::try_from(self.options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX);
-        let ca = if anchor.is_own() {
-            plan::Ca {
-                due: state.rotation_due(&bare, rotate_run.as_deref(), now)?,
-                rotation: state.rotation().cloned(),
-                void: state.rotation_is_void(&bare)?,
-                holds_names_back: !speaks,
-                deadline,
-                ..plan::Ca::default()
-            }
-        } else {
-            plan::Ca {
-                signs_nothing: matches!(anchor, Anchor::Provided(_) | Anchor::Nobody),
-                plain_http: self.options.is_insecure(),
-                deadline,
-                ..plan::Ca::default()
-            }
-        };
+        let Intent { asked, names, ca, rotate_run } = Intent::of(&self.options, &anchor, state, &observed, names, now)?;
+        let in_force = steps::bare(&names);
         // The cluster's CA stays; what a run of the job can have of it is another certificate.
         if let (Anchor::Cluster(_), Some(run)) = (&anchor, &rotate_run)
             && state.rotated_for() != Some(run)
@@ -469,17 +437,8 @@ impl Controller {
         if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
             self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
         }
-        let trust = &self.options.trust;
-        let bundle = TrustBundle {
-            names,
-            insecure: self.options.is_insecure(),
-            certificates: anchor.certificates(state, self.settled),
-            others: self.others.resolve(&self.options.others, self.cluster.secrets.as_ref(), state).await?,
-            stores: Stores { containerd: trust.containerd, podman: trust.podman, system: trust.system },
-            conntrack_be_liberal: self.options.trust.conntrack_be_liberal,
-            // Once begun it goes on, also while the registry is restarted.
-            clean_agents: self.options.takeover.clean_agents && runs_registry && (self.settled || state.cleans_agents()),
-        };
+        let others = self.others.resolve(&self.options.others, self.cluster.secrets.as_ref(), state).await?;
+        let bundle = steps::bundle(&self.options, &anchor, state, self.memory.settled, names, others);
         let upstream = settings::upstream(&self.options.proxy);
         let upstream = bundle.others.iter().filter(|other| upstream.as_ref() == Some(&other.name));
         let upstream_certificates = upstream.flat_map(|other| &other.certificates).map(|pem| format!("{}\n", pem.trim_end())).collect();
@@ -487,22 +446,20 @@ impl Controller {
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         self.strangers = observe::leave_out_strangers(&mut observed, state);
         self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
-        state.note_covered(observed.nodes.keys()).await?;
-        self.settled = match runs_registry {
-            true => {
-                observed.all_registries_answer() && observed.registries.iter().all(|task| anchor.is_served(state, &task.status, &in_force))
-            }
-            false => observed.registry.is_none(),
-        };
-        if self.settled && !anchor.is_own() && state.ca().is_some() {
+        state.note_covered(steps::covered(&observed)).await?;
+        self.memory.see_registry(&self.options, &anchor, state, &observed, &in_force);
+        if self.memory.settled && !anchor.is_own() && state.ca().is_some() {
             tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");
             state.drop_ca().await?;
         }
-        prove_after_takeover(&mut self.passes_at_takeover, self.settled, &self.cluster, &trust, &mut observed).await;
-        note_surplus(&mut self.surplus_since, &mut observed);
+        if self.memory.proves_after_takeover(&mut observed) {
+            observe::ask_for_proof(&self.cluster, &observed, &trust).await;
+        }
+        self.memory.see_surplus(&mut observed, Instant::now());
+        self.memory.see_locks(&mut observed, Instant::now());
 
         let order_key = state.order_key();
-        let first = first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
+        let first = steps::first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
         let (pod_id, registry_id) = (documents::pod_id(&self.options), documents::registry_id(&self.options));
         let (distribution, enrolment_key) = (&self.distribution, state.enrolment_key().to_base64());
         let enrolment_key = match runs_registry {
@@ -521,23 +478,25 @@ impl Controller {
             jobs_have_secrets: observed.metronome.has_secrets(),
             first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
             enrolment_key,
+            enrolment_id: steps::enrolment_id(state),
         };
         let leaves = anchor.leaves(state, &observed.registries, &in_force);
         let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
+        let retirement_is_late = self.memory.see_retirement(&self.options, &observed, Instant::now());
         let users = self.users.look(&self.options, state).await?;
         let documents = documents::render(&self.options, &facts)?;
-        let waited = self.takeover_since.map_or(0, |since| i64::try_from(since.elapsed().as_secs()).unwrap_or(i64::MAX));
-        let takeover = Takeover::of(&self.options, &observed, waited);
-        self.takeover_since = takeover.as_ref().map(|_| self.takeover_since.unwrap_or_else(Instant::now));
-        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, takeover, users };
-        self.prove_after_switch(&wanted, &mut observed).await;
+        let takeover = self.memory.see_takeover(&self.options, &observed, Instant::now());
+        let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, retirement_is_late, takeover, users };
+        if self.memory.proves_after_switch(&wanted, &mut observed) {
+            observe::ask_for_proof(&self.cluster, &observed, &wanted.trust).await;
+        }
         let mut plan = plan::converge(&wanted, &observed);
         if let Some(error) = without_metronome {
             plan.waiting.push(format!(
                 "Metronome, without which no run of a job is seen or started; agents and registry are looked after all the same: {error}"
             ));
         }
-        let order = RotationOrder { names: bare, run: rotate_run };
+        let order = RotationOrder { names: asked, run: rotate_run };
         plan.waiting.extend(self.apply(&plan, &wanted, &observed, &in_force, &order).await?);
         self.follow_runs(&observed, &wanted).await;
         if !self.copies.is_busy() && !copying::holds_back(&observed.registries) {
@@ -582,21 +541,17 @@ impl Controller {
     /// Where there is no secret store the controller belongs to the host that holds its state. Where no option names one, it pins its
     /// app to where it is.
     async fn at_home(&self, observed: &Observed) -> Result<bool, ControllerError> {
-        let own = observed.own_app.as_ref().ok_or_else(|| ControllerError::NotCurrent(self.setting.app_id.clone()))?;
-        if !own.tasks.is_empty() && !own.tasks.iter().any(|task| task.id == self.setting.task_id) {
+        if observed.own_app.is_none() || !steps::is_current(observed, &self.setting.task_id) {
             return Err(ControllerError::NotCurrent(self.setting.app_id.clone()));
         }
         if self.cluster.secrets.is_some() {
             return Ok(true);
         }
-        let constraints = own.spec["constraints"].as_array().map(Vec::len).unwrap_or(0);
-        if constraints > 0 {
-            return Ok(true);
-        }
-        if observed.locked.contains(&self.setting.app_id) {
-            return Ok(false);
-        }
-        let host = plan::home(observed).unwrap_or_else(|| self.setting.host.clone());
+        let host = match steps::home(observed, &self.setting.app_id, &self.setting.host) {
+            Home::Here => return Ok(true),
+            Home::Locked => return Ok(false),
+            Home::Pin(host) => host,
+        };
         tracing::info!(%host, "pinning the controller to the host that keeps its keys; Marathon restarts it there");
         let pin = json!({ "constraints": [["hostname", "LIKE", documents::exactly(&host)]] });
         match self.cluster.marathon.patch_app(&self.setting.app_id, &pin, false).await {
@@ -619,18 +574,6 @@ impl Controller {
         self.reached
     }
 
-    /// As soon as the registry serves with the new CA, every node is asked to prove it anew.
-    async fn prove_after_switch(&mut self, wanted: &Wanted, observed: &mut Observed) {
-        let switched = wanted.ca.rotation.as_ref().is_some_and(|rotation| rotation.stage == Stage::Switched);
-        if !switched || !plan::serves(wanted, observed) {
-            self.passes_at_switch = None;
-        } else if self.passes_at_switch.is_none() {
-            self.passes_at_switch = Some(observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect());
-            observe::ask_for_proof(&self.cluster, observed, &wanted.trust).await;
-        }
-        observed.passes_at_switch = self.passes_at_switch.clone().unwrap_or_default();
-    }
-
     /// Performs the actions; what Marathon has put off because of a deployment is returned.
     async fn apply(
         &mut self,
@@ -649,10 +592,10 @@ impl Controller {
             }
             tracing::info!("{action}");
             let done = match action {
-                Action::PutPod { pod, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, false).await.map(drop),
-                Action::PutRegistry { app, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, false).await,
+                Action::PutPod { pod, force, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, *force).await.map(drop),
+                Action::PutRegistry { app, force, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, *force).await,
                 Action::TakeOver { app, .. } => {
-                    self.passes_at_takeover = observed.nodes.keys().map(|host| (host.clone(), u64::MAX)).collect();
+                    self.memory.taken_over(observed);
                     self.cluster.marathon.put_app(&ids.registry_id, app, false).await
                 }
                 Action::RetireRegistry => {
@@ -661,7 +604,7 @@ impl Controller {
                     }
                     Ok(())
                 }
-                Action::DeleteRegistry => self.cluster.marathon.delete_app(&ids.registry_id).await,
+                Action::DeleteRegistry { .. } => self.cluster.marathon.delete_app(&ids.registry_id).await,
                 Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
                 Action::PutSchedule { job, schedule, exists } => self.cluster.metronome.put_schedule(job, schedule, *exists).await,
                 Action::DropSchedule { job } => self.cluster.metronome.delete_schedule(job, documents::SCHEDULE).await,
@@ -670,28 +613,9 @@ impl Controller {
                     observe::send_to_node(&self.cluster, observed, host, &wanted.trust).await;
                     Ok(())
                 }
-                Action::BeginRotation { reason } => {
-                    let days = self.options.trust.ca_days;
+                Action::BeginRotation { .. } | Action::DropRotation | Action::SwitchCa { .. } | Action::RetireCa { .. } => {
                     if let Some(state) = &mut self.state {
-                        state.begin_rotation(*reason, &order.names, order.run.as_deref(), days, wanted.now).await?;
-                    }
-                    Ok(())
-                }
-                Action::DropRotation => {
-                    if let Some(state) = &mut self.state {
-                        state.drop_rotation().await?;
-                    }
-                    Ok(())
-                }
-                Action::SwitchCa { .. } => {
-                    if let Some(state) = &mut self.state {
-                        state.switch(wanted.now).await?;
-                    }
-                    Ok(())
-                }
-                Action::RetireCa { .. } => {
-                    if let Some(state) = &mut self.state {
-                        state.retire_earlier().await?;
+                        steps::step_of_ca(state, action, order, self.options.trust.ca_days, wanted.now).await?;
                     }
                     Ok(())
                 }
@@ -750,32 +674,20 @@ impl Controller {
 
     /// An active run of the init job is the order to prove everything anew.
     async fn follow_runs(&mut self, observed: &Observed, wanted: &Wanted) {
-        let active: BTreeSet<&String> =
-            observed.jobs.get(&documents::init_job_id(&self.options)).map(|job| job.active_runs.iter().collect()).unwrap_or_default();
-        self.runs.retain(|run, _| active.contains(run));
-        for run in active {
-            if !self.runs.contains_key(run) {
-                tracing::info!(run, "a run of the init job asks for a fresh proof of every agent");
-                self.runs.insert(run.clone(), observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect());
-                observe::ask_for_proof(&self.cluster, observed, &wanted.trust).await;
-            }
+        for run in self.memory.see_runs(&self.options, observed) {
+            tracing::info!(run, "a run of the init job asks for a fresh proof of every agent");
+            observe::ask_for_proof(&self.cluster, observed, &wanted.trust).await;
         }
     }
 
     fn report(&self, wanted: &Wanted, observed: &Observed, plan: &Plan, anchor: &Anchor) -> Result<Report, ControllerError> {
         let state = self.state.as_ref();
-        let fresh = |before: &BTreeMap<Host, u64>| {
-            observed.nodes.iter().all(|(host, status)| before.get(host).is_none_or(|passes| status.passes > *passes))
-        };
-        let mut runs: Vec<(String, bool)> = self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect();
+        let mut runs = self.memory.runs(observed);
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
-        // A CA that is not ours is not ours to replace.
-        let signs = anchor.is_own() || matches!(anchor, Anchor::Cluster(_));
-        let rotated = |run: &String| !signs || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run));
-        runs.extend(rotations.map(|run| (run.clone(), rotated(run))));
+        runs.extend(rotations.map(|run| (run.clone(), steps::is_rotated(anchor, state, run))));
         let certificates = state.map(State::certificates_in_force).unwrap_or_default();
         let mut report = Report::new(&self.options, wanted, observed, plan, runs, &certificates)?;
-        if state.is_some_and(|state| anchor.certificates(state, self.settled) != certificates) {
+        if state.is_some_and(|state| anchor.certificates(state, self.memory.settled) != certificates) {
             report.converged = false;
             report.next.push("waiting for the next look, to make known that an earlier CA is not in use any more".into());
         }
@@ -817,29 +729,6 @@ impl Controller {
     }
 }
 
-fn note_surplus(since: &mut Option<Instant>, observed: &mut Observed) {
-    let surplus = observed.pod.as_ref().is_some_and(|pod| pod.scale() > plan::wanted_instances(observed));
-    *since = if surplus { since.or_else(|| Some(Instant::now())) } else { None };
-    observed.surplus_for = since.map(|since| since.elapsed()).unwrap_or_default();
-}
-
-/// As soon as the registry that has taken over serves, every node is asked to prove it: what the clients have said before was about
-/// another one.
-async fn prove_after_takeover(
-    passes: &mut BTreeMap<Host, u64>,
-    serves: bool,
-    cluster: &Cluster,
-    trust: &SignedOrder,
-    observed: &mut Observed,
-) {
-    passes.retain(|host, passes| observed.nodes.get(host).is_none_or(|status| status.passes <= *passes));
-    if serves && passes.values().any(|passes| *passes == u64::MAX) {
-        *passes = observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect();
-        observe::ask_for_proof(cluster, observed, trust).await;
-    }
-    observed.passes_at_takeover = passes.clone();
-}
-
 /// The CA certificates that the present nodes were started with, whoever has signed the order.
 fn trusted_before(observed: &Observed) -> Vec<String> {
     use base64::Engine as _;
@@ -852,13 +741,4 @@ fn trusted_before(observed: &Observed) -> Vec<String> {
         Some(OrderKind::Trust(bundle)) => bundle.certificates,
         _ => Vec::new(),
     }
-}
-
-/// The first order that the present pod carries, if it was signed with our key: a newer bundle is no reason to replace every node.
-fn first_order(observed: &Observed, order_key: &str) -> Option<crate::protocol::SignedOrder> {
-    let environment = &observed.pod.as_ref()?.spec["environment"];
-    if environment[env::ORDER_KEY] != order_key {
-        return None;
-    }
-    serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok()
 }

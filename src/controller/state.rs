@@ -110,11 +110,6 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Whether the CA that should sign has lost its key.
-    pub fn cannot_sign(&self) -> bool {
-        self.reason == Reason::LostKey && self.stage == Stage::Published
-    }
-
     /// A rotation at a stage, where nothing is signed: for forecasts, and tests of the planner.
     pub(crate) fn at(stage: Stage, reason: Reason, since: i64) -> Self {
         Self { stage, reason, since, link: None }
@@ -450,6 +445,11 @@ impl State {
         self.record.trust.as_ref().map(|(bundle, _)| bundle.certificates.clone()).unwrap_or_default()
     }
 
+    /// Whether the CA that should sign has lost its key.
+    pub fn key_is_lost(&self) -> bool {
+        self.signing.is_some() && self.authority.is_none()
+    }
+
     /// Why the CA is to be replaced, if it is. `run` is the active run of the job that orders it.
     ///
     /// # Errors
@@ -461,12 +461,16 @@ impl State {
                 Some(next) => next.covers(names)?,
                 None => true,
             };
-            return Ok((rotation.stage == Stage::Published && !suits).then_some(Reason::Names));
+            return Ok(match rotation.stage {
+                Stage::Published => (!suits).then_some(Reason::Names),
+                // What it has not yet signed it never will.
+                Stage::Switched => self.key_is_lost().then_some(Reason::LostKey),
+            });
         }
         let Some(signing) = &self.signing else { return Ok(None) };
         let life = signing.not_after() - signing.not_before();
         Ok(match () {
-            () if self.authority.is_none() => Some(Reason::LostKey),
+            () if self.key_is_lost() => Some(Reason::LostKey),
             () if !self.speaks_for(names)? => Some(Reason::Names),
             () if now >= signing.not_after() - life / 3 => Some(Reason::Age),
             () if run.is_some() && run != self.record.rotated_for.as_deref() => Some(Reason::Order),
@@ -1007,6 +1011,32 @@ mod tests {
         assert_eq!(state.leaf(&status, &names(ONE)).map(|l| l.fingerprint.clone()), Some(leaf));
         assert!(matches!(state.certify(&status, &names(ONE), NOW, 90).await, Err(StateError::KeyLost)));
         state.switch(NOW).await.unwrap();
+        state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_ca_that_loses_its_key_before_it_has_signed_is_replaced_in_its_own_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(dir.path());
+        let lose = || std::fs::remove_file(root.controller_state("private-registry").join("ca.pem")).unwrap();
+        let mut state = open(&root, ONE).await;
+        let old = state.ca().unwrap().pem();
+        begin(&mut state, Reason::Order, ONE).await;
+        lose();
+        let mut state = open(&root, ONE).await;
+        assert!(state.key_is_lost());
+        assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), None, "its successor is on its way");
+        state.switch(NOW).await.unwrap();
+        assert!(!state.key_is_lost());
+        lose();
+        let mut state = open(&root, ONE).await;
+        assert_eq!(state.rotation_due(&names(ONE), None, NOW).unwrap(), Some(Reason::LostKey));
+        begin(&mut state, Reason::LostKey, ONE).await;
+        assert_eq!((state.trusted_certificates().len(), state.trusted_certificates()[2].clone()), (3, old));
+        state.switch(NOW).await.unwrap();
+        state.retire_earlier().await.unwrap();
+        assert_eq!(state.trusted_certificates(), [state.ca().unwrap().pem()]);
+        let status = status(&state, &RegistryKey::generate().unwrap());
         state.certify(&status, &names(ONE), NOW, 90).await.unwrap();
     }
 

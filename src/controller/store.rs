@@ -1,6 +1,8 @@
 //! Where the controller keeps what it must not forget: a directory of mode 0700 on its host, or the DC/OS secret store.
 
 use std::path::PathBuf;
+#[cfg(test)]
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::state::StateError;
 use crate::dcos::secrets::{Secrets, path_for};
@@ -29,7 +31,7 @@ impl Entry {
     /// All there are.
     pub const ALL: [Self; 6] = [Self::Ca, Self::NextCa, Self::OrderKey, Self::EnrolmentKey, Self::Users, Self::Record];
 
-    fn file(self) -> &'static str {
+    pub(crate) fn file(self) -> &'static str {
         match self {
             Self::Ca => "ca.pem",
             Self::NextCa => "next-ca.pem",
@@ -68,6 +70,40 @@ enum Kept {
     Host { files: HostFiles, dir: PathBuf, root: HostRoot },
     /// DC/OS Enterprise.
     Secrets(Secrets),
+    #[cfg(test)]
+    Shelf(Shelf),
+}
+
+/// A store in memory, which tests can look into, lose and refuse.
+#[cfg(test)]
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shelf(Arc<Mutex<Shelved>>);
+
+/// What lies on a [`Shelf`].
+#[cfg(test)]
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shelved {
+    pub(crate) entries: std::collections::BTreeMap<String, String>,
+    /// How many writes succeed from now on; none: all.
+    pub(crate) writes_left: Option<usize>,
+    /// Whether nothing is answered.
+    pub(crate) denied: bool,
+}
+
+#[cfg(test)]
+impl Shelf {
+    pub(crate) fn look(&self) -> MutexGuard<'_, Shelved> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entered(&self, writes: bool) -> Result<MutexGuard<'_, Shelved>, StateError> {
+        let mut shelved = self.look();
+        let refused = shelved.denied || (writes && shelved.writes_left == Some(0));
+        if let Some(left) = shelved.writes_left.as_mut().filter(|_| writes) {
+            *left = left.saturating_sub(1);
+        }
+        if refused { Err(StateError::File("the store refuses".into())) } else { Ok(shelved) }
+    }
 }
 
 impl Store {
@@ -87,6 +123,12 @@ impl Store {
         Self { service: service.to_string(), kept: Kept::Secrets(client) }
     }
 
+    /// A store in memory.
+    #[cfg(test)]
+    pub(crate) fn on_shelf(shelf: &Shelf, service: &str) -> Self {
+        Self { service: service.to_string(), kept: Kept::Shelf(shelf.clone()) }
+    }
+
     /// Whose state it is.
     pub fn service(&self) -> &str {
         &self.service
@@ -97,6 +139,8 @@ impl Store {
         match &self.kept {
             Kept::Host { dir, .. } => dir.join(entry.file()).display().to_string(),
             Kept::Secrets(_) => format!("the secret {}", entry.secret_path(&self.service)),
+            #[cfg(test)]
+            Kept::Shelf(_) => entry.file().to_string(),
         }
     }
 
@@ -117,6 +161,8 @@ impl Store {
                 }
             }
             Kept::Secrets(client) => Ok(client.get(&entry.secret_path(&self.service)).await?),
+            #[cfg(test)]
+            Kept::Shelf(shelf) => Ok(shelf.entered(false)?.entries.get(entry.file()).cloned().map(Secret::new)),
         }
     }
 
@@ -132,6 +178,8 @@ impl Store {
                 Ok(())
             }
             Kept::Secrets(client) => Ok(client.put(&entry.secret_path(&self.service), text).await?),
+            #[cfg(test)]
+            Kept::Shelf(shelf) => Ok(drop(shelf.entered(true)?.entries.insert(entry.file().into(), text.expose().clone()))),
         }
     }
 
@@ -149,6 +197,8 @@ impl Store {
                 Ok(())
             }
             Kept::Secrets(client) => Ok(client.delete(&entry.secret_path(&self.service)).await?),
+            #[cfg(test)]
+            Kept::Shelf(shelf) => Ok(drop(shelf.entered(true)?.entries.remove(entry.file()))),
         }
     }
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::cluster::Cluster;
 use super::serve::Shared;
-use super::state::State;
-use super::{ControllerError, Report, Setting, observe, unix_now};
+use super::state::{State, StateError};
+use super::{ControllerError, Report, Setting, observe, steps, unix_now};
 use crate::dcos::{Api, ApiError, chain};
 use crate::documents;
 use crate::host_paths::HostRoot;
@@ -137,12 +137,77 @@ async fn forget(options: &Options, cluster: &Cluster) -> Result<(), ControllerEr
 }
 
 /// The orders of the removal, signed once per start, and whom they concern.
-struct Orders {
-    restore: SignedOrder,
-    retire: SignedOrder,
+pub(crate) struct Orders {
+    pub(crate) restore: SignedOrder,
+    pub(crate) retire: SignedOrder,
     /// Agents that have files of ours.
     covered: BTreeSet<Host>,
     restored: BTreeSet<Host>,
+}
+
+/// What comes next of the removal.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The registry is told to stop and to delete its key.
+    Retire,
+    /// The registry's app goes; `retired`: it has deleted its key.
+    DeleteRegistry {
+        /// See above.
+        retired: bool,
+    },
+    /// Nodes are told to put their hosts back as they were.
+    Restore {
+        /// Those that answer and have not done so.
+        hosts: Vec<Host>,
+        /// All that are waited for.
+        remaining: Vec<Host>,
+    },
+    /// The pod goes.
+    DeletePod {
+        /// Agents that keep our files.
+        absent: BTreeSet<Host>,
+    },
+}
+
+impl Orders {
+    pub(crate) async fn sign(state: &mut State, delete_data: bool) -> Result<Self, StateError> {
+        let retire = state.order(OrderKind::Retire { delete_data }).await?;
+        let restore = state.order(OrderKind::Restore).await?;
+        Ok(Self { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new() })
+    }
+
+    /// What comes next, while there is a registry or a pod. `late`: nobody is waited for any longer.
+    pub(crate) fn next(&mut self, observed: &Observed, late: bool) -> Step {
+        if observed.registry.is_some() {
+            let is_retired = |task: &RegistryTask| task.status.phase == RegistryPhase::Retired;
+            let retired = observed.all_registries_answer() && observed.registries.iter().all(is_retired);
+            return if retired || late { Step::DeleteRegistry { retired } } else { Step::Retire };
+        }
+        let is_restored = |(_, status): &(&Host, &NodeStatus)| status.phase == NodePhase::Restored;
+        let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
+        self.restored.extend(restored.iter().copied().cloned());
+        let instances = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref());
+        let mut awaited: BTreeSet<&Host> = instances.collect();
+        self.covered.extend(awaited.iter().copied().cloned());
+        // A node that has died is at no host before Marathon has placed it again.
+        let live = observed.agents.iter().filter(|agent| agent.active).map(|agent| &agent.host);
+        awaited.extend(live.filter(|host| self.covered.contains(host)));
+        // What a node says now counts, not what it has said: one that was started anew meanwhile has begun with the order to trust.
+        let remaining: Vec<Host> = awaited.into_iter().filter(|host| !restored.contains(host)).cloned().collect();
+        if remaining.is_empty() || late {
+            // Agents that Mesos does not know any more are not waited for: they may be gone for good.
+            let absent = self.covered.iter().chain(&remaining).filter(|host| !self.restored.contains(host)).cloned().collect();
+            return Step::DeletePod { absent };
+        }
+        let hosts = observed.nodes.keys().filter(|host| !restored.contains(host)).cloned().collect();
+        Step::Restore { hosts, remaining }
+    }
+}
+
+/// Whether registry and pod are gone, and no deployment brings them back.
+pub(crate) fn is_gone(options: &Options, observed: &Observed) -> Option<bool> {
+    let ids = [documents::pod_id(options), documents::registry_id(options)];
+    (observed.registry.is_none() && observed.pod.is_none()).then(|| ids.iter().all(|id| !observed.locked.contains(id)))
 }
 
 async fn step(
@@ -156,102 +221,58 @@ async fn step(
     let mut observed = observe::cluster(cluster, options).await?;
     leave_alone_what_is_not_ours(options, &mut observed);
     observe::tasks(cluster, options, &mut observed).await;
-    if observed.own_app.as_ref().is_some_and(|own| !own.tasks.is_empty() && !own.tasks.iter().any(|task| task.id == setting.task_id)) {
+    if !steps::is_current(&observed, &setting.task_id) {
         return Err(ControllerError::NotCurrent(setting.app_id.clone()));
     }
-    let pod_id = documents::pod_id(options);
-    if observed.registry.is_none() && observed.pod.is_none() {
-        return Ok(!observed.locked.contains(&pod_id) && !observed.locked.contains(&documents::registry_id(options)));
+    if let Some(gone) = is_gone(options, &observed) {
+        return Ok(gone);
     }
     let orders = match orders {
         Some(orders) => orders,
-        none => none.insert(sign(options, cluster).await?),
+        none => {
+            let mut state = State::open(cluster.store(&options.service.name)?, None, unix_now()).await?;
+            none.insert(Orders::sign(&mut state, options.uninstall.delete_data).await?)
+        }
     };
-    let late = Instant::now() >= deadline;
-    if observed.registry.is_some() {
-        return registry(options, cluster, shared, &observed, &orders.retire, late).await;
+    let (pod_id, registry_id) = (documents::pod_id(options), documents::registry_id(options));
+    match orders.next(&observed, Instant::now() >= deadline) {
+        Step::Retire => {
+            observe::send_to_registries(cluster, &observed, &orders.retire).await;
+            say(shared, options, "waiting for the registry to stop and to delete its key");
+        }
+        Step::DeleteRegistry { retired } => {
+            if !retired {
+                tracing::warn!(
+                    "the registry did not answer; its key may remain on its host in {}",
+                    HostRoot::default().registry_state(&options.service.name).display()
+                );
+            }
+            shared.acted(format!("delete the app {registry_id}"));
+            cluster.marathon.delete_app(&registry_id).await?;
+            say(shared, options, "waiting for the registry to stop and to delete its key");
+        }
+        Step::Restore { hosts, remaining } => {
+            for host in &hosts {
+                observe::send_to_node(cluster, &observed, host, &orders.restore).await;
+            }
+            let names: Vec<String> = remaining.iter().map(ToString::to_string).collect();
+            say(shared, options, &format!("waiting for agents to be as they were: {}", names.join(", ")));
+        }
+        Step::DeletePod { absent } => {
+            for host in absent {
+                tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --name {}", options.service.name);
+            }
+            shared.acted(format!("delete the pod {pod_id}"));
+            cluster.marathon.delete_pod(&pod_id).await?;
+        }
     }
-    hosts(options, cluster, shared, &observed, orders, late).await
+    Ok(false)
 }
 
 /// A service that was refused because a name was taken must not take that with it when it goes.
-fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
+pub(crate) fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
     observed.registry.take_if(|app| !documents::is_made_by(&app.spec, options));
     observed.pod.take_if(|pod| !documents::is_made_by(&pod.spec, options));
-}
-
-async fn sign(options: &Options, cluster: &Cluster) -> Result<Orders, ControllerError> {
-    let mut state = State::open(cluster.store(&options.service.name)?, None, unix_now()).await?;
-    let retire = state.order(OrderKind::Retire { delete_data: options.uninstall.delete_data }).await?;
-    let restore = state.order(OrderKind::Restore).await?;
-    Ok(Orders { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new() })
-}
-
-async fn registry(
-    options: &Options,
-    cluster: &Cluster,
-    shared: &Shared,
-    observed: &Observed,
-    retire: &SignedOrder,
-    late: bool,
-) -> Result<bool, ControllerError> {
-    let id = documents::registry_id(options);
-    let is_retired = |task: &RegistryTask| task.status.phase == RegistryPhase::Retired;
-    let retired = observed.all_registries_answer() && observed.registries.iter().all(is_retired);
-    if retired || late {
-        if !retired {
-            tracing::warn!(
-                "the registry did not answer; its key may remain on its host in {}",
-                HostRoot::default().registry_state(&options.service.name).display()
-            );
-        }
-        shared.acted(format!("delete the app {id}"));
-        cluster.marathon.delete_app(&id).await?;
-    } else {
-        observe::send_to_registries(cluster, observed, retire).await;
-    }
-    say(shared, options, "waiting for the registry to stop and to delete its key");
-    Ok(false)
-}
-
-async fn hosts(
-    options: &Options,
-    cluster: &Cluster,
-    shared: &Shared,
-    observed: &Observed,
-    orders: &mut Orders,
-    late: bool,
-) -> Result<bool, ControllerError> {
-    let is_restored = |(_, status): &(&Host, &NodeStatus)| status.phase == NodePhase::Restored;
-    let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
-    orders.restored.extend(restored.iter().copied().cloned());
-    let instances = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref());
-    let mut awaited: BTreeSet<&Host> = instances.collect();
-    orders.covered.extend(awaited.iter().copied().cloned());
-    // A node that has died is at no host before Marathon has placed it again.
-    awaited
-        .extend(observed.agents.iter().filter(|agent| agent.active).map(|agent| &agent.host).filter(|host| orders.covered.contains(host)));
-    // What a node says now counts, not what it has said: one that was started anew meanwhile has begun with the order to trust.
-    let remaining: Vec<&Host> = awaited.into_iter().filter(|host| !restored.contains(host)).collect();
-    if remaining.is_empty() || late {
-        // Agents that Mesos does not know any more are not waited for: they may be gone for good.
-        let absent = orders.covered.iter().chain(remaining.iter().copied()).filter(|host| !orders.restored.contains(host));
-        for host in absent.collect::<BTreeSet<_>>() {
-            tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --name {}", options.service.name);
-        }
-        let id = documents::pod_id(options);
-        shared.acted(format!("delete the pod {id}"));
-        cluster.marathon.delete_pod(&id).await?;
-        return Ok(false);
-    }
-    for (host, status) in &observed.nodes {
-        if status.phase != NodePhase::Restored {
-            observe::send_to_node(cluster, observed, host, &orders.restore).await;
-        }
-    }
-    let names: Vec<String> = remaining.iter().map(ToString::to_string).collect();
-    say(shared, options, &format!("waiting for agents to be as they were: {}", names.join(", ")));
-    Ok(false)
 }
 
 fn say(shared: &Shared, options: &Options, next: &str) {

@@ -40,7 +40,7 @@ pub struct UsersReport {
 
 /// Those whom the service keeps, as the controller has last seen them.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(crate) struct Kept {
     users: Users,
     problems: Vec<String>,
     looked: Option<Instant>,
@@ -50,7 +50,7 @@ pub(super) struct Kept {
 
 impl Kept {
     /// Looks at the store, and says by which digest a registry names this list; none where others keep the users.
-    pub(super) async fn look(&mut self, options: &Options, state: &State) -> Result<Option<String>, StateError> {
+    pub(crate) async fn look(&mut self, options: &Options, state: &State) -> Result<Option<String>, StateError> {
         if !are_kept(options) {
             return Ok(None);
         }
@@ -65,7 +65,7 @@ impl Kept {
     }
 
     /// The order for a task that lets in others: the last one again, if the task would take it.
-    pub(super) async fn order_for(&mut self, status: &RegistryStatus, state: &mut State) -> Result<SignedOrder, StateError> {
+    pub(crate) async fn order_for(&mut self, status: &RegistryStatus, state: &mut State) -> Result<SignedOrder, StateError> {
         let digest = state.enrolment_key().digest(&self.users.text());
         if let Some((given, order, version)) = &self.order
             && *given == digest
@@ -78,11 +78,11 @@ impl Kept {
         Ok(order)
     }
 
-    pub(super) fn problems(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
         self.problems.iter().cloned()
     }
 
-    pub(super) fn report(&self, options: &Options, observed: &Observed, digest: Option<&String>) -> UsersReport {
+    pub(crate) fn report(&self, options: &Options, observed: &Observed, digest: Option<&String>) -> UsersReport {
         let kept = are_kept(options);
         UsersReport {
             kind: crate::settings::word(options.auth.kind).into(),

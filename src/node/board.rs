@@ -153,7 +153,7 @@ impl Board {
         }
     }
 
-    /// Counts a finished pass.
+    /// Counts a finished pass that has proven anew.
     pub(crate) fn count_pass(&self) {
         self.lock().status.passes += 1;
     }

@@ -39,7 +39,6 @@ pub(crate) async fn converge(board: Arc<Board>, host: Host) {
             phase = pass(&board, &host, &order, &mut kept) => phase,
             () = newer_order(&board, &order) => continue,
         };
-        board.count_pass();
         watch.follow(kept.files.iter().map(PathBuf::as_path));
         if kept.changed {
             watch.forget();
@@ -170,7 +169,11 @@ async fn trust(board: &Board, host: &Host, order: &Arc<Accepted>, bundle: &Bundl
         kept.proofs = proofs;
         kept.proven_at = Some(Instant::now());
     }
-    show(board, order, bundle, &report, kept)
+    let phase = show(board, order, bundle, &report, kept);
+    if !well {
+        board.count_pass();
+    }
+    phase
 }
 
 fn show(board: &Board, order: &Accepted, bundle: &Bundle, report: &Report, kept: &Kept) -> NodePhase {
@@ -187,6 +190,7 @@ async fn restore(board: &Board, host: &Host, order: &Arc<Accepted>, kept: &mut K
     let phase = if kept.restored { NodePhase::Restored } else { NodePhase::Failed };
     let errors = report.errors.iter().chain(&kept.notes).cloned().collect();
     board.show(order, &report, &[], phase, errors);
+    board.count_pass();
     phase
 }
 
@@ -200,7 +204,7 @@ async fn on_host(host: &Host, order: &Arc<Accepted>, work: fn(&Host, &Accepted) 
 }
 
 /// The phase in one word, and why it is not better.
-fn judge(bundle: &Bundle, report: &Report, proofs: &[Proof]) -> (NodePhase, Vec<String>) {
+pub(crate) fn judge(bundle: &Bundle, report: &Report, proofs: &[Proof]) -> (NodePhase, Vec<String>) {
     let mut errors = report.errors.clone();
     // What another registry serves does not spoil the trust in ours; where there is none of ours, it is all that there is.
     let alone = bundle.names.is_empty();

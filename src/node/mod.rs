@@ -3,9 +3,9 @@
 //! [`run`] starts the loop (`converge`) and the two listeners (`http`); both meet at the `board`. A pass over the host is
 //! in `pass`, which files there are to be is in `trust`, and only `files` changes any.
 
-mod board;
+pub(crate) mod board;
 mod config;
-mod converge;
+pub(crate) mod converge;
 mod daemon_json;
 mod docker_reload;
 pub(crate) mod files;
@@ -15,13 +15,13 @@ mod http;
 mod insecure;
 mod leftovers;
 mod manifest;
-mod orders;
-mod pass;
+pub(crate) mod orders;
+pub(crate) mod pass;
 mod preload;
 mod proof;
 mod sysctl;
 mod system_store;
-mod trust;
+pub(crate) mod trust;
 mod tutorial;
 mod watch;
 
@@ -92,7 +92,12 @@ fn order_in_force(config: &NodeConfig, host: &pass::Host) -> Result<Accepted, No
     let first = orders::open(config, config.first_order.clone()).map_err(invalid)?;
     // A manifest that cannot be read is a fault of the host: the first pass meets it again and reports it.
     let kept = host.kept_order().ok().flatten().and_then(|signed| orders::open(config, signed).ok());
-    Ok(kept.filter(|kept| kept.version > first.version).unwrap_or(first))
+    Ok(newest(first, kept))
+}
+
+/// What the host keeps counts only if it is newer than the definition's.
+pub(crate) fn newest(first: Accepted, kept: Option<Accepted>) -> Accepted {
+    kept.filter(|kept| kept.version > first.version).unwrap_or(first)
 }
 
 async fn serve_own_address(board: Arc<Board>, own: Host, port: u16) {

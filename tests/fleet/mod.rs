@@ -229,7 +229,7 @@ async fn check(http: reqwest::Client, url: String, task: Arc<Task>) {
 pub(crate) struct Machines(pub(crate) Arc<Fleet>);
 
 impl Host for Machines {
-    fn add_agent(&self, _: Role) -> Result<Ipv4Addr, String> {
+    fn add_agent(&self, _: Role, _: Option<u32>) -> Result<Ipv4Addr, String> {
         Err("agents join by their address".to_owned())
     }
     fn stop_agent(&self, _: Ipv4Addr) -> Result<(), String> {

@@ -1,0 +1,283 @@
+//! What a pass concludes from what it has seen: the part of it that neither asks nor writes, but for the CA's steps, which the state
+//! keeps. The loop and the model test (`src/model`) take the same steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::RotationOrder;
+use super::anchor::Anchor;
+use super::state::{Stage, State, StateError};
+use crate::documents;
+use crate::names::{Host, HostPort};
+use crate::options::Options;
+use crate::plan::{self, Action, Observed, Wanted};
+use crate::protocol::{OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
+use crate::secret::Secret;
+use crate::takeover::Takeover;
+
+/// Whether Marathon knows no other task of the controller's app. While it knows none, as during a deployment, this one goes on.
+pub(crate) fn is_current(observed: &Observed, task_id: &str) -> bool {
+    observed.own_app.as_ref().is_none_or(|own| own.tasks.is_empty() || own.tasks.iter().any(|task| task.id == task_id))
+}
+
+/// Where a controller stands that keeps its state on its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// On its host.
+    Here,
+    /// Its app is to be pinned to this one.
+    Pin(Host),
+    /// A deployment of its own app has to end first.
+    Locked,
+}
+
+/// Where no option names the controller's host, its app is pinned to the one that keeps its state, or else to where it is.
+pub(crate) fn home(observed: &Observed, app_id: &str, host: &Host) -> Home {
+    let constraints = observed.own_app.as_ref().and_then(|own| own.spec["constraints"].as_array()).map_or(0, Vec::len);
+    match () {
+        () if constraints > 0 => Home::Here,
+        () if observed.locked.contains(app_id) => Home::Locked,
+        () => Home::Pin(plan::home(observed).unwrap_or_else(|| host.clone())),
+    }
+}
+
+/// What the options ask for, as far as the CA allows it now.
+pub(crate) struct Intent {
+    /// All names that the options ask for.
+    pub(crate) asked: Vec<HostPort>,
+    /// The names in force.
+    pub(crate) names: Vec<TrustedName>,
+    /// How the CA stands.
+    pub(crate) ca: plan::Ca,
+    /// The active run of the job that orders another CA.
+    pub(crate) rotate_run: Option<String>,
+}
+
+impl Intent {
+    /// `names`: those that the options ask for.
+    pub(crate) fn of(
+        options: &Options,
+        anchor: &Anchor,
+        state: &State,
+        observed: &Observed,
+        names: Vec<TrustedName>,
+        now: i64,
+    ) -> Result<Self, StateError> {
+        let asked = bare(&names);
+        // New names come into force with a CA that may speak for them.
+        let speaks = !anchor.is_own() || state.speaks_for(&asked)?;
+        let names = if speaks { names } else { state.trusted_names().unwrap_or(names) };
+        let rotate_run = observed.jobs.get(&documents::rotate_job_id(options)).and_then(|job| job.active_runs.first()).cloned();
+        let deadline = i64::try_from(options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX);
+        let ca = if anchor.is_own() {
+            plan::Ca {
+                due: state.rotation_due(&asked, rotate_run.as_deref(), now)?,
+                rotation: state.rotation().cloned(),
+                void: state.rotation_is_void(&asked)?,
+                holds_names_back: !speaks,
+                key_is_lost: state.key_is_lost(),
+                deadline,
+                ..plan::Ca::default()
+            }
+        } else {
+            plan::Ca {
+                signs_nothing: matches!(anchor, Anchor::Provided(_) | Anchor::Nobody),
+                plain_http: options.is_insecure(),
+                deadline,
+                ..plan::Ca::default()
+            }
+        };
+        Ok(Self { asked, names, ca, rotate_run })
+    }
+}
+
+/// Names without where they are used.
+pub(crate) fn bare(names: &[TrustedName]) -> Vec<HostPort> {
+    names.iter().map(|name| name.name.clone()).collect()
+}
+
+/// What every agent is to trust.
+pub(crate) fn bundle(
+    options: &Options,
+    anchor: &Anchor,
+    state: &State,
+    settled: bool,
+    names: Vec<TrustedName>,
+    others: Vec<OtherTrust>,
+) -> TrustBundle {
+    let trust = &options.trust;
+    TrustBundle {
+        names,
+        insecure: options.is_insecure(),
+        certificates: anchor.certificates(state, settled),
+        others,
+        stores: Stores { containerd: trust.containerd, podman: trust.podman, system: trust.system },
+        conntrack_be_liberal: trust.conntrack_be_liberal,
+        // Once begun it goes on, also while the registry is restarted.
+        clean_agents: options.takeover.clean_agents && options.registry.enabled && (settled || state.cleans_agents()),
+    }
+}
+
+/// The first order that the present pod carries, if it was signed with our key: a newer bundle is no reason to replace every node.
+pub(crate) fn first_order(observed: &Observed, order_key: &str) -> Option<SignedOrder> {
+    let environment = &observed.pod.as_ref()?.spec["environment"];
+    if environment[env::ORDER_KEY] != order_key {
+        return None;
+    }
+    serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok()
+}
+
+/// Agents that have files of ours: a node answers there, or has been started, and may only be out of reach.
+pub(crate) fn covered(observed: &Observed) -> impl Iterator<Item = &Host> {
+    let started = observed.pod.iter().flat_map(|pod| &pod.instances).filter(|instance| instance.port.is_some());
+    observed.nodes.keys().chain(started.filter_map(|instance| instance.host.as_ref()))
+}
+
+/// Tells the enrolment key from another one.
+pub(crate) fn enrolment_id(state: &State) -> String {
+    state.enrolment_key().digest(&Secret::new("id".into())).chars().take(16).collect()
+}
+
+/// Takes an action that is about the CA alone; any other one is none of the state's.
+pub(crate) async fn step_of_ca(
+    state: &mut State,
+    action: &Action,
+    order: &RotationOrder,
+    ca_days: u32,
+    now: i64,
+) -> Result<(), StateError> {
+    match action {
+        Action::BeginRotation { reason } => state.begin_rotation(*reason, &order.names, order.run.as_deref(), ca_days, now).await,
+        Action::DropRotation => state.drop_rotation().await,
+        Action::SwitchCa { .. } => state.switch(now).await,
+        Action::RetireCa { .. } => state.retire_earlier().await,
+        _ => Ok(()),
+    }
+}
+
+/// Passes of every node.
+type Passes = BTreeMap<Host, u64>;
+
+fn passes(observed: &Observed) -> Passes {
+    observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect()
+}
+
+/// What earlier passes have seen and nobody can be asked for again. A controller that is started anew begins it anew.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// Whether the registry was seen to serve with a certificate of whom the options say.
+    pub(crate) settled: bool,
+    surplus_since: Option<Instant>,
+    /// Since when deployments have locked what they lock.
+    locked_since: BTreeMap<String, Instant>,
+    /// See [`Observed::passes_at_switch`]; none while the registry does not serve with the new CA.
+    passes_at_switch: Option<Passes>,
+    /// See [`Observed::passes_at_takeover`]; none where this controller has taken over nothing, or every node has proven since.
+    passes_at_takeover: Passes,
+    /// Since when a registry that is switched off is waited for.
+    retires_since: Option<Instant>,
+    /// Since when agents are waited for before a registry made by hand is taken over.
+    takeover_since: Option<Instant>,
+    /// Active runs of the init job: passes of every node at the time the run was first seen. Done when all have made one more.
+    runs: BTreeMap<String, Passes>,
+}
+
+impl Memory {
+    /// Notes whether the registry serves as it should.
+    pub(crate) fn see_registry(&mut self, options: &Options, anchor: &Anchor, state: &State, observed: &Observed, names: &[HostPort]) {
+        self.settled = match options.registry.enabled {
+            true => observed.all_registries_answer() && observed.registries.iter().all(|task| anchor.is_served(state, &task.status, names)),
+            false => observed.registry.is_none(),
+        };
+    }
+
+    /// For how long the pod has been scaled above what is needed.
+    pub(crate) fn see_surplus(&mut self, observed: &mut Observed, now: Instant) {
+        let surplus = observed.pod.as_ref().is_some_and(|pod| pod.scale() > plan::wanted_instances(observed));
+        self.surplus_since = if surplus { self.surplus_since.or(Some(now)) } else { None };
+        observed.surplus_for = self.surplus_since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+    }
+
+    /// Which deployments are taken for ones that do not end.
+    pub(crate) fn see_locks(&mut self, observed: &mut Observed, now: Instant) {
+        self.locked_since.retain(|id, _| observed.locked.contains(id));
+        for id in &observed.locked {
+            let since = *self.locked_since.entry(id.clone()).or_insert(now);
+            if now.saturating_duration_since(since) >= plan::UNLOCK_AFTER {
+                observed.stuck.insert(id.clone());
+            }
+        }
+    }
+
+    /// The registry made by hand that is to be taken over, and for how long agents have been waited for.
+    pub(crate) fn see_takeover(&mut self, options: &Options, observed: &Observed, now: Instant) -> Option<Takeover> {
+        let waited = |since: Instant| i64::try_from(now.saturating_duration_since(since).as_secs()).unwrap_or(i64::MAX);
+        let takeover = Takeover::of(options, observed, self.takeover_since.map_or(0, waited));
+        self.takeover_since = takeover.as_ref().map(|_| self.takeover_since.unwrap_or(now));
+        takeover
+    }
+
+    /// Whether a registry that is switched off has had its time to delete its key: as much as in a removal.
+    pub(crate) fn see_retirement(&mut self, options: &Options, observed: &Observed, now: Instant) -> bool {
+        let retires = !options.registry.enabled && observed.registry.is_some();
+        self.retires_since = if retires { self.retires_since.or(Some(now)) } else { None };
+        let deadline = Duration::from_secs(options.uninstall.deadline_seconds);
+        self.retires_since.is_some_and(|since| now.saturating_duration_since(since) >= deadline)
+    }
+
+    /// The registry made by hand is being replaced: what the clients have said before is about that one.
+    pub(crate) fn taken_over(&mut self, observed: &Observed) {
+        self.passes_at_takeover = observed.nodes.keys().map(|host| (host.clone(), u64::MAX)).collect();
+    }
+
+    /// Whether every node is to be asked for a proof now, because the registry that has taken over serves.
+    #[must_use]
+    pub(crate) fn proves_after_takeover(&mut self, observed: &mut Observed) -> bool {
+        self.passes_at_takeover.retain(|host, passes| observed.nodes.get(host).is_none_or(|status| status.passes <= *passes));
+        let asks = self.settled && self.passes_at_takeover.values().any(|passes| *passes == u64::MAX);
+        if asks {
+            self.passes_at_takeover = passes(observed);
+        }
+        observed.passes_at_takeover.clone_from(&self.passes_at_takeover);
+        asks
+    }
+
+    /// Whether every node is to be asked for a proof now, because the registry serves with the new CA for the first time.
+    #[must_use]
+    pub(crate) fn proves_after_switch(&mut self, wanted: &Wanted, observed: &mut Observed) -> bool {
+        let switched = wanted.ca.rotation.as_ref().is_some_and(|rotation| rotation.stage == Stage::Switched);
+        let serves = switched && plan::serves(wanted, observed);
+        let asks = serves && self.passes_at_switch.is_none();
+        if !serves {
+            self.passes_at_switch = None;
+        } else if asks {
+            self.passes_at_switch = Some(passes(observed));
+        }
+        observed.passes_at_switch = self.passes_at_switch.clone().unwrap_or_default();
+        asks
+    }
+
+    /// Active runs of the init job that are seen for the first time: each is the order to prove everything anew.
+    #[must_use]
+    pub(crate) fn see_runs(&mut self, options: &Options, observed: &Observed) -> Vec<String> {
+        let active: BTreeSet<&String> =
+            observed.jobs.get(&documents::init_job_id(options)).map(|job| job.active_runs.iter().collect()).unwrap_or_default();
+        self.runs.retain(|run, _| active.contains(run));
+        let new: Vec<String> = active.into_iter().filter(|run| !self.runs.contains_key(*run)).cloned().collect();
+        self.runs.extend(new.iter().map(|run| (run.clone(), passes(observed))));
+        new
+    }
+
+    /// Those runs, and whether every node has made a pass since each was seen.
+    pub(crate) fn runs(&self, observed: &Observed) -> Vec<(String, bool)> {
+        let fresh =
+            |before: &Passes| observed.nodes.iter().all(|(host, status)| before.get(host).is_none_or(|passes| status.passes > *passes));
+        self.runs.iter().map(|(run, before)| (run.clone(), fresh(before))).collect()
+    }
+}
+
+/// Whether a run of the job that orders another CA has been followed. A CA that is not ours is not ours to replace.
+pub(crate) fn is_rotated(anchor: &Anchor, state: Option<&State>, run: &str) -> bool {
+    let signs = anchor.is_own() || matches!(anchor, Anchor::Cluster(_));
+    !signs || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run))
+}

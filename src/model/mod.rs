@@ -1,0 +1,214 @@
+//! The model test: the planner, and what a pass concludes around it, against a random simulated cluster, in process and in simulated
+//! time.
+//!
+//! A [`Story`](story::Story) follows from its seed: a cluster, and what happens in it. The controller in it takes the product's own
+//! steps ([`controller`]) with the product's own state, keys and certificates; nodes have the product's board and judgement
+//! ([`node`]); what is simulated is Mesos, Marathon, Metronome, disks, and the registry's process. After each event the properties are
+//! checked, and after each round, when faults end, all must be well within a bounded number of passes, and stay so without a write.
+//!
+//! `MODEL_SEED=… cargo test --lib model::one_story -- --nocapture` plays one story, and shows the shortest one of its kind that breaks.
+//! `ci/fuzz model SECONDS` plays new ones for as long as it is told.
+
+#![allow(clippy::unwrap_used, reason = "what the model itself makes must be sound")]
+
+mod cluster;
+mod controller;
+mod event;
+mod mutation;
+mod node;
+mod options;
+mod random;
+mod registry;
+mod story;
+mod trust;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cluster::{Broken, World};
+use event::Event;
+use mutation::Mutation;
+use story::Story;
+
+use crate::controller::metrics::kind;
+use crate::plan::Action;
+
+/// Stories that have broken a property once, or the model itself. They are always played.
+const KNOWN: &[u64] = &[];
+
+/// What was done and what was seen.
+#[derive(Debug, Default)]
+struct Tally {
+    steps: u64,
+    passes: u64,
+    events: BTreeMap<String, u64>,
+    actions: BTreeMap<&'static str, u64>,
+    /// The event that was played last.
+    broke_at: usize,
+    /// Whether every event and pass is shown.
+    shown: bool,
+    /// The most writes and orders after so many changes.
+    most: (u64, u64, u64),
+}
+
+impl Tally {
+    fn event(&mut self, event: &Event) {
+        self.steps += 1;
+        if self.shown {
+            println!("{event:?}");
+        }
+        *self.events.entry(event.kind()).or_default() += 1;
+    }
+
+    fn action(&mut self, action: &Action) {
+        *self.actions.entry(kind(action)).or_default() += 1;
+    }
+
+    fn note_writes(&mut self, changes: u64, (writes, orders): (u64, u64)) {
+        if writes > self.most.1 {
+            self.most = (changes, writes, orders);
+        }
+    }
+}
+
+/// All kinds of actions.
+const ACTIONS: [&str; 17] = [
+    "put_pod",
+    "put_registry",
+    "take_over",
+    "retire_registry",
+    "delete_registry",
+    "put_job",
+    "put_schedule",
+    "drop_schedule",
+    "start_run",
+    "send_trust",
+    "begin_rotation",
+    "drop_rotation",
+    "switch_ca",
+    "retire_ca",
+    "send_users",
+    "restart",
+    "certify",
+];
+
+/// Plays the story of a seed; where it breaks something, says what, and the shortest story that does.
+fn play(seed: u64, tally: &mut Tally) {
+    let story = Story::of(seed);
+    let Err(broken) = story.play(Mutation::None, tally) else { return };
+    let Broken { property, what } = &broken;
+    println!("seed {seed}: {property}: {what}");
+    let shrunk = story.shrunk(&broken, Mutation::None);
+    println!("the shortest story:");
+    let last = shrunk.play(Mutation::None, &mut Tally { shown: true, ..Tally::default() }).err();
+    println!("{last:?}");
+    shrunk.events.iter().for_each(|event| println!("  {event:?}"));
+    panic!("broken: {property}: {what}; play it again with MODEL_SEED={seed}");
+}
+
+/// For whoever works on the model: what breaks how often in the first stories, and the shortest one of each kind.
+#[test]
+#[ignore = "it looks for what is broken, and breaks nothing"]
+fn survey() {
+    let (began, mut tally) = (Instant::now(), Tally::default());
+    let mut found: BTreeMap<String, Vec<(u64, Broken)>> = BTreeMap::new();
+    for seed in (1..).take_while(|_| began.elapsed() < seconds("MODEL_SECONDS", 30.0)) {
+        if let Err(broken) = Story::of(seed).play(Mutation::None, &mut tally) {
+            let words: String = format!("{}: {}", broken.property, broken.what).chars().filter(|c| !c.is_ascii_digit()).take(110).collect();
+            found.entry(words).or_default().push((seed, broken));
+        }
+    }
+    println!("{} steps, {:.0} steps/s", tally.steps, tally.steps as f64 / began.elapsed().as_secs_f64());
+    for (words, cases) in found {
+        let (seed, broken) = &cases[0];
+        println!("{} times: {words}\n  seed {seed}: {}", cases.len(), broken.what);
+        let shrunk = Story::of(*seed).shrunk(broken, Mutation::None);
+        let last = shrunk.play(Mutation::None, &mut Tally::default()).err();
+        println!("  {:?}: {:?}", last.map(|broken| broken.what), shrunk.events);
+    }
+}
+
+fn seconds(variable: &str, default: f64) -> Duration {
+    let given = std::env::var(variable).ok().and_then(|text| text.parse().ok());
+    Duration::from_secs_f64(given.unwrap_or(default))
+}
+
+#[test]
+fn one_story() {
+    let Some(seed) = std::env::var("MODEL_SEED").ok().and_then(|seed| seed.parse().ok()) else { return };
+    if std::env::var_os("MODEL_SHOW").is_some() {
+        println!("{:?}", Story::of(seed).play(Mutation::None, &mut Tally { shown: true, ..Tally::default() }));
+        return;
+    }
+    play(seed, &mut Tally::default());
+}
+
+#[test]
+fn stories_that_broke_something_once_end_well() {
+    KNOWN.iter().for_each(|seed| play(*seed, &mut Tally::default()));
+}
+
+/// A slice, always of the same stories.
+#[test]
+fn whatever_happens_all_is_well_in_the_end() {
+    let mut tally = Tally::default();
+    let began = Instant::now();
+    let mut stories = 0;
+    for seed in 1.. {
+        if began.elapsed() > seconds("MODEL_SECONDS", 8.0) {
+            break;
+        }
+        play(seed, &mut tally);
+        stories += 1;
+    }
+    println!("{stories} stories, {} steps, {} passes", tally.steps, tally.passes);
+    println!("most writes: {:?}", tally.most);
+    assert!(tally.steps > 500, "that was too slow to see anything: {} steps", tally.steps);
+}
+
+/// For `ci/fuzz`: new stories for as long as it is told.
+#[test]
+#[ignore = "it takes as long as one likes"]
+fn new_stories() {
+    let time = seconds("MODEL_SECONDS", 60.0);
+    let first = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() << 20;
+    let mut tally = Tally::default();
+    let (began, mut told, mut stories) = (Instant::now(), Instant::now(), 0_u64);
+    println!("seeds from {first}");
+    while began.elapsed() < time {
+        play(first + stories, &mut tally);
+        stories += 1;
+        if told.elapsed() > Duration::from_secs(30) {
+            println!("{stories} stories, {} steps, {:.0} steps/s", tally.steps, tally.steps as f64 / began.elapsed().as_secs_f64());
+            told = Instant::now();
+        }
+    }
+    let rate = tally.steps as f64 / began.elapsed().as_secs_f64();
+    println!("{stories} stories, {} steps, {} passes, {rate:.0} steps/s; seeds {first} to {}", tally.steps, tally.passes, first + stories);
+    println!("events: {:?}\nactions: {:?}\nmost writes (changes, writes, orders): {:?}", tally.events, tally.actions, tally.most);
+    let unseen: Vec<&str> = ACTIONS.into_iter().filter(|kind| !tally.actions.contains_key(kind)).collect();
+    let not_happened: Vec<&str> = Event::KINDS.into_iter().filter(|kind| !tally.events.contains_key(*kind)).collect();
+    assert!(unseen.is_empty() && not_happened.is_empty(), "nothing was seen of {unseen:?} and {not_happened:?}");
+}
+
+/// The model finds each of the defects that are put in on purpose.
+#[test]
+#[ignore = "for ci/fuzz, which begins with it"]
+fn every_defect_that_is_put_in_is_found() {
+    for mutation in Mutation::ALL {
+        let began = Instant::now();
+        let mut tally = Tally::default();
+        let found = (1..).take_while(|_| began.elapsed() < Duration::from_secs(30)).find_map(|seed| {
+            let broken = Story::of(seed).play(mutation, &mut tally).err()?;
+            Some((seed, broken))
+        });
+        let (seed, broken) = found.unwrap_or_else(|| panic!("{mutation:?} is not found in {} steps", tally.steps));
+        println!(
+            "{mutation:?}: story {seed}, {} steps, {:.1} s: {}: {}",
+            tally.steps,
+            began.elapsed().as_secs_f64(),
+            broken.property,
+            broken.what
+        );
+    }
+}
