@@ -83,21 +83,24 @@ impl Churn {
     /// Some of everything; all is well again afterwards.
     fn round(&mut self, cluster: &Cluster) {
         let image = format!("192.168.0.1/soak/image:{}", self.rounds % 5);
-        let make = format!(
-            "head -c 300000 /dev/urandom >/tmp/junk && tar -C /tmp -cf /tmp/junk.tar junk && docker import /tmp/junk.tar {image} >/dev/null && \
-             docker push -q {image} && docker rmi -f {image} >/dev/null && docker image prune -f >/dev/null"
-        );
-        cluster.sh_ok(OTHER, &make);
+        let tidy = format!("docker rmi -f {image} >/dev/null && docker image prune -f >/dev/null");
+        let make = "head -c 300000 /dev/urandom >/tmp/junk && tar -C /tmp -cf /tmp/junk.tar junk && docker import /tmp/junk.tar";
+        cluster.sh_ok(OTHER, &format!("{make} {image} >/dev/null"));
+        // A rotation may just have restarted the one registry, which then takes no connection for half a second.
+        let done =
+            |agent: &str, what: &str| cluster.wait(what, 60, || cluster.sh(agent, &format!("docker {what} -q {image}")).status.success());
+        done(OTHER, "push");
+        cluster.sh_ok(OTHER, &tidy);
         self.pushes += 1;
         for agent in [PUBLIC, HOST] {
-            cluster
-                .sh_ok(agent, &format!("docker pull -q {image} && docker rmi -f {image} >/dev/null && docker image prune -f >/dev/null"));
+            done(agent, "pull");
+            cluster.sh_ok(agent, &tidy);
             self.pulls += 1;
         }
         match self.rounds % 3 {
             0 => {
                 cluster.lab.die(THIRD).unwrap();
-                cluster.wait("Mesos to give the agent up", 60, || cluster.agent_state(THIRD).is_none());
+                cluster.wait("Mesos to give the agent up", 120, || cluster.agent_state(THIRD).is_none());
                 cluster.lab.revive(THIRD, self.rounds.is_multiple_of(2)).unwrap();
                 self.deaths += 1;
             }
@@ -139,7 +142,7 @@ impl Churn {
 }
 
 fn settled(cluster: &Cluster) {
-    cluster.wait("no deployment to be under way", 90, || cluster.is_calm());
+    cluster.wait("no deployment to be under way", 180, || cluster.is_calm());
     cluster.wait_converged();
 }
 

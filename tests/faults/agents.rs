@@ -155,7 +155,7 @@ fn a_download_is_damaged(cluster: &Cluster) {
     cluster.wait("the damage to be noticed", 60, refused);
     fault.reads(&log_of(cluster, "node", ILL));
     fault.is_seen(60);
-    let runs = cluster.sh(ILL, "pgrep -f '[p]rivate-registry node'");
+    let runs = cluster.sh(ILL, "pgrep -f '^./private-registry node'");
     assert!(!runs.status.success(), "what was damaged runs");
     cluster.lab.set_faults(&Faults::default()).unwrap();
     fault.is_healed_when(60, |cluster| state_of(cluster, ILL) == "trusted" && is_well(cluster));

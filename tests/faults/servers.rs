@@ -166,6 +166,8 @@ fn metronome_is_down(cluster: &Cluster) {
 fn names_are_gone(cluster: &Cluster) {
     let mut fault = Fault::begin(cluster, "DNS is gone", &[OTHER, PUBLIC]);
     set(cluster, &Faults { network: NetworkFaults { dns_gone: true, ..NetworkFaults::default() }, ..Faults::default() });
+    // As long as its connections last the controller asks for no name.
+    cluster.lab.restart_server().unwrap();
     fault.is_seen(60);
     heal(cluster);
     fault.is_healed(90);
