@@ -52,13 +52,18 @@ impl Users {
             match line.split_once(':') {
                 None => problems.push(format!("line {number} has no colon: it is no user and is left out")),
                 Some((name, _)) if name == INTERNAL => problems.push(format!("line {number}: {}", UserError::Internal)),
-                Some((name, _)) if check_name(name).is_err() => problems.push(format!("line {number} has an unusable name and is left out")),
-                Some((name, hash)) if !is_bcrypt(hash) => problems.push(format!(
-                    "line {number}: the password of {name} is not hashed by bcrypt, so {name} cannot log in; make it anew with `htpasswd -B`"
-                )),
+                Some((name, _)) if check_name(name).is_err() => {
+                    problems.push(format!("line {number} has an unusable name and is left out"))
+                }
+                Some((name, hash)) if !is_bcrypt(hash) => {
+                    let name = shown(name);
+                    problems.push(format!(
+                        "line {number}: the password of {name} is not hashed by bcrypt, so {name} cannot log in; make it anew with `htpasswd -B`"
+                    ));
+                }
                 Some((name, hash)) => {
                     if users.0.insert(name.into(), Secret::new(hash.into())).is_some() {
-                        problems.push(format!("line {number}: {name} stands there twice; the last line counts"));
+                        problems.push(format!("line {number}: {} stands there twice; the last line counts", shown(name)));
                     }
                 }
             }
@@ -94,6 +99,11 @@ impl Users {
             Change::Remove { name } => self.0.remove(name).map(drop).ok_or_else(|| UserError::Unknown(name.clone())),
         }
     }
+}
+
+/// A name as problems show it. Where a colon is missing, what looks like a name has a hash in it.
+fn shown(name: &str) -> &str {
+    if name.contains('$') { "the user of that line" } else { name }
 }
 
 /// What is to become of one user. It holds a hash, so it is printed nowhere.
@@ -202,6 +212,9 @@ mod tests {
         assert_eq!(problems.len(), 5, "{problems:?}");
         assert!(problems[0].contains("line 4") && problems[0].contains("bob") && problems[0].contains("htpasswd -B"), "{problems:?}");
         assert!(!problems.concat().contains("hunter2") && !problems.concat().contains(HASH));
+        // Where the colon is missing, the hash stands where the name should.
+        let (_, problems) = Users::parse(&format!("dave{HASH},x:y\ndave{HASH}:{HASH}\ndave{HASH}:{HASH}\n"));
+        assert!(problems.len() == 2 && !problems.concat().contains(HASH), "{problems:?}");
         assert_eq!(users.text().expose(), &format!("alice:{HASH}\n"));
         assert!(!format!("{users:?}").contains(HASH));
     }
