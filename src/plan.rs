@@ -881,8 +881,9 @@ pub(crate) mod tests {
         assert!(refused.contains("Mesos has no agent of this name"), "{refused}");
         assert_eq!(lost_home(&options, &observed), None);
 
-        let spec = json!({ "constraints": [["hostname", "LIKE", documents::exactly(&"10.0.0.9".parse().unwrap())]],
-                           "labels": wanted().documents.registry["labels"] });
+        let labels: Value =
+            serde_json::from_str(&wanted().documents.registry["labels"].to_string().replace("10.0.0.1", "10.0.0.9")).unwrap();
+        let spec = json!({ "constraints": [["hostname", "LIKE", documents::exactly(&"10.0.0.9".parse().unwrap())]], "labels": labels });
         observed.registry = Some(App { spec, tasks: vec![] });
         refuse(&options, &observed).unwrap();
         assert!(lost_home(&options, &observed).unwrap().contains("Mesos has lost this agent"));

@@ -142,6 +142,9 @@ mod tests {
         symlink(dir.path().join("elsewhere"), &folder).unwrap();
         assert!(is_woken(&mut watch).await);
         fs::write(dir.path().join("certs.d/other"), "").unwrap();
+        // The thread that reads may take its time.
+        watch.events.changed().await.unwrap();
+        sleep(SETTLE).await;
         watch.forget();
         watch.woken = None;
         assert!(!is_woken(&mut watch).await, "that was our own doing");
