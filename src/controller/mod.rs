@@ -370,6 +370,7 @@ impl Controller {
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
         let mut observed = observe::cluster(&self.cluster, &self.options).await?;
+        steps::count_self(&mut observed, &self.setting.task_id, &self.setting.host);
         if plan::is_removal_ordered(&self.options, &observed) {
             return Ok(Pass::Remove);
         }

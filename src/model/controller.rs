@@ -195,6 +195,7 @@ impl Controller {
 
     fn converge(&mut self, world: &mut World, tally: &mut super::Tally) -> Result<Passed, End> {
         let mut look = self.look(world)?;
+        steps::count_self(&mut look.observed, &self.task, &self.setting.host);
         let variant = Rc::clone(&self.variant);
         let options = &variant.options;
         if plan::is_removal_ordered(options, &look.observed) && self.is_current(&look.observed) {
@@ -240,6 +241,7 @@ impl Controller {
         world.newest = order_digest(&trust);
         world.ask(&mut look.observed);
         now(state.note_covered(steps::covered(&look.observed)))?;
+        world.note_seen(&look.observed);
         self.memory.see_registry(options, &anchor, state, &look.observed, &in_force);
         if self.memory.settled && !anchor.is_own() && state.ca().is_some() {
             now(state.drop_ca())?;
