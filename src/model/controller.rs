@@ -610,7 +610,8 @@ fn check_takeover(world: &mut World, look: &Look, wanted: &Wanted, left_behind: 
     for host in &look.truth.can_take {
         let knows =
             world.machine_of(host).is_some_and(|m| world.machines[m].trusted.as_ref().is_some_and(|trusted| trusted.order == digest));
-        if !knows && !(waited && left_behind.contains(host)) && look.fresh {
+        let was_waited_for = waited && left_behind.contains(host);
+        if look.fresh && !knows && !was_waited_for {
             world.break_("nobody is taken over before agents know the new CA", host.to_string());
         }
     }
