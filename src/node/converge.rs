@@ -90,7 +90,10 @@ impl Kept {
 async fn pass(board: &Board, host: &Host, order: &Arc<Accepted>, kept: &mut Kept) -> NodePhase {
     match &order.task {
         Task::Trust(bundle) => trust(board, host, order, bundle, kept).await,
-        Task::Restore if kept.restored => NodePhase::Restored,
+        Task::Restore if kept.restored => {
+            board.count_pass();
+            NodePhase::Restored
+        }
         Task::Restore => restore(board, host, order, kept).await,
     }
 }
