@@ -396,6 +396,7 @@ impl Controller {
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
         let mut observed = observe::without_jobs(&self.cluster.mesos, &self.cluster.marathon, &self.options).await?;
         let without_metronome = self.look_at_jobs(&mut observed).await?;
+        steps::count_self(&mut observed, &self.setting.task_id, &self.setting.host);
         if plan::is_removal_ordered(&self.options, &observed) {
             return Ok(Pass::Remove);
         }

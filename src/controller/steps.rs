@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::RotationOrder;
 use super::anchor::Anchor;
 use super::state::{Stage, State, StateError};
+use crate::dcos::marathon::AppTask;
 use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::Options;
@@ -18,6 +19,14 @@ use crate::takeover::Takeover;
 /// Whether Marathon knows no other task of the controller's app. While it knows none, as during a deployment, this one goes on.
 pub(crate) fn is_current(observed: &Observed, task_id: &str) -> bool {
     observed.own_app.as_ref().is_none_or(|own| own.tasks.is_empty() || own.tasks.iter().any(|task| task.id == task_id))
+}
+
+/// While Marathon lists no task of the controller's app, as before it has seen this one run, where this one is still is where it is:
+/// what belongs to the controller's host must not be put elsewhere.
+pub(crate) fn count_self(observed: &mut Observed, task_id: &str, host: &Host) {
+    if let Some(own) = observed.own_app.as_mut().filter(|own| own.tasks.is_empty()) {
+        own.tasks.push(AppTask { id: task_id.into(), host: host.clone(), ports: Vec::new(), healthy: false });
+    }
 }
 
 /// Where a controller stands that keeps its state on its host.

@@ -179,7 +179,10 @@ impl Store {
             }
             Kept::Secrets(client) => Ok(client.put(&entry.secret_path(&self.service), text).await?),
             #[cfg(test)]
-            Kept::Shelf(shelf) => Ok(drop(shelf.entered(true)?.entries.insert(entry.file().into(), text.expose().clone()))),
+            Kept::Shelf(shelf) => {
+                shelf.entered(true)?.entries.insert(entry.file().into(), text.expose().clone());
+                Ok(())
+            }
         }
     }
 
@@ -198,7 +201,10 @@ impl Store {
             }
             Kept::Secrets(client) => Ok(client.delete(&entry.secret_path(&self.service)).await?),
             #[cfg(test)]
-            Kept::Shelf(shelf) => Ok(drop(shelf.entered(true)?.entries.remove(entry.file()))),
+            Kept::Shelf(shelf) => {
+                shelf.entered(true)?.entries.remove(entry.file());
+                Ok(())
+            }
         }
     }
 

@@ -64,6 +64,8 @@ pub(super) struct Machine {
     pub(super) proofs: BTreeSet<Vec<u8>>,
     /// Newest order that was seen in force here: key and version.
     pub(super) seen: Option<(String, u64)>,
+    /// Whether a controller has seen a node run here.
+    pub(super) is_known: bool,
     /// Nobody could tell it in time of what is served now.
     pub(super) excused: bool,
 }
@@ -88,6 +90,7 @@ impl Machine {
             proven: None,
             proofs: BTreeSet::new(),
             seen: None,
+            is_known: false,
             excused: false,
         }
     }
@@ -518,6 +521,15 @@ impl World {
     }
 
     // What a controller does.
+
+    /// Notes what a controller has written down as covered.
+    pub(super) fn note_seen(&mut self, observed: &Observed) {
+        for host in crate::controller::steps::covered(observed) {
+            if let Some(machine) = self.machine_of(host) {
+                self.machines[machine].is_known = true;
+            }
+        }
+    }
 
     /// Notes an order that leaves a controller.
     pub(super) fn note_order(&mut self, order_key: &str, version: u64, order: &SignedOrder) {

@@ -195,6 +195,7 @@ impl Controller {
 
     fn converge(&mut self, world: &mut World, tally: &mut super::Tally) -> Result<Passed, End> {
         let mut look = self.look(world)?;
+        steps::count_self(&mut look.observed, &self.task, &self.setting.host);
         let variant = Rc::clone(&self.variant);
         let options = &variant.options;
         if plan::is_removal_ordered(options, &look.observed) && self.is_current(&look.observed) {
@@ -240,6 +241,7 @@ impl Controller {
         world.newest = order_digest(&trust);
         world.ask(&mut look.observed);
         now(state.note_covered(steps::covered(&look.observed)))?;
+        world.note_seen(&look.observed);
         self.memory.see_registry(options, &anchor, state, &look.observed, &in_force);
         if self.memory.settled && !anchor.is_own() && state.ca().is_some() {
             now(state.drop_ca())?;
@@ -608,7 +610,8 @@ fn check_takeover(world: &mut World, look: &Look, wanted: &Wanted, left_behind: 
     for host in &look.truth.can_take {
         let knows =
             world.machine_of(host).is_some_and(|m| world.machines[m].trusted.as_ref().is_some_and(|trusted| trusted.order == digest));
-        if !knows && !(waited && left_behind.contains(host)) && look.fresh {
+        let was_waited_for = waited && left_behind.contains(host);
+        if look.fresh && !knows && !was_waited_for {
             world.break_("nobody is taken over before agents know the new CA", host.to_string());
         }
     }

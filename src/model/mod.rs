@@ -155,7 +155,8 @@ fn whatever_happens_all_is_well_in_the_end() {
     let began = Instant::now();
     let mut stories = 0;
     for seed in 1.. {
-        if began.elapsed() > seconds("MODEL_SECONDS", 8.0) {
+        // On a machine that does other things as well it is the number of stories that counts.
+        if stories >= 5 && began.elapsed() > seconds("MODEL_SECONDS", 8.0) {
             break;
         }
         play(seed, &mut tally);
@@ -163,7 +164,7 @@ fn whatever_happens_all_is_well_in_the_end() {
     }
     println!("{stories} stories, {} steps, {} passes", tally.steps, tally.passes);
     println!("most writes: {:?}", tally.most);
-    assert!(tally.steps > 500, "that was too slow to see anything: {} steps", tally.steps);
+    assert!(tally.actions.len() > 8, "nothing was seen: {:?}", tally.actions);
 }
 
 /// For `ci/fuzz`: new stories for as long as it is told.

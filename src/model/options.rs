@@ -83,9 +83,12 @@ fn given(base: Base, variant: usize, foreign: &Foreign) -> Value {
     given
 }
 
+/// What documents differ by beside keys: base, number, host of the registry, host of the controller.
+type Rendered = (Base, usize, Host, Host);
+
 thread_local! {
     static KNOWN: RefCell<HashMap<(Base, usize), Rc<Variant>>> = RefCell::default();
-    static RENDERED: RefCell<HashMap<(Base, usize, Host, Host), Rc<Documents>>> = RefCell::default();
+    static RENDERED: RefCell<HashMap<Rendered, Rc<Documents>>> = RefCell::default();
 }
 
 /// A set of options.

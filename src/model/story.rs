@@ -628,7 +628,8 @@ impl Run {
         for (index, machine) in world.machines.iter().enumerate() {
             let has_files = machine.trusted.is_some() || machine.kept.is_some();
             let is_named = world.named.contains(&machine.host);
-            if has_files && (!is_named || (self.undisturbed && self.with_nodes[index] && !machine.cut_off)) {
+            // Nobody can name what came and went between two looks.
+            if has_files && (!is_named && machine.is_known || (self.undisturbed && self.with_nodes[index] && !machine.cut_off)) {
                 return Some(format!("{} keeps our files, and is {}named", machine.host, if is_named { "" } else { "not " }));
             }
         }
