@@ -90,10 +90,12 @@ fn conntrack_is_missing(cluster: &Cluster) {
 
 /// The old trust stays in force there.
 fn a_folder_is_made_a_link(cluster: &Cluster) {
-    let mut fault = Fault::begin(cluster, "a folder of docker's trust is made a link", &[OTHER, ILL, PUBLIC]);
-    cluster.sh_ok(ILL, "cp -a /etc/docker/certs.d/192.168.0.1 /root/certs && mv -T /etc/docker/certs.d/192.168.0.1 /root/aside && ln -s /root/certs /etc/docker/certs.d/192.168.0.1");
+    let mut fault = Fault::begin(cluster, "a folder of docker's trust is made a link", &[OTHER, PUBLIC]);
+    let folder = "/etc/docker/certs.d/192.168.0.1";
+    cluster.sh_ok(ILL, &format!("cp -a {folder} /root/certs && mv -T {folder} /root/aside && ln -s /root/certs {folder}"));
     fault.is_seen(90);
-    cluster.sh_ok(ILL, "rm /etc/docker/certs.d/192.168.0.1 && mv -T /root/aside /etc/docker/certs.d/192.168.0.1 && rm -r /root/certs");
+    cluster.sh_ok(ILL, "docker pull -q 192.168.0.1/base/hello:1");
+    cluster.sh_ok(ILL, &format!("rm {folder} && mv -T /root/aside {folder} && rm -r /root/certs"));
     fault.is_healed(90);
     fault.ends();
 }
