@@ -138,6 +138,11 @@ pub fn copy_job_ids(options: &Options) -> [(String, CopyKind); 3] {
         .map(|(word, kind)| (format!("{}.{word}", dotted(options)), kind))
 }
 
+/// Those of them that the options leave something to do; the others are not made.
+pub fn possible_copy_jobs(options: &Options) -> impl Iterator<Item = (String, CopyKind)> {
+    copy_job_ids(options).into_iter().filter(|(_, kind)| copying::is_possible(options, *kind))
+}
+
 /// Ids of the jobs that order a garbage collection, and one that deletes nothing.
 pub fn collect_job_ids(options: &Options) -> [String; 2] {
     ["gc", "gc-dry-run"].map(|word| format!("{}.{word}", dotted(options)))
@@ -261,7 +266,7 @@ fn jobs(options: &Options, facts: &Facts) -> Vec<(String, Value)> {
     let collect = job(collect_id, "init", collects, &uri, env.clone());
     let dry_run = job(dry_run_id, "init", "Says what a garbage collection would delete, and deletes nothing.", &uri, env.clone());
     let mut copies = Vec::new();
-    for (id, kind) in copy_job_ids(options).into_iter().filter(|(_, kind)| copying::is_possible(options, *kind)) {
+    for (id, kind) in possible_copy_jobs(options) {
         let does = match kind {
             CopyKind::Backup => "Copies the images that backup.path does not have yet there, and verifies them.",
             CopyKind::VerifiedBackup => "The same, and reads again what backup.path has already.",

@@ -190,6 +190,8 @@ pub enum Way {
     /// The agent's own address, and the same port.
     HostPort,
     MarathonLb,
+    /// A name of the operator's own DNS, which agents use.
+    Inside,
     /// Whatever the operator has made.
     Extra,
 }
@@ -210,6 +212,8 @@ pub(crate) fn way(options: &Options, registry_host: &Host, name: &HostPort) -> W
         && options.external_host.as_ref() == Some(&name.host)
     {
         Way::MarathonLb
+    } else if options.inside.contains(name) {
+        Way::Inside
     } else {
         Way::Extra
     }

@@ -25,6 +25,7 @@ use private_registry::protocol::CopyKind;
 use private_registry::registry::{self, RegistryConfig};
 use private_registry::security::PUBLIC_CA;
 use private_registry::{dcos, init};
+use tracing::level_filters::LevelFilter;
 
 /// The command's name at the dcos CLI.
 const COMMAND: &str = "private-registry";
@@ -448,12 +449,17 @@ fn without_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
 
 /// Runs a role on one thread: all of them wait most of the time, and a node should be small.
 fn forever<E: Error + 'static>(needs: privileges::Role, role: impl Future<Output = Result<(), E>>) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    let level = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok());
+    log_from(level.unwrap_or(LevelFilter::INFO));
     if let Err(reason) = privileges::give_up(needs) {
         tracing::warn!(reason, "this role keeps more privileges than it needs");
     }
     run(async { role.await.map(|()| ExitCode::SUCCESS) }, |_| ExitCode::FAILURE)
+}
+
+/// Logs what is of this level or worse, line by line, to standard error.
+fn log_from(level: LevelFilter) {
+    tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(std::io::stderr).init();
 }
 
 /// Reads the command line. The dcos CLI starts the program by another name than the one that its user types.
@@ -470,11 +476,11 @@ fn parsed(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
 fn ask(name: &str, question: impl AsyncFnOnce(Service) -> Result<ExitCode, OperatorError>) -> ExitCode {
     // `dcos -v` and `dcos -vv`.
     let level = match std::env::var("DCOS_VERBOSITY").as_deref() {
-        Err(_) | Ok("" | "0") => "warn",
-        Ok("1") => "warn,private_registry=info",
-        Ok(_) => "debug",
+        Err(_) | Ok("" | "0") => LevelFilter::WARN,
+        Ok("1") => LevelFilter::INFO,
+        Ok(_) => LevelFilter::DEBUG,
     };
-    tracing_subscriber::fmt().with_env_filter(level).with_ansi(false).with_writer(std::io::stderr).init();
+    log_from(level);
     let answer = async {
         let service = Service::new(&Access::from_env()?, name)?;
         question(service).await

@@ -3,7 +3,7 @@
 //! `universe/config.json` is the one place of defaults, types and ranges: Cosmos validates against it and so does this module.
 //! What a schema cannot say (is this an address, do two ports clash) is checked here, and every fault is reported at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,8 @@ pub struct Options {
     pub named_vip: Option<(String, u16)>,
     /// Address or name of Marathon-LB for the outside, if any.
     pub external_host: Option<Host>,
+    /// Names of the operator's own DNS by which agents reach the registry; every agent proves them.
+    pub inside: Vec<HostPort>,
     /// Further names.
     pub extra: Vec<HostPort>,
     /// Section `security`.
@@ -403,6 +405,7 @@ struct RawNames {
     vip: String,
     named_vip: String,
     external_host: String,
+    inside: String,
     extra: String,
 }
 
@@ -504,14 +507,11 @@ impl Options {
                 "Give the address or DNS name of the agent that runs Marathon-LB, without a port.",
             ),
         };
-        let extra = raw
-            .names
-            .extra
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-            .filter_map(|name| faults.parse("names.extra", name, "Give host:port, separated by commas."))
-            .collect();
+        let mut names = |field: &str, text: &str| -> Vec<HostPort> {
+            list(text).iter().filter_map(|name| faults.parse(field, name, "Give host:port, separated by commas.")).collect()
+        };
+        let own_names = names("names.inside", &raw.names.inside);
+        let extra = names("names.extra", &raw.names.extra);
         let others = faults.others(&raw.other_registries);
         let allowed_sources =
             exposure::checked(&raw.exposure, &raw.exposure.allowed_sources, !raw.service.service_account_secret.is_empty(), &mut faults);
@@ -565,6 +565,7 @@ impl Options {
                 vip,
                 named_vip,
                 external_host,
+                inside: own_names,
                 extra,
                 security: raw.security,
                 others,
@@ -623,6 +624,27 @@ impl Options {
         if !self.registry.enabled {
             return Vec::new();
         }
+        let mut names = if self.only_own_names() { Vec::new() } else { self.names_by_the_platform(registry_host) };
+        names.extend(self.inside.iter().cloned().map(inside));
+        if let (true, Some(host)) = (self.exposure.marathon_lb, &self.external_host) {
+            names.push(TrustedName { name: HostPort::new(host.clone(), self.exposure.service_port), inside: false });
+        }
+        names.extend(self.extra.iter().cloned().map(|name| TrustedName { name, inside: false }));
+        // Of a name that is given twice the first counts.
+        let mut seen = BTreeSet::new();
+        names.retain(|trusted| seen.insert(trusted.name.clone()));
+        names
+    }
+
+    /// Whether what DC/OS gives the registry is only the way to it, and none of its names: no public CA signs for a VIP or a name below
+    /// `.directory`, so whoever brings a certificate may name in `names.inside` what it is for.
+    pub(crate) fn only_own_names(&self) -> bool {
+        self.security.mode == SecurityMode::Provided && !self.inside.is_empty()
+    }
+
+    /// VIPs, Mesos-DNS' name, and the agent's own port.
+    fn names_by_the_platform(&self, registry_host: &Host) -> Vec<TrustedName> {
+        let inside = |name| TrustedName { name, inside: true };
         let mut names: Vec<TrustedName> = self.vip.iter().cloned().map(inside).collect();
         if let Some((name, port)) = &self.named_vip {
             names.push(inside(HostPort::new(Host::Dns(format!("{name}.{NAMED_VIP_DOMAIN}")), *port)));
@@ -635,10 +657,6 @@ impl Options {
                 names.push(inside(HostPort::new(registry_host.clone(), port)));
             }
         }
-        if let (true, Some(host)) = (self.exposure.marathon_lb, &self.external_host) {
-            names.push(TrustedName { name: HostPort::new(host.clone(), self.exposure.service_port), inside: false });
-        }
-        names.extend(self.extra.iter().cloned().map(|name| TrustedName { name, inside: false }));
         names
     }
 }
@@ -994,6 +1012,30 @@ mod tests {
         for url in [open.mesos, open.marathon, open.metronome] {
             assert!(CONFIG_SCHEMA.contains(&format!("Empty: {url}, or")), "config.json does not say that {url} is the default");
         }
+    }
+
+    #[test]
+    fn a_certificate_of_the_operators_is_for_the_names_that_he_names_and_every_other_one_for_these_too() {
+        let names = |mode: &str| {
+            let files = json!({ "mode": mode, "certificate": "/etc/tls/a.pem", "key": "/etc/tls/a.key" });
+            let security = if mode == "provided" { files } else { json!({ "mode": mode }) };
+            let given = json!({
+                "names": {
+                    "external_host": "registry.example.com",
+                    "inside": "registry.example.com:443, 192.168.0.1:443",
+                    "extra": "registry.example.com:443",
+                },
+                "security": security,
+            });
+            let names = Options::from_json(&given).unwrap().trusted_names(&"192.168.1.80".parse().unwrap());
+            names.iter().map(|trusted| (trusted.name.to_string(), trusted.inside)).collect::<Vec<_>>()
+        };
+        let (vip, own) = (("192.168.0.1:443".to_string(), true), ("registry.example.com:443".to_string(), true));
+        let (named, outside) =
+            (("registry.marathon.l4lb.thisdcos.directory:5000".to_string(), true), ("registry.example.com:5000".to_string(), false));
+        assert_eq!(names("provided"), [own.clone(), vip.clone(), outside.clone()]);
+        assert_eq!(names("self_signed"), [vip, named, own, outside]);
+        assert_eq!(faults(json!({"names": {"inside": "registry.example.com"}}))[0].field, "names.inside");
     }
 
     #[test]

@@ -133,7 +133,9 @@ pub fn names_lacking(names: &[TrustedName], status: &RegistryStatus) -> Vec<Stri
     }
     let lacking = hosts.into_iter().filter(|host| !status.leaf_names.iter().any(|name| speaks_for(name, host)));
     let problem = |host: &Host| {
-        format!("the certificate does not speak for {host}: add it to its subject alternative names or leave the name out of the options")
+        format!(
+            "the certificate does not speak for {host}: add it to its subject alternative names, or name in names.inside what it is for"
+        )
     };
     lacking.map(problem).collect()
 }

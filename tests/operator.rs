@@ -126,6 +126,7 @@ fn diagnostics_and_metrics_are_there(cluster: &Cluster) {
     let texts: Vec<String> =
         std::fs::read_dir(&out).unwrap().map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
     assert_eq!(said["files"].as_array().unwrap().len(), texts.len());
+    assert_eq!(said["missing"], json!([]), "nothing is missing that is not there anyway");
     assert!(texts.iter().any(|text| text.contains("controller started")) && texts.iter().all(|text| !text.contains(&key)));
     let metrics = cluster.sh_ok("master", &format!("curl -fsS {ADMIN}/service/private-registry/metrics"));
     for sample in

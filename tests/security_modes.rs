@@ -19,6 +19,9 @@ const NAMED: &str = "registry.marathon.l4lb.thisdcos.directory";
 const ACCOUNT: &str = "private-registry";
 const ACCOUNT_SECRET: &str = "private-registry/service-account";
 
+/// The only name that a public CA signs for.
+const OWN: &str = "registry.example.com";
+
 /// An operator with a CA.
 struct Operator {
     dir: tempfile::TempDir,
@@ -153,13 +156,24 @@ fn another_mode_and_back(cluster: &Cluster, operator: &Operator) {
 #[test]
 fn a_certificate_from_a_public_ca_needs_no_files_on_agents() {
     let (cluster, operator) = (Cluster::start(2, 1), Operator::new());
-    // What the vendor of the operating system has done for a public CA.
-    for agent in cluster.agents() {
-        cluster.sh_ok(&agent, &format!("printf %s '{}' >>/etc/ssl/certs/ca-certificates.crt", operator.read("ca.pem")));
+    for machine in cluster.agents().into_iter().chain(["outside".into()]) {
+        // What the vendor of the operating system has done for a public CA.
+        cluster.sh_ok(&machine, &format!("printf %s '{}' >>/etc/ssl/certs/ca-certificates.crt", operator.read("ca.pem")));
+        // And what the operator has told his DNS: inside the name is the VIP, outside it is Marathon-LB.
+        let address = if machine == "outside" { LB } else { "192.168.0.1" };
+        cluster.sh_ok(&machine, &format!("echo '{address} {OWN}' >>/etc/hosts"));
     }
-    put(&cluster, &operator.certify(&format!("IP:192.168.0.1,DNS:{NAMED},IP:{LB}"), 90));
-    cluster.install_and_wait(&options(""));
-    push_and_pull(&cluster, "192.168.0.1");
+    // A public CA signs for neither the VIP nor a name below .directory.
+    put(&cluster, &operator.certify(&format!("DNS:{OWN}"), 90));
+    let mut given = options("");
+    given["names"] = json!({ "external_host": OWN, "inside": format!("{OWN}:443") });
+    cluster.install_and_wait(&given);
+    push_and_pull(&cluster, OWN);
+    assert_eq!(problems(&cluster), Vec::<String>::new());
+    let names = cluster.status().unwrap()["names"].clone();
+    assert_eq!(names, json!([format!("{OWN}:443"), format!("{OWN}:5000")]));
+    cluster.wait("Marathon-LB to lead there", 30, || cluster.sh("outside", &format!("curl -sf https://{OWN}:5000/v2/")).status.success());
+    cluster.sh_ok("outside", &format!("docker pull -q {OWN}:5000/base/hello:1"));
     for agent in cluster.agents() {
         cluster.sh_ok(&agent, "[ -z \"$(ls -A /etc/docker/certs.d /var/lib/dcos/pki/tls/certs 2>/dev/null | grep -v :)\" ]");
         assert_eq!(cluster.sysctl(&agent), "1", "{agent}");

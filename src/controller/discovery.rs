@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn tools_learn_names_ca_and_limits_in_a_stable_order() {
         let given = json!({
-            "names": { "external_host": "203.0.113.5", "extra": "registry.example.com:443" },
+            "names": { "external_host": "203.0.113.5", "inside": "registry.example.com:443", "extra": "registry.example.org:443" },
             "exposure": { "host_port": 5000, "allowed_sources": "10.1.0.0/16" },
             "auth": { "kind": "htpasswd" },
             "proxy": { "remote_url": "https://registry-1.docker.io" },
@@ -157,8 +157,9 @@ mod tests {
             name("registry.marathon.l4lb.thisdcos.directory:5000", "named_vip", "inside"),
             name("registry.marathon.mesos:5000", "mesos_dns", "inside"),
             name("10.0.0.1:5000", "host_port", "inside"),
+            name("registry.example.com:443", "inside", "inside"),
             name("203.0.113.5:5000", "marathon_lb", "outside"),
-            name("registry.example.com:443", "extra", "unknown"),
+            name("registry.example.org:443", "extra", "unknown"),
         ];
         let expected = [
             r#"{"version":1,"service":"private-registry","preferred":"192.168.0.1","preferred_outside":"203.0.113.5:5000","#.to_string(),

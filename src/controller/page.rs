@@ -181,6 +181,7 @@ fn addresses(discovery: &Discovery) -> Vec<Value> {
         Way::MesosDns => "Mesos-DNS",
         Way::HostPort => "the agent's own port",
         Way::MarathonLb => "Marathon-LB",
+        Way::Inside => "names.inside",
         Way::Extra => "names.extra",
     };
     let from = |from: &str| match from {

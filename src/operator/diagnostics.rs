@@ -127,7 +127,10 @@ impl Service {
             Ok(options) => {
                 gathered.document(redaction, "app-registry.json", marathon, &format!("/v2/apps{}", documents::registry_id(&options))).await;
                 gathered.document(redaction, "pod.json", marathon, &format!("/v2/pods{}::status", documents::pod_id(&options))).await;
-                for id in documents::job_ids(&options) {
+                let copies = documents::copy_job_ids(&options).map(|(id, _)| id);
+                let possible: Vec<String> = documents::possible_copy_jobs(&options).map(|(id, _)| id).collect();
+                let made = |id: &String| !copies.contains(id) || possible.contains(id);
+                for id in documents::job_ids(&options).into_iter().filter(made) {
                     let path = format!("/v1/jobs/{id}?embed=activeRuns&embed=history&embed=schedules");
                     gathered.document(redaction, &format!("job-{id}.json"), &self.metronome, &path).await;
                 }

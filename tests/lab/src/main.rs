@@ -242,8 +242,8 @@ fn on_agents(dir: &Path, verb: &AgentVerb) -> Result<()> {
 }
 
 fn serve(dir: &Path) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
+    let level = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt().with_max_level(level.unwrap_or(tracing::level_filters::LevelFilter::INFO)).with_ansi(false).init();
     let failed = |source| Error::Io { what: "the server".to_owned(), source };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(server::serve(dir, server::Options::default())).map_err(failed)

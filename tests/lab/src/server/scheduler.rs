@@ -245,6 +245,8 @@ fn add(state: &mut State, host: &dyn Host, new: NewTask, refusal: Option<String>
         unreachable: false,
         healthy: None,
         healthy_since: None,
+        first_success: None,
+        last_success: None,
         consecutive_failures: 0,
         staged: at,
         started: None,

@@ -219,6 +219,10 @@ pub struct Task {
     pub healthy: Option<bool>,
     /// Unix time of the last change of health.
     pub healthy_since: Option<f64>,
+    /// Unix time of the first check that was passed.
+    pub first_success: Option<f64>,
+    /// Unix time since when checks were passed the last time: Mesos tells of changes only.
+    pub last_success: Option<f64>,
     /// Failed checks in a row.
     pub consecutive_failures: u32,
     /// Unix time of the launch.
@@ -240,6 +244,16 @@ pub struct Task {
 }
 
 impl Task {
+    /// Its checks are passed from now on, or no more.
+    pub(crate) fn be_healthy(&mut self, healthy: bool, at: f64) {
+        self.healthy = Some(healthy);
+        self.healthy_since = Some(at);
+        if healthy {
+            self.first_success.get_or_insert(at);
+            self.last_success = Some(at);
+        }
+    }
+
     /// Mesos' name of its state.
     pub fn state_name(&self) -> &'static str {
         if self.unreachable {

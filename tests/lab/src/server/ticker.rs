@@ -109,9 +109,8 @@ fn apply(state: &mut State, report: Report) {
     if !health_changed && !state_changed {
         return;
     }
-    if health_changed {
-        task.healthy = status.healthy;
-        task.healthy_since = Some(at);
+    if let (true, Some(healthy)) = (health_changed, status.healthy) {
+        task.be_healthy(healthy, at);
     }
     task.started = task.started.or(status.started);
     task.message = status.message;

@@ -350,3 +350,19 @@ fn what_marathon_refuses_about_volumes_is_refused() {
     );
     assert_eq!(cluster.call("POST", "/v2/apps", &external("images", json!({}))).0, 201);
 }
+
+#[test]
+fn a_task_that_fails_its_check_still_shows_when_it_passed_it() {
+    let cluster = cluster(1);
+    let mut checked = app("/web");
+    checked["healthChecks"] = json!([{ "protocol": "MESOS_HTTP", "path": "/", "port": 80 }]);
+    assert_eq!(cluster.call("POST", "/v2/apps", &checked).0, 201);
+    cluster.settle();
+    for (healthy, at) in [(true, 10.0), (false, 20.0)] {
+        cluster.shared.change(|state| state.tasks.values_mut().for_each(|task| task.be_healthy(healthy, at)));
+    }
+    let result = cluster.call("GET", "/v2/apps/web", &Value::Null).1["app"]["tasks"][0]["healthCheckResults"][0].clone();
+    let (passed, failed) = ("1970-01-01T00:00:10.000Z", "1970-01-01T00:00:20.000Z");
+    assert_eq!((&result["firstSuccess"], &result["lastSuccess"], &result["lastFailure"]), (&json!(passed), &json!(passed), &json!(failed)));
+    assert_eq!((&result["alive"], &result["lastFailureCause"]), (&json!(false), &json!("")));
+}

@@ -147,10 +147,12 @@ fn app_task(state: &State, instance: &Instance, task: &Task) -> Value {
             "consecutiveFailures": task.consecutive_failures,
             "instanceId": format!("instance [{}]", instance.id),
         });
-        if healthy {
-            result["firstSuccess"] = iso(since).into();
-            result["lastSuccess"] = iso(since).into();
-        } else {
+        for (field, moment) in [("firstSuccess", task.first_success), ("lastSuccess", task.last_success)] {
+            if let Some(moment) = moment {
+                result[field] = iso(moment).into();
+            }
+        }
+        if !healthy {
             result["lastFailure"] = iso(since).into();
             result["lastFailureCause"] = "".into();
         }
