@@ -36,6 +36,15 @@ fn an_agent_with_a_fault_is_told_of_and_heals() {
     a_folder_is_made_a_link(&cluster);
     etc_is_read_only(&cluster);
     the_disk_is_full(&cluster);
+    cluster.uninstall();
+}
+
+#[test]
+#[ignore = "two minutes; ci/faults runs it"]
+fn an_agent_that_begins_anew_is_covered_by_what_the_controller_has_and_by_nothing_else() {
+    let cluster = Cluster::start(3, 1);
+    cluster.install_and_wait(&options(false));
+    push_image(&cluster, HOST);
     a_download_is_damaged(&cluster);
     an_agent_is_rebuilt(&cluster);
     cluster.uninstall();
