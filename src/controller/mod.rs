@@ -54,7 +54,7 @@ use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
-use crate::protocol::{Collection, Order, OrderKind, SignedOrder, env};
+use crate::protocol::{Collection, OrderKind, SignedOrder, env};
 use crate::secret::Secret;
 use crate::security;
 use crate::settings;
@@ -423,7 +423,7 @@ impl Controller {
                     days: self.options.trust.ca_days,
                 };
                 let mut opened = State::open(store, anchor.is_own().then_some(own), now).await?;
-                opened.inherit(trusted_before(&observed), now).await?;
+                opened.inherit(steps::trusted_before(&observed), now).await?;
                 none.insert(opened)
             }
         };
@@ -727,19 +727,5 @@ impl Controller {
             )
         }));
         Ok(report.with_others(&self.options, wanted, observed, &self.others))
-    }
-}
-
-/// The CA certificates that the present nodes were started with, whoever has signed the order.
-fn trusted_before(observed: &Observed) -> Vec<String> {
-    use base64::Engine as _;
-    let read = || -> Option<Order> {
-        let text = observed.pod.as_ref()?.spec["environment"][env::FIRST_ORDER].as_str()?;
-        let signed: SignedOrder = serde_json::from_str(text).ok()?;
-        serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(signed.payload).ok()?).ok()
-    };
-    match read().map(|order| order.kind) {
-        Some(OrderKind::Trust(bundle)) => bundle.certificates,
-        _ => Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::Options;
 use crate::plan::{self, Action, Observed, Wanted};
-use crate::protocol::{OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
+use crate::protocol::{Order, OrderKind, OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
 use crate::secret::Secret;
 use crate::takeover::Takeover;
 
@@ -124,6 +124,20 @@ pub(crate) fn bundle(
         conntrack_be_liberal: trust.conntrack_be_liberal,
         // Once begun it goes on, also while the registry is restarted.
         clean_agents: options.takeover.clean_agents && options.registry.enabled && (settled || state.cleans_agents()),
+    }
+}
+
+/// The CA certificates that the present nodes were started with, whoever has signed the order.
+pub(crate) fn trusted_before(observed: &Observed) -> Vec<String> {
+    use base64::Engine as _;
+    let read = || -> Option<Order> {
+        let text = observed.pod.as_ref()?.spec["environment"][env::FIRST_ORDER].as_str()?;
+        let signed: SignedOrder = serde_json::from_str(text).ok()?;
+        serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(signed.payload).ok()?).ok()
+    };
+    match read().map(|order| order.kind) {
+        Some(OrderKind::Trust(bundle)) => bundle.certificates,
+        _ => Vec::new(),
     }
 }
 

@@ -87,13 +87,15 @@ pub(super) struct Controller {
 enum End {
     /// Something did not answer; the next pass tries again.
     Failed,
+    /// The state could not be kept.
+    NotKept,
     /// Killed by the model.
     Killed,
 }
 
 impl From<StateError> for End {
     fn from(_: StateError) -> Self {
-        Self::Failed
+        Self::NotKept
     }
 }
 
@@ -173,6 +175,10 @@ impl Controller {
     pub(super) fn pass(&mut self, world: &mut World, tally: &mut super::Tally) -> (Passed, bool) {
         let passed = if self.is_removing() { self.step_of_removal(world) } else { self.converge(world, tally) };
         let killed = matches!(passed, Err(End::Killed));
+        if matches!(passed, Err(End::NotKept)) {
+            // Only what is kept counts.
+            self.state = None;
+        }
         (passed.unwrap_or(Passed::Busy), killed)
     }
 
@@ -228,8 +234,12 @@ impl Controller {
         let anchor = Anchor::of(&self.setting, options).map_err(|_| End::Failed)?;
         let bare = steps::bare(&names);
         let own = OwnCa { organization: "", names: &bare, days: options.trust.ca_days };
+        let is_new = self.state.is_none();
         self.open(world, anchor.is_own().then_some(own))?;
         let Some(state) = &mut self.state else { return Err(End::Failed) };
+        if is_new {
+            now(state.inherit(steps::trusted_before(&look.observed), now_unix))?;
+        }
         let order_key = state.order_key();
         let Intent { asked, names, mut ca, rotate_run } = Intent::of(options, &anchor, state, &look.observed, names, now_unix)?;
         let in_force: Vec<HostPort> = steps::bare(&names);

@@ -34,7 +34,10 @@ use crate::controller::metrics::kind;
 use crate::plan::Action;
 
 /// Stories that have broken a property once, or the model itself. They are always played.
-const KNOWN: &[u64] = &[9, 21, 46];
+const KNOWN: &[u64] = &[21, 46, 68];
+
+/// So many more are always played, from 1.
+const STORIES: u64 = 15;
 
 /// What was done and what was seen.
 #[derive(Debug, Default)]
@@ -148,21 +151,12 @@ fn stories_that_broke_something_once_end_well() {
     KNOWN.iter().for_each(|seed| play(*seed, &mut Tally::default()));
 }
 
-/// A slice, always of the same stories.
+/// A slice, always of the same stories: what passes on one machine passes on every other one.
 #[test]
 fn whatever_happens_all_is_well_in_the_end() {
     let mut tally = Tally::default();
-    let began = Instant::now();
-    let mut stories = 0;
-    for seed in 1.. {
-        // On a machine that does other things as well it is the number of stories that counts.
-        if stories >= 5 && began.elapsed() > seconds("MODEL_SECONDS", 8.0) {
-            break;
-        }
-        play(seed, &mut tally);
-        stories += 1;
-    }
-    println!("{stories} stories, {} steps, {} passes", tally.steps, tally.passes);
+    (1..=STORIES).for_each(|seed| play(seed, &mut tally));
+    println!("{STORIES} stories, {} steps, {} passes", tally.steps, tally.passes);
     println!("most writes: {:?}", tally.most);
     assert!(tally.actions.len() > 8, "nothing was seen: {:?}", tally.actions);
 }
