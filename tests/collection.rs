@@ -118,7 +118,9 @@ fn garbage_is_collected_and_no_push_is_lost(cluster: &Cluster) {
     let said = cluster.dcos_ok(&["private-registry", "gc"]);
     assert!(said.starts_with("freed 3.0 MB in ") && said.contains("; the registry was read-only for "), "{said}");
     assert_eq!(starts(), "3", "read-only, and writable again");
-    std::thread::sleep(Duration::from_secs(2));
+    let successes = || fs::read_to_string(file("pusher.log")).unwrap().lines().filter(|line| line.starts_with("0 ")).count();
+    let meanwhile = successes();
+    cluster.wait("pushes to go on", 30, || successes() >= meanwhile.max(2) + 2);
     cluster.sh_ok(OTHER, "touch /tmp/stop");
     std::thread::sleep(Duration::from_secs(2));
     let log = fs::read_to_string(file("pusher.log")).unwrap();
