@@ -406,8 +406,22 @@ pub fn order_digest(order: &SignedOrder) -> String {
 ///
 /// Never more: an instance without a place would make the deployment hang and lock the pod.
 pub fn wanted_instances(observed: &Observed) -> u64 {
-    let placed: BTreeSet<&Host> = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect();
-    observed.agents.iter().filter(|agent| placed.contains(&agent.host) || (agent.active && agent.free.covers(&NODE_NEEDS))).count() as u64
+    let placed = placed_hosts(observed);
+    observed.agents.iter().filter(|agent| placed.contains(&agent.host) || can_take_node(agent)).count() as u64
+}
+
+fn can_take_node(agent: &Agent) -> bool {
+    agent.active && agent.free.covers(&NODE_NEEDS)
+}
+
+fn placed_hosts(observed: &Observed) -> BTreeSet<&Host> {
+    observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect()
+}
+
+/// Where a node is, or is about to be.
+fn node_hosts(observed: &Observed) -> BTreeSet<&Host> {
+    let about_to_be = observed.agents.iter().filter(|agent| can_take_node(agent)).map(|agent| &agent.host);
+    placed_hosts(observed).into_iter().chain(about_to_be).collect()
 }
 
 fn plan_pod(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
@@ -537,8 +551,8 @@ fn plan_rotation(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
             known && (rotation.stage == Stage::Published || since_switch(host, status))
         })
     };
-    let nodes: BTreeSet<&Host> = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect();
-    let left_behind: Vec<Host> = nodes.into_iter().filter(|host| !is_proven(host)).cloned().collect();
+    // Also where the node is just being started anew: the host goes on with what it trusts.
+    let left_behind: Vec<Host> = node_hosts(observed).into_iter().filter(|host| !is_proven(host)).cloned().collect();
     if rotation.stage == Stage::Switched && !serves(wanted, observed) {
         // Without this the old CA stays trusted for as long as it takes.
         plan.waiting.push("the registry to serve with a certificate of the new CA".into());
