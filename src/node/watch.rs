@@ -142,6 +142,8 @@ mod tests {
         symlink(dir.path().join("elsewhere"), &folder).unwrap();
         assert!(is_woken(&mut watch).await);
         fs::write(dir.path().join("certs.d/other"), "").unwrap();
+        // The thread that reads may take its time.
+        sleep(Duration::from_secs(1)).await;
         watch.forget();
         watch.woken = None;
         assert!(!is_woken(&mut watch).await, "that was our own doing");
