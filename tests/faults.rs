@@ -46,7 +46,9 @@ fn rows() -> BTreeMap<String, Row> {
         line.split(" | ").map(|cell| cell.trim().to_owned()).collect()
     };
     let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| fault |");
-    text.lines()
+    let faults = text.split("\n## Over time\n").next().unwrap();
+    faults
+        .lines()
         .filter(is_row)
         .map(|line| {
             let cells = cells(line);

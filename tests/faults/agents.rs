@@ -57,9 +57,10 @@ fn options(podman: bool) -> serde_json::Value {
 
 fn an_agent_is_rebuilt(cluster: &Cluster) {
     let mut fault = Fault::begin(cluster, "an agent dies and is rebuilt with the same address", &[OTHER, PUBLIC]);
-    cluster.lab.die(ILL).unwrap();
+    // Mesos itself takes more than a minute to notice.
+    cluster.lab.control("POST", &format!("/agents/{ILL}/die?after=20"), None).unwrap();
     fault.is_seen(60);
-    cluster.wait("Mesos to give it up", 30, || cluster.agent_state(ILL).is_none());
+    cluster.wait("Mesos to give it up", 60, || cluster.agent_state(ILL).is_none());
     cluster.lab.revive(ILL, true).unwrap();
     fault.is_healed_when(90, |cluster| state_of(cluster, ILL) == "trusted" && is_well(cluster));
     cluster.sh_ok(ILL, "docker pull -q 192.168.0.1/base/hello:1");
