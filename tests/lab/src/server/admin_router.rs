@@ -27,6 +27,8 @@ use crate::journal::unknown;
 const SERVICES_TTL: Duration = Duration::from_secs(1);
 /// How long Marathon is waited for; the real one asks it beside its requests.
 const SERVICES_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a service is given to take a connection.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// A name may be a path, as `group/app`.
 const NAME_SEGMENTS: usize = 10;
 /// Never passed on: they are about one connection only.
@@ -85,7 +87,10 @@ pub fn router(state: SharedState) -> std::io::Result<Router> {
 /// The same for any addresses. Cosmos goes on with the uninstalls it had begun. With a state it is the Admin Router of Enterprise.
 pub fn serve(cluster: Cluster, cosmos: Arc<Cosmos>, enterprise: Option<SharedState>) -> Router {
     cosmos.resume();
-    let client = Client::builder(TokioExecutor::new()).build_http();
+    let mut connector = HttpConnector::new();
+    // Behind the address of a service may be an agent that has just died.
+    connector.set_connect_timeout(Some(CONNECT_PATIENCE));
+    let client = Client::builder(TokioExecutor::new()).build(connector);
     let router = AdminRouter { cluster, enterprise, cosmos, client, services: Mutex::default() };
     Router::new().fallback(dispatch).with_state(Arc::new(router))
 }
