@@ -394,7 +394,11 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
     if let Some((name, port)) = &options.named_vip {
         vips.insert("VIP_1".into(), Value::from(format!("/{name}:{port}")));
     }
-    let mut labels = json!({ HOME_LABEL: facts.home, SERVICE_LABEL: service, ENROLMENT_LABEL: facts.enrolment_id });
+    let mut labels = json!({ SERVICE_LABEL: service, ENROLMENT_LABEL: facts.enrolment_id });
+    if !options.has_account() {
+        // Keys in the secret store are at no host, and what moved with the controller would have the registry replaced.
+        labels[HOME_LABEL] = json!(facts.home);
+    }
     labels[storage::LABEL] = Value::from(storage::store(options, &facts.registry_host));
     if options.registry.replicas == 1 {
         labels["MARATHON_SINGLE_INSTANCE_APP"] = Value::from("true");
