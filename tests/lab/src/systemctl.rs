@@ -137,6 +137,10 @@ pub(crate) fn serve(socket: &UnixListener, docker: &Docker) {
             let said = match words.as_slice() {
                 ["start", unit] if is_docker(unit) => docker.begin(),
                 ["stop", unit] if is_docker(unit) => docker.end(),
+                ["restart", unit] if is_docker(unit) => match docker.end() {
+                    ended if ended.code == 0 => docker.begin(),
+                    failed => failed,
+                },
                 _ => answer(&words, &docker.unit(), |signal| docker.signal(signal)),
             };
             stream.write_all(&serde_json::to_vec(&said)?)
