@@ -38,7 +38,7 @@ fn the_mesos_containerizer_runs_an_image_of_the_registry(cluster: &Cluster, agen
         "constraints": [["hostname", "LIKE", agent.replace('.', "\\.")]],
     });
     assert_eq!(cluster.marathon("POST", "/apps", &app).0, 201);
-    cluster.wait("the image to run", 30, || cluster.get("/marathon/v2/apps/by-mesos")["app"]["tasksRunning"] == 1);
+    cluster.wait("the image to run", 90, || cluster.get("/marathon/v2/apps/by-mesos")["app"]["tasksRunning"] == 1);
     let said = "find /var/lib/mesos -path '*by-mesos*' -name said -exec cat {} +";
     cluster.wait("its word", 10, || cluster.sh(agent, said).stdout == "from the image\n");
     assert_eq!(cluster.marathon("DELETE", "/apps/by-mesos", &Value::Null).0, 200);

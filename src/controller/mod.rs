@@ -679,6 +679,9 @@ impl Controller {
             tracing::info!(run, "a run of the init job asks for a fresh proof of every agent");
             observe::ask_for_proof(&self.cluster, observed, &wanted.trust).await;
         }
+        if self.memory.asks_again(observed, Instant::now()) {
+            observe::ask_for_proof(&self.cluster, observed, &wanted.trust).await;
+        }
     }
 
     fn report(&self, wanted: &Wanted, observed: &Observed, plan: &Plan, anchor: &Anchor) -> Result<Report, ControllerError> {

@@ -203,7 +203,13 @@ pub(crate) struct Memory {
     takeover_since: Option<Instant>,
     /// Active runs of the init job: passes of every node at the time the run was first seen. Done when all have made one more.
     runs: BTreeMap<String, Passes>,
+    /// Whether nodes are asked in this pass.
+    asks: bool,
+    asked_at: Option<Instant>,
 }
+
+/// So long after a question whoever has not answered it with a proof is asked again: one who has been started anew since has forgotten it.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 impl Memory {
     /// Notes whether the registry serves as it should.
@@ -261,6 +267,7 @@ impl Memory {
         if asks {
             self.passes_at_takeover = passes(observed);
         }
+        self.asks |= asks;
         observed.passes_at_takeover.clone_from(&self.passes_at_takeover);
         asks
     }
@@ -277,6 +284,7 @@ impl Memory {
             self.passes_at_switch = Some(passes(observed));
         }
         observed.passes_at_switch = self.passes_at_switch.clone().unwrap_or_default();
+        self.asks |= asks;
         asks
     }
 
@@ -288,7 +296,30 @@ impl Memory {
         self.runs.retain(|run, _| active.contains(run));
         let new: Vec<String> = active.into_iter().filter(|run| !self.runs.contains_key(*run)).cloned().collect();
         self.runs.extend(new.iter().map(|run| (run.clone(), passes(observed))));
+        self.asks |= !new.is_empty();
         new
+    }
+
+    /// Whether every node is to be asked for a proof once more, because one of those that are waited for owes it. To be called at the end
+    /// of a pass.
+    #[must_use]
+    pub(crate) fn asks_again(&mut self, observed: &Observed, now: Instant) -> bool {
+        let mut waits = false;
+        let all = self.passes_at_switch.iter_mut().chain([&mut self.passes_at_takeover]).chain(self.runs.values_mut());
+        for (host, before) in all.flatten().filter(|(_, before)| **before != u64::MAX) {
+            let Some(status) = observed.nodes.get(host) else { continue };
+            if status.passes < *before {
+                // Started anew, it counts from the beginning, and all that it has proven it has proven since.
+                *before = 0;
+            }
+            waits |= status.passes <= *before;
+        }
+        let due = waits && self.asked_at.is_none_or(|at| now.saturating_duration_since(at) >= ASK_AGAIN);
+        let asked = std::mem::take(&mut self.asks);
+        if asked || due {
+            self.asked_at = Some(now);
+        }
+        due && !asked
     }
 
     /// Those runs, and whether every node has made a pass since each was seen.
@@ -303,4 +334,30 @@ impl Memory {
 pub(crate) fn is_rotated(anchor: &Anchor, state: Option<&State>, run: &str) -> bool {
     let signs = anchor.is_own() || matches!(anchor, Anchor::Cluster(_));
     !signs || state.is_some_and(|state| state.rotation().is_none() && state.rotated_for() == Some(run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{NodePhase, NodeStatus};
+
+    #[test]
+    fn a_node_that_was_started_anew_owes_no_more_proofs_than_the_others() {
+        let host: Host = "10.0.0.1".parse().unwrap();
+        let seen = |passes: u64| {
+            let status = NodeStatus { passes, ..plan::tests::node("10.0.0.1", "", NodePhase::Trusted, 1).1 };
+            Observed { nodes: [(host.clone(), status)].into(), ..Observed::default() }
+        };
+        let (mut memory, began) = (Memory { runs: [("run".to_string(), passes(&seen(40)))].into(), ..Memory::default() }, Instant::now());
+        let is_fresh = |memory: &Memory, passes: u64| memory.runs(&seen(passes))[0].1;
+        let later = |seconds: u64| began + Duration::from_secs(seconds);
+        memory.asks = true;
+        assert!(!memory.asks_again(&seen(40), later(0)), "it has just been asked");
+        assert!(!memory.asks_again(&seen(40), later(9)) && memory.asks_again(&seen(40), later(10)));
+        assert!(!is_fresh(&memory, 40) && is_fresh(&memory, 41));
+
+        assert!(!memory.asks_again(&seen(0), later(11)), "started anew");
+        assert!(!is_fresh(&memory, 0) && is_fresh(&memory, 1), "what it proves now it proves after the question");
+        assert!(!memory.asks_again(&seen(1), later(60)), "it owes nothing");
+    }
 }

@@ -305,7 +305,8 @@ impl Controller {
         }
         let order = RotationOrder { names: asked, run: rotate_run };
         self.apply(world, &plan, &wanted, &look, &in_force, &order, tally)?;
-        if !self.memory.see_runs(options, &look.observed).is_empty() {
+        let begun = !self.memory.see_runs(options, &look.observed).is_empty();
+        if self.memory.asks_again(&look.observed, world.instant()) || begun {
             self.ask_for_proof(world, &look, &wanted.trust);
         }
         self.collect(world, &look, &plan)?;

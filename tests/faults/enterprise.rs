@@ -130,8 +130,7 @@ fn the_controllers_agent_dies(cluster: &Cluster) {
     fault.is_seen(30);
     fault.is_healed_when(120, is_well);
     assert_eq!(cluster.status().unwrap()["ca_fingerprint"], ca, "it has its keys");
-    // The registry's app names the controller's agent, so it is deployed anew.
-    fault.ends_after_an_outage(10.0);
+    fault.ends();
     cluster.lab.revive(&host, false).unwrap();
     cluster.wait_converged();
 }

@@ -84,6 +84,8 @@ fn login(config: &[u8], registry: &str) -> Option<String> {
 fn get(url: &str, accept: Option<&str>, login: Option<&str>, into: &Path) -> Result<String, String> {
     let ask = |authorization: Option<String>| {
         let mut curl = Command::new(CURL);
+        // As the fetcher of Mesos, a download that stalls is given up, and the task is started anew.
+        curl.args(["--connect-timeout", "10", "--speed-limit", "1", "--speed-time", "10"]);
         curl.args(["-s", "-S", "-L", "-w", "%{http_code} %{content_type}", "-D"]).arg(into.with_extension("headers")).arg("-o").arg(into);
         if let Some(accept) = accept {
             curl.args(["-H", &format!("Accept: {accept}")]);
