@@ -127,6 +127,9 @@ fn the_controllers_agent_dies(cluster: &Cluster) {
     let mut fault = Fault::begin(cluster, "Enterprise: the controller's agent dies", &pulling);
     assert_ne!(host, HOST, "controller and registry are on one agent, so this shows nothing");
     cluster.lab.die(&host).unwrap();
+    // It is elsewhere again within seconds.
+    let said = cluster.dcos(&["private-registry", "status"]);
+    fault.reads(&format!("{}{}", said.stdout, said.stderr));
     fault.is_seen(30);
     fault.is_healed_when(120, is_well);
     assert_eq!(cluster.status().unwrap()["ca_fingerprint"], ca, "it has its keys");
