@@ -273,6 +273,11 @@ fn leaf_common_name(hosts: &[Host]) -> String {
     first.unwrap_or_else(|| "private-registry".to_string())
 }
 
+/// Sixteen digits that nobody else has.
+pub(crate) fn unique() -> Result<String, AuthorityError> {
+    Ok(hex(&random::<8>()?))
+}
+
 fn random<const N: usize>() -> Result<[u8; N], AuthorityError> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).map_err(|_| AuthorityError::Random)?;

@@ -10,6 +10,7 @@ mod pem;
 mod provided;
 mod request;
 
+pub(crate) use authority::unique;
 pub use authority::{Authority, AuthorityError, requested_public_key};
 pub use certificate::{Certificate, CertificateError};
 pub use orders::{OrderError, OrderKey, OrderSigner, SigningKeyError};

@@ -31,12 +31,14 @@ pub(super) struct Source {
     marathon: versions::Marathon,
     /// Version of the registry.
     version: String,
+    /// How long a part may take.
+    patience: std::time::Duration,
 }
 
 #[cfg(test)]
 impl Source {
     /// One that asks whoever answers there.
-    pub(super) fn at(address: String) -> Self {
+    pub(super) fn at(address: String, patience: std::time::Duration) -> Self {
         let marathon = versions::Marathon { version: "1.11.24".parse().unwrap() };
         Self {
             http: crate::dcos::Api::client().unwrap(),
@@ -44,6 +46,7 @@ impl Source {
             key: EnrolmentKey::generate().unwrap(),
             marathon,
             version: "2.8.3".into(),
+            patience,
         }
     }
 }
@@ -79,6 +82,7 @@ impl Controller {
             key: state.enrolment_key().clone(),
             marathon: observed.marathon,
             version: task.status.version.clone().unwrap_or_default(),
+            patience: PATIENCE,
         });
         self.shared.offer_images(source);
     }
@@ -95,7 +99,7 @@ pub(super) async fn list(source: &Source, asked_for: &Asked) -> Result<ImagesRep
     }
     let path = format!("/images?last={}", asked_for.last);
     let now = unix_now();
-    let request = source.http.get(format!("http://{}{path}", source.address)).timeout(PATIENCE);
+    let request = source.http.get(format!("http://{}{path}", source.address)).timeout(source.patience);
     let request = request.header(TIME_HEADER, now).header(MAC_HEADER, source.key.mac(&asked("GET", &path, now)));
     let answer = request.send().await.map_err(|error| format!("the registry's task does not answer: {}", chain(&error.without_url())))?;
     let status = answer.status();

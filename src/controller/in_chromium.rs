@@ -142,7 +142,7 @@ impl Server {
         let bind = || runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let (listener, task) = (bind(), bind());
         let url = format!("http://{}/", listener.local_addr().unwrap());
-        shared.offer_images(Some(Source::at(task.local_addr().unwrap().to_string())));
+        shared.offer_images(Some(Source::at(task.local_addr().unwrap().to_string(), std::time::Duration::from_secs(30))));
         runtime.spawn(async move { axum::serve(task, Router::new().route("/images", get(listed))).await });
         runtime.spawn(serve::serve(listener, Arc::clone(&shared)));
         for action in ["run the registry: it does not run yet", "sign a certificate for the registry: it has none"] {

@@ -116,6 +116,19 @@ pub enum ControllerError {
     NotCurrent(String),
 }
 
+impl ControllerError {
+    /// Whether it belongs to the very document or order that it was about, so that others are worth trying.
+    fn is_of_one_document(&self) -> bool {
+        match self {
+            Self::Api(ApiError::Refused { status, .. }) => matches!(status, 400..=499) && !matches!(status, 401 | 408 | 429),
+            Self::Api(ApiError::Denied { status, .. }) => *status == 403,
+            Self::State(error) => !error.is_of_store(),
+            Self::Certificate(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// What Marathon and the template tell the controller at its start.
 #[derive(Clone)]
 pub struct Setting {
@@ -280,8 +293,19 @@ enum Pass {
     Done,
     /// Something is still to be done or waited for.
     Unfinished,
+    /// Something was refused, and will hardly be taken in a moment.
+    Refused,
     /// A run of the uninstall job is active.
     Remove,
+}
+
+/// What a pass could not do.
+#[derive(Debug, Default)]
+struct Undone {
+    /// Because of a deployment of Marathon's.
+    put_off: Vec<String>,
+    /// Each because of itself.
+    refused: Vec<String>,
 }
 
 /// What a rotation that is begun now is for.
@@ -353,7 +377,7 @@ impl Controller {
             let passed = self.pass().await;
             self.shared.metrics.passed(started.elapsed(), passed.is_ok());
             let pause = match passed {
-                Ok(Pass::Done) => CALM,
+                Ok(Pass::Done | Pass::Refused) => CALM,
                 Ok(Pass::Unfinished) => {
                     let now = self.shared.summary();
                     if now != summary {
@@ -377,7 +401,7 @@ impl Controller {
                 Err(error) => {
                     if matches!(error, ControllerError::State(_)) {
                         // Only what is kept counts: the next pass goes on from there, as after a restart.
-                        self.state = None;
+                        (self.state, self.retirement, self.users) = (None, None, users::Kept::default());
                     }
                     tracing::warn!(error = chain(&error), "this pass failed; trying again");
                     self.shared.trouble(chain(&error));
@@ -435,17 +459,23 @@ impl Controller {
         {
             state.let_go_of_leaf(run).await?;
         }
-        if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
-            self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
-        }
         let others = self.others.resolve(&self.options.others, self.cluster.secrets.as_ref(), state).await?;
         let bundle = steps::bundle(&self.options, &anchor, state, self.memory.settled, names, others);
         let upstream = settings::upstream(&self.options.proxy);
         let upstream = bundle.others.iter().filter(|other| upstream.as_ref() == Some(&other.name));
         let upstream_certificates = upstream.flat_map(|other| &other.certificates).map(|pem| format!("{}\n", pem.trim_end())).collect();
-        let trust = state.trust_order(bundle).await?;
         observe::tasks(&self.cluster, &self.options, &mut observed).await;
         self.strangers = observe::leave_out_strangers(&mut observed, state);
+        // Whatever is signed goes above what tasks have taken.
+        state.note_taken(steps::newest_taken(&observed));
+        if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
+            self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
+        }
+        let trust = state.trust_order(bundle).await?;
+        if self.memory.surpasses(&observed, &trust, Instant::now()) {
+            tracing::warn!("a node has taken another order that is not older; what it is to trust is given anew by the next pass");
+            state.surpass_trust();
+        }
         self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
         state.note_covered(steps::covered(&observed)).await?;
         self.memory.see_registry(&self.options, &anchor, state, &observed, &in_force);
@@ -498,7 +528,8 @@ impl Controller {
             ));
         }
         let order = RotationOrder { names: asked, run: rotate_run };
-        plan.waiting.extend(self.apply(&plan, &wanted, &observed, &in_force, &order).await?);
+        let undone = self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
+        plan.waiting.extend(undone.put_off);
         self.follow_runs(&observed, &wanted).await;
         if !self.copies.is_busy() && !copying::holds_back(&observed.registries) {
             let mut turn = turns::one_may_restart(&observed) && !plan.actions.iter().any(turns::is_restart);
@@ -509,14 +540,20 @@ impl Controller {
         self.copy(&observed, now, collects).await?;
         self.preload(&observed).await?;
         self.offer_images(&observed);
-        let report = self.report(&wanted, &observed, &plan, &anchor)?;
+        let mut report = self.report(&wanted, &observed, &plan, &anchor)?;
+        let is_refused = !undone.refused.is_empty();
+        report.problems.extend(undone.refused);
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
         let idle = report.collections.iter().all(|collection| collection.ended) && report.copies.iter().all(|copy| copy.ended);
         let done = idle && report.converged && report.orders.iter().all(|order| order.fresh);
         self.shared.describe(Discovery::new(&self.options, &plan::registry_host(&observed, &self.options), &report));
         self.shared.metrics.see(&wanted, &observed, &report);
         self.shared.publish(report);
-        Ok(if done { Pass::Done } else { Pass::Unfinished })
+        Ok(match () {
+            () if is_refused => Pass::Refused,
+            () if done => Pass::Done,
+            () => Pass::Unfinished,
+        })
     }
 
     /// Asks Metronome for the jobs. When it does not answer, what it has said last counts, and why it does not is returned: agents and
@@ -575,7 +612,9 @@ impl Controller {
         self.reached
     }
 
-    /// Performs the actions; what Marathon has put off because of a deployment is returned.
+    /// Performs the actions. They do not build upon each other: each follows from what was observed before all of them. So where one
+    /// is refused, the others are taken none the less; only a registry whose users cannot be sent must not begin to serve. Where
+    /// Marathon, Metronome or the store do not answer, or login fails, the pass ends.
     async fn apply(
         &mut self,
         plan: &Plan,
@@ -583,75 +622,39 @@ impl Controller {
         observed: &Observed,
         names: &[HostPort],
         order: &RotationOrder,
-    ) -> Result<Vec<String>, ControllerError> {
-        let ids = &wanted.documents;
-        let mut put_off = Vec::new();
+    ) -> Result<Undone, ControllerError> {
+        let mut undone = Undone::default();
+        let mut without_users: Vec<&str> = Vec::new();
         for action in &plan.actions {
             if matches!(action, Action::PutSchedule { job, schedule, .. } if self.refused_schedules.get(job).is_some_and(|(known, _)| known == schedule))
             {
                 continue;
             }
+            if matches!(action, Action::Certify { address, .. } | Action::Restart { address } if without_users.contains(&address.as_str()))
+            {
+                continue;
+            }
             tracing::info!("{action}");
-            let done = match action {
-                Action::PutPod { pod, force, .. } => self.cluster.marathon.put_pod(&ids.pod_id, pod, *force).await.map(drop),
-                Action::PutRegistry { app, force, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, *force).await,
-                Action::TakeOver { app, .. } => {
-                    self.memory.taken_over(observed);
-                    self.cluster.marathon.put_app(&ids.registry_id, app, false).await
-                }
-                Action::RetireRegistry => {
-                    if let Some((order, _)) = &self.retirement {
-                        observe::send_to_registries(&self.cluster, observed, order).await;
-                    }
-                    Ok(())
-                }
-                Action::DeleteRegistry { .. } => self.cluster.marathon.delete_app(&ids.registry_id).await,
-                Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await,
-                Action::PutSchedule { job, schedule, exists } => self.cluster.metronome.put_schedule(job, schedule, *exists).await,
-                Action::DropSchedule { job } => self.cluster.metronome.delete_schedule(job, documents::SCHEDULE).await,
-                Action::StartRun { id } => self.cluster.metronome.start_run(id).await,
-                Action::SendTrust { host } => {
-                    observe::send_to_node(&self.cluster, observed, host, &wanted.trust).await;
-                    Ok(())
-                }
-                Action::BeginRotation { .. } | Action::DropRotation | Action::SwitchCa { .. } | Action::RetireCa { .. } => {
-                    if let Some(state) = &mut self.state {
-                        steps::step_of_ca(state, action, order, self.options.trust.ca_days, wanted.now).await?;
-                    }
-                    Ok(())
-                }
-                Action::SendUsers { address } => {
-                    let task = observed.registries.iter().find(|task| task.address == *address);
-                    if let (Some(RegistryTask { status, .. }), Some(state)) = (task, &mut self.state) {
-                        let order = self.users.order_for(status, state).await?;
-                        observe::send_to_registry(&self.cluster, address, &order).await;
-                    }
-                    Ok(())
-                }
-                Action::Restart { address } => {
-                    if let Some(state) = &mut self.state {
-                        let order = state.order(OrderKind::Restart).await?;
-                        observe::send_to_registry(&self.cluster, address, &order).await;
-                    }
-                    Ok(())
-                }
-                Action::Certify { address, .. } => {
-                    self.certify(observed, address, names).await?;
-                    Ok(())
-                }
-            };
-            match (action, done) {
+            match (action, self.perform(action, wanted, observed, names, order).await) {
                 // Only Metronome knows every time zone. A wrong one must not keep the registry from being run.
-                (Action::PutSchedule { job, schedule, .. }, Err(error @ ApiError::Refused { status: 422, .. })) => {
+                (Action::PutSchedule { job, schedule, .. }, Err(ControllerError::Api(error @ ApiError::Refused { status: 422, .. }))) => {
                     tracing::error!(%error, "the schedule is refused");
                     self.refused_schedules.insert(job.clone(), (schedule.clone(), error.to_string()));
                     continue;
                 }
                 (Action::PutSchedule { job, .. }, Ok(())) => drop(self.refused_schedules.remove(job)),
                 // Somebody else's deployment came in between: the next pass sees it.
-                (_, Err(error)) if error.is_conflict() => {
+                (_, Err(ControllerError::Api(error))) if error.is_conflict() => {
                     tracing::info!(%error, "waiting for a deployment");
-                    put_off.push(format!("a deployment to end; until then this is put off: {action} ({error})"));
+                    undone.put_off.push(format!("a deployment to end; until then this is put off: {action} ({error})"));
+                    continue;
+                }
+                (_, Err(error)) if error.is_of_one_document() => {
+                    tracing::warn!(error = chain(&error), "this is refused, and tried again: {action}");
+                    undone.refused.push(format!("this is refused, and tried again: {action}: {}", chain(&error)));
+                    if let Action::SendUsers { address } = action {
+                        without_users.push(address);
+                    }
                     continue;
                 }
                 (_, other) => other?,
@@ -659,7 +662,61 @@ impl Controller {
             self.shared.metrics.acted(action);
             self.shared.acted(action.to_string());
         }
-        Ok(put_off)
+        Ok(undone)
+    }
+
+    async fn perform(
+        &mut self,
+        action: &Action,
+        wanted: &Wanted,
+        observed: &Observed,
+        names: &[HostPort],
+        order: &RotationOrder,
+    ) -> Result<(), ControllerError> {
+        let ids = &wanted.documents;
+        match action {
+            Action::PutPod { pod, force, .. } => drop(self.cluster.marathon.put_pod(&ids.pod_id, pod, *force).await?),
+            Action::PutRegistry { app, force, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, *force).await?,
+            Action::TakeOver { app, .. } => {
+                self.memory.taken_over(observed);
+                self.cluster.marathon.put_app(&ids.registry_id, app, false).await?
+            }
+            Action::RetireRegistry => {
+                if let Some((order, _)) = &self.retirement {
+                    observe::send_to_registries(&self.cluster, observed, order).await;
+                }
+            }
+            Action::DeleteRegistry { .. } => self.cluster.marathon.delete_app(&ids.registry_id).await?,
+            Action::PutJob { id, job, exists } => self.cluster.metronome.put_job(id, job, *exists).await?,
+            Action::PutSchedule { job, schedule, exists } => self.cluster.metronome.put_schedule(job, schedule, *exists).await?,
+            Action::DropSchedule { job } => self.cluster.metronome.delete_schedule(job, documents::SCHEDULE).await?,
+            Action::StartRun { id } => self.cluster.metronome.start_run(id).await?,
+            Action::SendTrust { host } => {
+                observe::send_to_node(&self.cluster, observed, host, &wanted.trust).await;
+            }
+            Action::BeginRotation { .. } | Action::DropRotation | Action::SwitchCa { .. } | Action::RetireCa { .. } => {
+                if let Some(state) = &mut self.state {
+                    steps::step_of_ca(state, action, order, self.options.trust.ca_days, wanted.now).await?;
+                }
+            }
+            Action::SendUsers { address } => {
+                let task = observed.registries.iter().find(|task| task.address == *address);
+                if let (Some(RegistryTask { status, .. }), Some(state)) = (task, &mut self.state) {
+                    let order = self.users.order_for(status, state).await?;
+                    observe::send_to_registry(&self.cluster, address, &order).await;
+                }
+            }
+            Action::Restart { address } => {
+                if let Some(state) = &mut self.state {
+                    let order = state.order(OrderKind::Restart).await?;
+                    observe::send_to_registry(&self.cluster, address, &order).await;
+                }
+            }
+            Action::Certify { address, .. } => {
+                self.certify(observed, address, names).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn certify(&mut self, observed: &Observed, address: &str, names: &[HostPort]) -> Result<(), ControllerError> {

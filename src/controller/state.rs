@@ -2,6 +2,12 @@
 //!
 //! Keys are entries of their own; the record holds nothing secret. Every change is kept before an order that depends on it leaves
 //! the controller, so a kill at any point never makes a version number come twice.
+//!
+//! Two controllers may have one store for a while, as in a partition, and the store has no way to write only what nobody else has changed.
+//! So the record says who has written it last, which is looked at before each write and after it: whoever is not the one has lost,
+//! gives no order, and reads it anew ([`StateError::Outdated`]). What is left are two who both look and then both write and look, one after
+//! the other, within the time of one call. Then two orders have one version; a node takes the first and refuses the second, which shows
+//! in its status, and the next order is given a version above all that tasks have taken ([`State::note_taken`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificates::{
     Authority, AuthorityError, Certificate, CertificateError, EnrolmentKey, EnrolmentKeyError, OrderSigner, SigningKeyError,
-    requested_public_key,
+    requested_public_key, unique,
 };
 use crate::dcos::ApiError;
 use crate::digest::sha256_hex;
@@ -21,6 +27,10 @@ use crate::secret::Secret;
 
 use super::others::Fetched;
 use super::store::{Entry, Store};
+
+/// How far versions go up at once because of what a status says, which anybody between could have written: enough for every store that was
+/// ever restored from a backup, and so little that two leaps a second need thousands of years to use the numbers up.
+const LEAP: u64 = 1 << 20;
 
 /// Certificates that are remembered: several times as many as there can be replicas.
 const LEAVES: usize = 64;
@@ -33,6 +43,8 @@ pub enum StateError {
     File(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("{0} is damaged: {1}; move it away and restart the controller, which then makes new keys")]
     Damaged(String, String),
+    #[error("another controller of this service has changed its state; it is read anew")]
+    Outdated,
     #[error("the controller's state cannot be kept in the secret store")]
     Secrets(#[from] ApiError),
     #[error(transparent)]
@@ -51,6 +63,14 @@ pub enum StateError {
     KeyLost,
 }
 
+impl StateError {
+    /// Whether it is the store's, or says that the state is another one: what depends on it must not go on. Any other error belongs to
+    /// what was to be signed, and has changed nothing.
+    pub(crate) fn is_of_store(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Secrets(_) | Self::Damaged(..) | Self::Outdated)
+    }
+}
+
 impl From<FileError> for StateError {
     fn from(error: FileError) -> Self {
         Self::File(Box::new(error))
@@ -60,8 +80,16 @@ impl From<FileError> for StateError {
 /// The part that is no secret.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Record {
+    /// See [`Stamp`].
+    #[serde(default)]
+    writer: String,
+    #[serde(default)]
+    revision: u64,
     /// Version of the last order of any kind.
     version: u64,
+    /// The public key that orders are signed with, base64.
+    #[serde(default)]
+    order_key: Option<String>,
     /// Generation of the newest CA.
     generation: u32,
     /// Certificate of the CA that signs, PEM: known even when its key is lost.
@@ -94,6 +122,16 @@ struct Record {
     /// Images that were copied in, by where they are from.
     #[serde(default)]
     preloaded: BTreeMap<String, Copied>,
+}
+
+/// Tells one writing of the record from every other one.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+struct Stamp {
+    /// The controller that has written it; each makes a name of its own when it reads the state.
+    #[serde(default)]
+    writer: String,
+    #[serde(default)]
+    revision: u64,
 }
 
 /// A change from one CA to the next. At every moment all that is served is trusted by every agent that answers.
@@ -214,6 +252,12 @@ pub struct State {
     /// The CA that is made known beside it.
     next: Option<Authority>,
     record: Record,
+    /// See [`Stamp::writer`].
+    writer: String,
+    /// The newest version that a task says it has taken.
+    taken: u64,
+    /// The trust order in force is to be given anew.
+    is_surpassed: bool,
 }
 
 impl State {
@@ -231,18 +275,23 @@ impl State {
             Some(pem) => OrderSigner::from_pkcs8_pem(&pem)?,
             None => {
                 let signer = OrderSigner::generate()?;
-                store.write(Entry::OrderKey, &signer.to_pkcs8_pem()).await?;
-                // An order signed with a lost key binds nobody.
-                record.trust = None;
-                record.leaves.clear();
+                store.create(Entry::OrderKey, &signer.to_pkcs8_pem()).await?;
+                record.order_key = Some(String::new());
                 signer
             }
         };
+        let order_key = Some(signer.verifying_key_base64());
+        if record.order_key.is_some() && record.order_key != order_key {
+            // An order signed with a lost key binds nobody.
+            record.trust = None;
+            record.leaves.clear();
+        }
+        record.order_key = order_key;
         let enrolment = match store.read(Entry::EnrolmentKey).await? {
             Some(text) => EnrolmentKey::from_base64(&Secret::new(text.expose().trim().to_string()))?,
             None => {
                 let key = EnrolmentKey::generate()?;
-                store.write(Entry::EnrolmentKey, &key.to_base64()).await?;
+                store.create(Entry::EnrolmentKey, &key.to_base64()).await?;
                 key
             }
         };
@@ -260,6 +309,8 @@ impl State {
         match (&next, published(&record)) {
             (Some(_), false) => next = None,
             (None, true) => record.rotation = None,
+            // Another controller has begun one on the same store, and has not come to write it down.
+            (Some(made), true) if !is_link_for(&record, made)? => (next, record.rotation) = (None, None),
             _ => {}
         }
         let signing = match (&authority, &record.signing) {
@@ -270,7 +321,7 @@ impl State {
                     record.generation += 1;
                     record.ca_names = own.names.to_vec();
                     let first = Authority::create_in(own.organization, store.service(), record.generation, own.names, now, own.days)?;
-                    store.write(Entry::Ca, &certificate_and_key(&first)).await?;
+                    store.create(Entry::Ca, &certificate_and_key(&first)).await?;
                     Some(authority.insert(first).certificate().clone())
                 }
                 None => None,
@@ -278,7 +329,8 @@ impl State {
         };
         record.signing = signing.as_ref().map(Certificate::pem);
         let organization = own.map(|own| own.organization.to_string()).unwrap_or_default();
-        let state = Self { store, signer, enrolment, signing, organization, authority, next, record };
+        let (writer, taken, is_surpassed) = (unique()?, 0, false);
+        let mut state = Self { store, signer, enrolment, signing, organization, authority, next, record, writer, taken, is_surpassed };
         state.save().await?;
         state.tidy().await?;
         Ok(state)
@@ -321,6 +373,16 @@ impl State {
     pub async fn note_covered<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) -> Result<(), StateError> {
         let before = self.record.covered.len();
         self.record.covered.extend(hosts.into_iter().cloned());
+        if self.record.covered.len() == before { Ok(()) } else { self.save().await }
+    }
+
+    /// Agents that are as they were before us.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn note_restored(&mut self, hosts: &BTreeSet<Host>) -> Result<(), StateError> {
+        let before = self.record.covered.len();
+        self.record.covered.retain(|host| !hosts.contains(host));
         if self.record.covered.len() == before { Ok(()) } else { self.save().await }
     }
 
@@ -430,6 +492,21 @@ impl State {
         })
     }
 
+    /// Those of these names that the CA that signs may speak for; all, where its key is lost.
+    ///
+    /// # Errors
+    /// When its certificate cannot be read.
+    pub fn spoken_for(&self, names: Vec<TrustedName>) -> Result<Vec<TrustedName>, StateError> {
+        let Some(authority) = &self.authority else { return Ok(names) };
+        let mut spoken_for = Vec::new();
+        for name in names {
+            if authority.covers(std::slice::from_ref(&name.name))? {
+                spoken_for.push(name);
+            }
+        }
+        Ok(spoken_for)
+    }
+
     /// The names that nodes trust now.
     pub fn trusted_names(&self) -> Option<Vec<TrustedName>> {
         self.record.trust.as_ref().map(|(bundle, _)| bundle.names.clone())
@@ -509,6 +586,7 @@ impl State {
             Some(authority) => Some(authority.link(&next, &all, now)?),
             None => None,
         };
+        self.is_newest().await?;
         // After a switch that could not be completed on the store the place of the next CA holds the only copy of the present one's key.
         self.tidy().await?;
         // The key first: a next CA without its record is dropped by the next start. Nothing has begun before it is kept.
@@ -632,13 +710,25 @@ impl State {
     pub async fn trust_order(&mut self, bundle: TrustBundle) -> Result<SignedOrder, StateError> {
         if let Some((in_force, order)) = &self.record.trust
             && *in_force == bundle
+            && !self.is_surpassed
         {
             return Ok(order.clone());
         }
         let order = self.order(OrderKind::Trust(bundle.clone())).await?;
         self.record.trust = Some((bundle, order.clone()));
         self.save().await?;
+        self.is_surpassed = false;
         Ok(order)
+    }
+
+    /// Notes the newest version that a task says it has taken: the next order goes above it.
+    pub fn note_taken(&mut self, version: u64) {
+        self.taken = self.taken.max(version);
+    }
+
+    /// Has the trust order in force given anew: a node has taken another one that is not older, and refuses it.
+    pub fn surpass_trust(&mut self) {
+        self.is_surpassed = true;
     }
 
     /// The order that carries the certificate in force of a registry's task, if that is for these names and from the CA of this
@@ -719,7 +809,7 @@ impl State {
     /// # Errors
     /// When the state cannot be written.
     pub async fn users_order(&mut self, users: &Secret<String>) -> Result<SignedOrder, StateError> {
-        let sealed = self.enrolment.seal(users, self.store.service(), self.record.version + 1)?;
+        let sealed = self.enrolment.seal(users, self.store.service(), self.next_version())?;
         self.order(OrderKind::Users { sealed }).await
     }
 
@@ -728,15 +818,48 @@ impl State {
     /// # Errors
     /// When the state cannot be written: then the order is not given.
     pub async fn order(&mut self, kind: OrderKind) -> Result<SignedOrder, StateError> {
-        self.record.version += 1;
+        self.record.version = self.next_version();
         self.save().await?;
         Ok(self.signer.sign(&Order { service: self.store.service().to_string(), version: self.record.version, kind }))
     }
 
-    async fn save(&self) -> Result<(), StateError> {
-        let text = serde_json::to_string_pretty(&self.record).map_err(|error| StateError::File(Box::new(error)))?;
-        self.store.write(Entry::Record, &Secret::new(text)).await
+    fn next_version(&self) -> u64 {
+        let last = self.record.version;
+        last.max(self.taken.min(last.saturating_add(LEAP))).saturating_add(1)
     }
+
+    async fn save(&mut self) -> Result<(), StateError> {
+        self.is_newest().await?;
+        self.record.writer.clone_from(&self.writer);
+        self.record.revision += 1;
+        let text = serde_json::to_string_pretty(&self.record).map_err(|error| StateError::File(Box::new(error)))?;
+        self.store.write(Entry::Record, &Secret::new(text)).await?;
+        self.is_newest().await
+    }
+
+    /// Whether the record is still as this controller has read or written it last. One that was removed is written again.
+    async fn is_newest(&self) -> Result<(), StateError> {
+        let Some(text) = self.store.read(Entry::Record).await? else { return Ok(()) };
+        let ours = |stamp: Stamp| stamp.writer == self.record.writer && stamp.revision == self.record.revision;
+        if serde_json::from_str(text.expose()).is_ok_and(ours) { Ok(()) } else { Err(StateError::Outdated) }
+    }
+}
+
+/// Agents that a service's record says have files of ours.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) async fn covered_by(store: &Store) -> Result<BTreeSet<Host>, StateError> {
+    let Some(text) = store.read(Entry::Record).await? else { return Ok(BTreeSet::new()) };
+    let record: Record =
+        serde_json::from_str(text.expose()).map_err(|error| StateError::Damaged(store.place(Entry::Record), error.to_string()))?;
+    Ok(record.covered)
+}
+
+/// Whether what the rotation under way is to be served with is the certificate of this CA.
+fn is_link_for(record: &Record, next: &Authority) -> Result<bool, StateError> {
+    let Some(link) = record.rotation.as_ref().and_then(|rotation| rotation.link.as_ref()) else { return Ok(true) };
+    Ok(Certificate::parse_pem(link)?.public_key_spki_der() == next.certificate().public_key_spki_der())
 }
 
 /// Certificate and key in one text.
@@ -756,6 +879,7 @@ async fn read_authority(store: &Store, entry: Entry) -> Result<Option<Authority>
 mod tests {
     use super::*;
     use crate::certificates::{OrderKey, RegistryKey};
+    use crate::controller::store::Shelf;
     use crate::host_paths::HostRoot;
     use crate::protocol::CertificateRequest;
     use std::os::unix::fs::PermissionsExt;
@@ -831,6 +955,115 @@ mod tests {
         state.order(OrderKind::Restore).await.unwrap();
         state.inherit(before, NOW).await.unwrap();
         assert_eq!(state.trusted_certificates(), own, "later there is nothing to inherit any more");
+    }
+
+    async fn on_shelf(shelf: &Shelf) -> Result<State, StateError> {
+        let own = OwnCa { organization: "", names: &names(ONE), days: 365 };
+        State::open(Store::on_shelf(shelf, "private-registry"), Some(own), NOW).await
+    }
+
+    fn version(state: &State, order: &SignedOrder) -> u64 {
+        OrderKey::from_base64(&state.order_key()).unwrap().open(order).unwrap().version
+    }
+
+    #[tokio::test]
+    async fn of_two_controllers_on_one_store_only_the_one_that_has_written_last_signs() {
+        let shelf = Shelf::default();
+        let mut first = on_shelf(&shelf).await.unwrap();
+        first.order(OrderKind::Restart).await.unwrap();
+        let mut second = on_shelf(&shelf).await.unwrap();
+        assert!(matches!(first.order(OrderKind::Restart).await, Err(StateError::Outdated)), "it has read what is no longer so");
+        let begun = first.begin_rotation(Reason::Order, &names(ONE), Some("run"), 365, NOW).await;
+        assert!(matches!(begun, Err(StateError::Outdated)) && !shelf.look().entries.contains_key("next-ca.pem"));
+        let order = second.order(OrderKind::Restore).await.unwrap();
+        // As the next pass does.
+        let mut first = on_shelf(&shelf).await.unwrap();
+        assert_eq!(first.order_key(), second.order_key());
+        let next = first.order(OrderKind::Restart).await.unwrap();
+        assert!(version(&first, &next) > version(&second, &order));
+        assert!(matches!(second.order(OrderKind::Restart).await, Err(StateError::Outdated)));
+    }
+
+    #[tokio::test]
+    async fn of_two_controllers_that_make_a_key_at_the_same_time_one_does_and_the_other_reads_it() {
+        let shelf = Shelf::default();
+        let store = Store::on_shelf(&shelf, "private-registry");
+        let key = |text: &str| Secret::new(text.to_string());
+        store.create(Entry::EnrolmentKey, &key("first")).await.unwrap();
+        assert!(matches!(store.create(Entry::EnrolmentKey, &key("second")).await, Err(StateError::Outdated)));
+        assert_eq!(store.read(Entry::EnrolmentKey).await.unwrap().unwrap().expose(), "first");
+    }
+
+    #[tokio::test]
+    async fn what_another_key_has_signed_is_signed_anew() {
+        let (shelf, other) = (Shelf::default(), Shelf::default());
+        let mut state = on_shelf(&shelf).await.unwrap();
+        let bundle = TrustBundle { certificates: state.trusted_certificates(), ..TrustBundle::default() };
+        let before = state.trust_order(bundle.clone()).await.unwrap();
+        on_shelf(&other).await.unwrap();
+        let key = other.look().entries["order.key"].clone();
+        shelf.look().entries.insert("order.key".into(), key);
+        let mut state = on_shelf(&shelf).await.unwrap();
+        let after = state.trust_order(bundle).await.unwrap();
+        assert!(after != before && version(&state, &after) > 1);
+    }
+
+    #[tokio::test]
+    async fn orders_go_above_what_tasks_have_taken_however_much_somebody_says() {
+        let shelf = Shelf::default();
+        let mut state = on_shelf(&shelf).await.unwrap();
+        let bundle = TrustBundle { certificates: state.trusted_certificates(), ..TrustBundle::default() };
+        let trust = state.trust_order(bundle.clone()).await.unwrap();
+        state.note_taken(700);
+        assert_eq!(state.trust_order(bundle.clone()).await.unwrap(), trust, "nobody has another one");
+        state.surpass_trust();
+        let anew = state.trust_order(bundle.clone()).await.unwrap();
+        assert_eq!(version(&state, &anew), 701);
+        assert_eq!(state.trust_order(bundle).await.unwrap(), anew);
+        state.note_taken(u64::MAX);
+        let mut last = 701;
+        for _ in 0..20 {
+            let order = state.order(OrderKind::Restart).await.unwrap();
+            let next = version(&state, &order);
+            assert!(next > last && next <= last + LEAP + 1, "{last} {next}");
+            last = next;
+        }
+        state.record.version = u64::MAX - 1;
+        assert_eq!(state.next_version(), u64::MAX);
+    }
+
+    #[tokio::test]
+    async fn users_are_sealed_for_the_version_that_the_order_gets() {
+        let shelf = Shelf::default();
+        let mut state = on_shelf(&shelf).await.unwrap();
+        state.note_taken(90);
+        let users = Secret::new("user:hash".to_string());
+        let order = state.users_order(&users).await.unwrap();
+        let order = OrderKey::from_base64(&state.order_key()).unwrap().open(&order).unwrap();
+        let OrderKind::Users { sealed } = order.kind else { panic!("not users") };
+        assert_eq!(state.enrolment_key().open(&sealed, "private-registry", order.version).unwrap().expose(), "user:hash");
+    }
+
+    #[tokio::test]
+    async fn a_rotation_whose_next_ca_is_another_controllers_is_given_up() {
+        let (shelf, other) = (Shelf::default(), Shelf::default());
+        for shelf in [&shelf, &other] {
+            let mut state = on_shelf(shelf).await.unwrap();
+            state.begin_rotation(Reason::Order, &names(ONE), Some("run"), 365, NOW).await.unwrap();
+        }
+        assert!(on_shelf(&shelf).await.unwrap().rotation().is_some());
+        let next = other.look().entries["next-ca.pem"].clone();
+        shelf.look().entries.insert("next-ca.pem".into(), next);
+        assert_eq!(on_shelf(&shelf).await.unwrap().rotation(), None);
+        assert!(!shelf.look().entries.contains_key("next-ca.pem"));
+    }
+
+    #[tokio::test]
+    async fn names_that_the_ca_may_not_speak_for_are_left_out_where_nothing_says_what_nodes_trust() {
+        let state = on_shelf(&Shelf::default()).await.unwrap();
+        let trusted = |text: &str| names(text).into_iter().map(|name| TrustedName { name, inside: true }).collect::<Vec<_>>();
+        let asked = trusted(&format!("{ONE} new.example.com:443"));
+        assert_eq!(state.spoken_for(asked).unwrap(), trusted(ONE));
     }
 
     #[tokio::test]

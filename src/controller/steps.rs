@@ -12,7 +12,7 @@ use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::Options;
 use crate::plan::{self, Action, Observed, Wanted};
-use crate::protocol::{Order, OrderKind, OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
+use crate::protocol::{NodeStatus, Order, OrderKind, OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
 use crate::secret::Secret;
 use crate::takeover::Takeover;
 
@@ -75,7 +75,12 @@ impl Intent {
         let asked = bare(&names);
         // New names come into force with a CA that may speak for them.
         let speaks = !anchor.is_own() || state.speaks_for(&asked)?;
-        let names = if speaks { names } else { state.trusted_names().unwrap_or(names) };
+        let names = match state.trusted_names() {
+            _ if speaks => names,
+            Some(trusted) => trusted,
+            // The order that said what nodes trust is void, as its key was lost.
+            None => state.spoken_for(names)?,
+        };
         let rotate_run = observed.jobs.get(&documents::rotate_job_id(options)).and_then(|job| job.active_runs.first()).cloned();
         let deadline = i64::try_from(options.trust.rotation_deadline_seconds).unwrap_or(i64::MAX);
         let ca = if anchor.is_own() {
@@ -127,13 +132,22 @@ pub(crate) fn bundle(
     }
 }
 
+/// What an order says, whoever has signed it.
+fn content(order: &SignedOrder) -> Option<Order> {
+    use base64::Engine as _;
+    serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(&order.payload).ok()?).ok()
+}
+
+/// The version of an order of ours.
+pub(crate) fn version_of(order: &SignedOrder) -> u64 {
+    content(order).map_or(0, |order| order.version)
+}
+
 /// The CA certificates that the present nodes were started with, whoever has signed the order.
 pub(crate) fn trusted_before(observed: &Observed) -> Vec<String> {
-    use base64::Engine as _;
     let read = || -> Option<Order> {
         let text = observed.pod.as_ref()?.spec["environment"][env::FIRST_ORDER].as_str()?;
-        let signed: SignedOrder = serde_json::from_str(text).ok()?;
-        serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(signed.payload).ok()?).ok()
+        content(&serde_json::from_str(text).ok()?)
     };
     match read().map(|order| order.kind) {
         Some(OrderKind::Trust(bundle)) => bundle.certificates,
@@ -148,6 +162,13 @@ pub(crate) fn first_order(observed: &Observed, order_key: &str) -> Option<Signed
         return None;
     }
     serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok()
+}
+
+/// The newest version that a task says it has taken.
+pub(crate) fn newest_taken(observed: &Observed) -> u64 {
+    let of_node = |status: &NodeStatus| status.order_version.max(status.preload.as_ref().map_or(0, |preload| preload.version));
+    let nodes = observed.nodes.values().map(of_node);
+    nodes.chain(observed.registries.iter().map(|task| task.status.order_version)).max().unwrap_or(0)
 }
 
 /// Agents that have files of ours: a node answers there, or has been started, and may only be out of reach.
@@ -206,12 +227,34 @@ pub(crate) struct Memory {
     /// Whether nodes are asked in this pass.
     asks: bool,
     asked_at: Option<Instant>,
+    /// When an order was given anew because a node had taken another one.
+    surpassed_at: Option<Instant>,
 }
 
 /// So long after a question whoever has not answered it with a proof is asked again: one who has been started anew since has forgotten it.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
+/// Between two orders that say the same as the one before and are given only because of what a status says, which may not be true.
+const SURPASS_EVERY: Duration = Duration::from_secs(600);
+
 impl Memory {
+    /// Whether the trust order is to be given anew, above the version of another one that a node has taken and that is not older.
+    #[must_use]
+    pub(crate) fn surpasses(&mut self, observed: &Observed, trust: &SignedOrder, now: Instant) -> bool {
+        let digest = plan::order_digest(trust);
+        let mut others = observed.nodes.values().filter(|status| status.order_digest != digest).peekable();
+        if others.peek().is_none() {
+            return false;
+        }
+        let version = version_of(trust);
+        let is_surpassed = others.any(|status| status.order_version >= version);
+        let due = is_surpassed && self.surpassed_at.is_none_or(|at| now.saturating_duration_since(at) >= SURPASS_EVERY);
+        if due {
+            self.surpassed_at = Some(now);
+        }
+        due
+    }
+
     /// Notes whether the registry serves as it should.
     pub(crate) fn see_registry(&mut self, options: &Options, anchor: &Anchor, state: &State, observed: &Observed, names: &[HostPort]) {
         self.settled = match options.registry.enabled {
@@ -280,8 +323,12 @@ impl Memory {
         let asks = serves && self.passes_at_switch.is_none();
         if !serves {
             self.passes_at_switch = None;
-        } else if asks {
-            self.passes_at_switch = Some(passes(observed));
+        } else {
+            // Who was away by then, and is back with what he has proven before, owes a proof as well.
+            let at_switch = self.passes_at_switch.get_or_insert_default();
+            for (host, passes) in passes(observed) {
+                at_switch.entry(host).or_insert(passes);
+            }
         }
         observed.passes_at_switch = self.passes_at_switch.clone().unwrap_or_default();
         self.asks |= asks;
@@ -339,7 +386,8 @@ pub(crate) fn is_rotated(anchor: &Anchor, state: Option<&State>, run: &str) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{NodePhase, NodeStatus};
+    use crate::controller::state::{Reason, Rotation};
+    use crate::protocol::NodePhase;
 
     #[test]
     fn a_node_that_was_started_anew_owes_no_more_proofs_than_the_others() {
@@ -359,5 +407,42 @@ mod tests {
         assert!(!memory.asks_again(&seen(0), later(11)), "started anew");
         assert!(!is_fresh(&memory, 0) && is_fresh(&memory, 1), "what it proves now it proves after the question");
         assert!(!memory.asks_again(&seen(1), later(60)), "it owes nothing");
+    }
+
+    #[test]
+    fn a_node_that_was_away_at_the_switch_owes_a_proof_when_it_is_back() {
+        let node = |host: &str, passes: u64| {
+            let (host, status) = plan::tests::node(host, "", NodePhase::Trusted, 1);
+            (host, NodeStatus { passes, ..status })
+        };
+        let mut memory = Memory { passes_at_switch: Some([("10.0.0.1".parse().unwrap(), 4)].into()), ..Memory::default() };
+        let mut observed = Observed { nodes: [node("10.0.0.1", 5), node("10.0.0.2", 7)].into(), ..Observed::default() };
+        let mut wanted = plan::tests::wanted();
+        wanted.ca.rotation = Some(Rotation::at(Stage::Switched, Reason::Order, 0));
+        wanted.leaves = [("a:1".to_string(), plan::Leaf { fingerprint: "new".into(), renew_at: i64::MAX })].into();
+        observed.registries = vec![plan::RegistryTask { address: "a:1".into(), status: plan::tests::registry_status("new") }];
+        assert!(!memory.proves_after_switch(&wanted, &mut observed), "all were asked at the switch");
+        let at_switch: Vec<u64> = observed.passes_at_switch.values().copied().collect();
+        assert_eq!(at_switch, [4, 7], "what it has proven by now may be of before the switch");
+        assert!(memory.asks_again(&observed, Instant::now()));
+    }
+
+    #[test]
+    fn an_order_is_given_anew_where_a_node_has_another_that_is_not_older_and_not_too_often() {
+        let trust = crate::certificates::OrderSigner::generate().unwrap().sign(&Order {
+            service: "s".into(),
+            version: 5,
+            kind: OrderKind::Trust(TrustBundle::default()),
+        });
+        let ours = plan::order_digest(&trust);
+        let seen = |digest: &str, order_version: u64| {
+            let (host, status) = plan::tests::node("10.0.0.1", digest, NodePhase::Trusted, 1);
+            Observed { nodes: [(host, NodeStatus { order_version, ..status })].into(), ..Observed::default() }
+        };
+        let (mut memory, began) = (Memory::default(), Instant::now());
+        assert!(!memory.surpasses(&seen(&ours, 5), &trust, began) && !memory.surpasses(&seen("other", 4), &trust, began));
+        assert!(memory.surpasses(&seen("other", 5), &trust, began));
+        assert!(!memory.surpasses(&seen("other", 9), &trust, began + Duration::from_secs(599)), "who lies could keep us busy");
+        assert!(memory.surpasses(&seen("other", 9), &trust, began + SURPASS_EVERY));
     }
 }

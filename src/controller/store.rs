@@ -186,6 +186,26 @@ impl Store {
         }
     }
 
+    /// Writes an entry that is not there: where two controllers make one at the same time, one of them does. On a host there are not two,
+    /// for the controller is pinned to it.
+    ///
+    /// # Errors
+    /// As [`Store::write`]; [`StateError::Outdated`] if somebody else has been first.
+    pub async fn create(&self, entry: Entry, text: &Secret<String>) -> Result<(), StateError> {
+        let created = match &self.kept {
+            Kept::Host { .. } => return self.write(entry, text).await,
+            Kept::Secrets(client) => client.create(&entry.secret_path(&self.service), text).await?,
+            #[cfg(test)]
+            Kept::Shelf(shelf) => {
+                let mut shelved = shelf.entered(true)?;
+                let is_new = !shelved.entries.contains_key(entry.file());
+                shelved.entries.entry(entry.file().into()).or_insert_with(|| text.expose().clone());
+                is_new
+            }
+        };
+        if created { Ok(()) } else { Err(StateError::Outdated) }
+    }
+
     /// Removes an entry; one that is not there is as good as removed.
     ///
     /// # Errors

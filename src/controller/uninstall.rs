@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::cluster::Cluster;
 use super::serve::Shared;
 use super::state::{State, StateError};
+use super::store::Store;
 use super::{ControllerError, Report, Setting, observe, steps, unix_now};
 use crate::dcos::{Api, ApiError, chain};
 use crate::documents;
@@ -142,7 +143,7 @@ pub(crate) struct Orders {
     pub(crate) retire: SignedOrder,
     /// Agents that have files of ours.
     covered: BTreeSet<Host>,
-    restored: BTreeSet<Host>,
+    pub(crate) restored: BTreeSet<Host>,
 }
 
 /// What comes next of the removal.
@@ -204,6 +205,20 @@ impl Orders {
     }
 }
 
+/// Agents that keep our files where the pod is gone: somebody else has deleted it, or this controller before it was started anew. Whoever
+/// was restored by then is no more in the record.
+///
+/// # Errors
+/// When the record cannot be read.
+pub(crate) async fn left_behind(store: &Store, orders: Option<&Orders>) -> Result<BTreeSet<Host>, StateError> {
+    let mut hosts = super::state::covered_by(store).await?;
+    if let Some(orders) = orders {
+        hosts.extend(orders.covered.iter().cloned());
+        hosts.retain(|host| !orders.restored.contains(host));
+    }
+    Ok(hosts)
+}
+
 /// Whether registry and pod are gone, and no deployment brings them back.
 pub(crate) fn is_gone(options: &Options, observed: &Observed) -> Option<bool> {
     let ids = [documents::pod_id(options), documents::registry_id(options)];
@@ -225,12 +240,20 @@ async fn step(
         return Err(ControllerError::NotCurrent(setting.app_id.clone()));
     }
     if let Some(gone) = is_gone(options, &observed) {
+        if gone {
+            match left_behind(&cluster.store(&options.service.name)?, orders.as_ref()).await {
+                Ok(hosts) => tell_of(&hosts, options),
+                // Not to be named is no reason to stay.
+                Err(error) => tracing::error!(error = chain(&error), "which agents keep our files cannot be told"),
+            }
+        }
         return Ok(gone);
     }
     let orders = match orders {
         Some(orders) => orders,
         none => {
             let mut state = State::open(cluster.store(&options.service.name)?, None, unix_now()).await?;
+            state.note_taken(steps::newest_taken(&observed));
             none.insert(Orders::sign(&mut state, options.uninstall.delete_data).await?)
         }
     };
@@ -259,14 +282,31 @@ async fn step(
             say(shared, options, &format!("waiting for agents to be as they were: {}", names.join(", ")));
         }
         Step::DeletePod { absent } => {
-            for host in absent {
-                tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --name {}", options.service.name);
+            let state = State::open(cluster.store(&options.service.name)?, None, unix_now()).await;
+            if let Err(error) = note_left_behind(state, orders, &absent).await {
+                tracing::warn!(error = chain(&error), "a restart would not know any more which agents keep our files");
             }
             shared.acted(format!("delete the pod {pod_id}"));
             cluster.marathon.delete_pod(&pod_id).await?;
         }
     }
     Ok(false)
+}
+
+/// Whoever is left is told of when the pod is gone, by this controller or by the next one.
+///
+/// # Errors
+/// When the state cannot be read or written.
+pub(crate) async fn note_left_behind(state: Result<State, StateError>, orders: &Orders, absent: &BTreeSet<Host>) -> Result<(), StateError> {
+    let mut state = state?;
+    state.note_restored(&orders.restored).await?;
+    state.note_covered(absent).await
+}
+
+fn tell_of(left_behind: &BTreeSet<Host>, options: &Options) {
+    for host in left_behind {
+        tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --name {}", options.service.name);
+    }
 }
 
 /// A service that was refused because a name was taken must not take that with it when it goes.
@@ -278,4 +318,30 @@ pub(crate) fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Obs
 fn say(shared: &Shared, options: &Options, next: &str) {
     let summary = format!("The package is being removed: {next}.");
     shared.publish(Report { service: options.service.name.clone(), summary, next: vec![next.to_string()], ..Report::default() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::Shelf;
+    use super::*;
+
+    #[tokio::test]
+    async fn who_keeps_our_files_is_told_also_where_somebody_else_has_deleted_the_pod_or_a_restart_came_in_between() {
+        let shelf = Shelf::default();
+        let store = || Store::on_shelf(&shelf, "private-registry");
+        let hosts = |names: &[&str]| -> BTreeSet<Host> { names.iter().map(|name| name.parse().unwrap()).collect() };
+        let mut state = State::open(store(), None, 0).await.unwrap();
+        state.note_covered(&hosts(&["10.0.0.1", "10.0.0.2", "10.0.0.3"])).await.unwrap();
+        // Nobody has restored anything when the pod is gone.
+        assert_eq!(left_behind(&store(), None).await.unwrap(), hosts(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]));
+        let mut orders = Orders::sign(&mut state, false).await.unwrap();
+        orders.restored = hosts(&["10.0.0.1"]);
+        assert_eq!(left_behind(&store(), Some(&orders)).await.unwrap(), hosts(&["10.0.0.2", "10.0.0.3"]));
+        // Before it deletes the pod itself, the record learns it, and so does the next controller.
+        let absent = hosts(&["10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        note_left_behind(State::open(store(), None, 0).await, &orders, &absent).await.unwrap();
+        assert_eq!(left_behind(&store(), None).await.unwrap(), absent);
+        store().forget().await.unwrap();
+        assert_eq!(left_behind(&store(), None).await.unwrap(), BTreeSet::new());
+    }
 }

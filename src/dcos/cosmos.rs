@@ -38,13 +38,18 @@ impl Cosmos {
     /// # Errors
     /// See [`CosmosError`].
     pub async fn install(&self, package: &str) -> Result<(), CosmosError> {
+        self.install_within(package, TIMEOUT).await
+    }
+
+    pub(super) async fn install_within(&self, package: &str, patience: Duration) -> Result<(), CosmosError> {
         let (api, url) = (&self.0, format!("{}/package/install", self.0.base));
         let unreachable = |reason: String| CosmosError::Unreachable(url.clone(), reason);
-        let request = api.client.post(&url).timeout(TIMEOUT);
+        let request = api.client.post(&url).timeout(patience);
         let request = request.header("Content-Type", REQUEST).header("Accept", RESPONSE).json(&json!({ "packageName": package }));
         let response = request.send().await.map_err(|error| unreachable(chain(&error.without_url())))?;
         let status = response.status().as_u16();
-        let text = read_to_end(response, MAX_ANSWER_BYTES).await.unwrap_or_default();
+        let text =
+            read_to_end(response, MAX_ANSWER_BYTES).await.map_err(|_| unreachable("its answer breaks off, or is too long".into()))?;
         judge(status, &text, &api.base)
     }
 }
@@ -53,7 +58,7 @@ impl Cosmos {
 pub(super) fn judge(status: u16, text: &str, base: &str) -> Result<(), CosmosError> {
     let answer: Value = serde_json::from_str(text).unwrap_or_default();
     match status {
-        200..=299 => Ok(()),
+        200..=299 if answer["packageName"].is_string() => Ok(()),
         409 if answer["type"] == "PackageAlreadyInstalled" => Ok(()),
         401 | 403 => Err(CosmosError::LoginWanted(base.to_string())),
         _ => Err(CosmosError::Refused(answer["message"].as_str().map_or_else(|| format!("status {status}"), String::from))),

@@ -23,16 +23,27 @@ impl Secrets {
         text_in(&answer).map(Some).ok_or_else(|| ApiError::Unexpected { url, reason: "there is no text in `value`".into() })
     }
 
+    /// Creates a secret; false: there is one of that path already, which stays as it is.
+    ///
+    /// # Errors
+    /// As [`Secrets::get`].
+    pub async fn create(&self, path: &str, text: &Secret<String>) -> Result<bool, ApiError> {
+        let body = json!({ "value": text.expose() });
+        match self.0.call::<Value>("PUT", &url(path), Some(&body)).await {
+            Err(error) if error.is_conflict() => Ok(false),
+            other => other.map(|_| true),
+        }
+    }
+
     /// Creates a secret or replaces it. There is no single call for both.
     ///
     /// # Errors
     /// As [`Secrets::get`].
     pub async fn put(&self, path: &str, text: &Secret<String>) -> Result<(), ApiError> {
-        let body = json!({ "value": text.expose() });
-        match self.0.call::<Value>("PUT", &url(path), Some(&body)).await {
-            Err(error) if error.is_conflict() => self.0.call::<Value>("PATCH", &url(path), Some(&body)).await.map(drop),
-            other => other.map(drop),
+        if self.create(path, text).await? {
+            return Ok(());
         }
+        self.0.call::<Value>("PATCH", &url(path), Some(&json!({ "value": text.expose() }))).await.map(drop)
     }
 
     /// Deletes a secret; one that is not there is as good as deleted.

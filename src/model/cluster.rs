@@ -190,11 +190,28 @@ pub(super) enum Write {
     DeleteJob(String),
 }
 
+impl Write {
+    /// Kinds of documents that can be refused.
+    pub(super) const NUMBERS: u8 = 4;
+
+    fn number(&self) -> u8 {
+        match self {
+            Self::Pod(..) => 0,
+            Self::App(..) => 1,
+            Self::Job(..) => 2,
+            Self::Schedule(..) | Self::DropSchedule(_) => 3,
+            _ => Self::NUMBERS,
+        }
+    }
+}
+
 /// Why a write was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
     Conflict,
     Failing,
+    /// This document, whatever it is answered.
+    Refused,
 }
 
 /// An order on its way to a task: by UUID or task id.
@@ -213,6 +230,8 @@ pub(super) struct Faults {
     pub(super) late_letters: bool,
     pub(super) double_letters: bool,
     pub(super) lost_letters: bool,
+    /// Writes of this kind are refused.
+    pub(super) refused: Option<u8>,
 }
 
 /// How things really were when a controller looked at them.
@@ -474,6 +493,13 @@ impl World {
         tasks.map(told).collect()
     }
 
+    /// The pod's instances, for people: where, whether running, whether of the present definition.
+    pub(super) fn instances(&self) -> Vec<(Option<usize>, bool, bool)> {
+        let Some(pod) = &self.marathon.pod else { return Vec::new() };
+        let now = revision(&pod.spec);
+        pod.instances.iter().map(|instance| (instance.machine, instance.node.is_some(), instance.revision == now)).collect()
+    }
+
     fn app_task(&self, task: &Registry) -> AppTask {
         let healthy = task.served().is_some();
         AppTask { id: task.id.clone(), host: self.machines[task.machine].host.clone(), ports: vec![5000, task.port], healthy }
@@ -599,6 +625,9 @@ impl World {
         if *failing > 0 {
             *failing -= 1;
             return Err(Refusal::Failing);
+        }
+        if self.faults.refused == Some(write.number()) {
+            return Err(Refusal::Refused);
         }
         if self.faults.late_writes {
             self.writes.push(write);

@@ -15,7 +15,7 @@ use super::options::{self, Given, Variant};
 use crate::controller::anchor::Anchor;
 use crate::controller::collect::Collections;
 use crate::controller::state::{OwnCa, Stage, State, StateError};
-use crate::controller::steps::{self, Home, Intent, Memory};
+use crate::controller::steps::{self, Home, Intent, Memory, version_of};
 use crate::controller::store::Store;
 use crate::controller::uninstall::{self, Orders, Step};
 use crate::controller::users::Kept;
@@ -177,7 +177,7 @@ impl Controller {
         let killed = matches!(passed, Err(End::Killed));
         if matches!(passed, Err(End::NotKept)) {
             // Only what is kept counts.
-            self.state = None;
+            (self.state, self.retirement, self.users) = (None, None, Kept::default());
         }
         (passed.unwrap_or(Passed::Busy), killed)
     }
@@ -243,13 +243,17 @@ impl Controller {
         let order_key = state.order_key();
         let Intent { asked, names, mut ca, rotate_run } = Intent::of(options, &anchor, state, &look.observed, names, now_unix)?;
         let in_force: Vec<HostPort> = steps::bare(&names);
+        let bundle = steps::bundle(options, &anchor, state, self.memory.settled, names, Vec::new());
+        world.ask(&mut look.observed);
+        state.note_taken(steps::newest_taken(&look.observed));
         if !runs_registry && look.observed.registry.is_some() && self.retirement.is_none() {
             self.retirement = Some((now(state.order(OrderKind::Retire { delete_data: false }))?, state.version()));
         }
-        let bundle = steps::bundle(options, &anchor, state, self.memory.settled, names, Vec::new());
         let trust = now(state.trust_order(bundle))?;
+        if self.memory.surpasses(&look.observed, &trust, world.instant()) {
+            state.surpass_trust();
+        }
         world.newest = order_digest(&trust);
-        world.ask(&mut look.observed);
         now(state.note_covered(steps::covered(&look.observed)))?;
         world.note_seen(&look.observed);
         self.memory.see_registry(options, &anchor, state, &look.observed, &in_force);
@@ -357,7 +361,7 @@ impl Controller {
             check_change(world, &write);
         }
         match world.write(write) {
-            Ok(()) | Err(Refusal::Conflict) => Ok(()),
+            Ok(()) | Err(Refusal::Conflict | Refusal::Refused) => Ok(()),
             Err(Refusal::Failing) => Err(End::Failed),
         }
     }
@@ -469,7 +473,10 @@ impl Controller {
                         if tally.shown {
                             println!("    {:?} of order {}: {:?}", status.phase, status.order_version, order.as_ref().map(version_of));
                         }
-                        let order = order?;
+                        let order = match order {
+                            Err(error) if !error.is_of_store() => continue,
+                            order => order?,
+                        };
                         self.send_to_registry(world, look, address, &order);
                     }
                 }
@@ -488,7 +495,14 @@ impl Controller {
             return Ok(Passed::NotCurrent);
         }
         match uninstall::is_gone(options, &look.observed) {
-            Some(true) => return self.end_removal(world, &look),
+            Some(true) => {
+                let Mode::Remove(Removal { orders, .. }) = &self.mode else { return Ok(Passed::Busy) };
+                let left_behind = now(uninstall::left_behind(&Store::on_shelf(&world.shelf, SERVICE), orders.as_ref()));
+                if self.mutation != Mutation::NameNobody {
+                    world.named.extend(left_behind.unwrap_or_default());
+                }
+                return self.end_removal(world, &look);
+            }
             Some(false) => return Ok(Passed::Busy),
             None => {}
         }
@@ -499,11 +513,16 @@ impl Controller {
             None => {
                 self.open(world, None)?;
                 let Some(state) = &mut self.state else { return Err(End::Failed) };
+                state.note_taken(steps::newest_taken(&look.observed));
                 now(Orders::sign(state, options.uninstall.delete_data))?
             }
         };
         let step = orders.next(&look.observed, late);
         let (retire, restore) = (orders.retire.clone(), orders.restore.clone());
+        if let Step::DeletePod { absent } = &step {
+            let state = now(State::open(Store::on_shelf(&world.shelf, SERVICE), None, self.now(world)));
+            let _ = now(uninstall::note_left_behind(state, &orders, absent));
+        }
         if let Mode::Remove(removal) = &mut self.mode {
             removal.orders = Some(orders);
         }
@@ -515,12 +534,7 @@ impl Controller {
             }
             Step::DeleteRegistry { .. } => self.write(world, &look, Write::DeleteApp)?,
             Step::Restore { hosts, .. } => hosts.iter().for_each(|host| self.send_to_node(world, &look, host, &restore)),
-            Step::DeletePod { absent } => {
-                if self.mutation != Mutation::NameNobody {
-                    world.named.extend(absent);
-                }
-                self.write(world, &look, Write::DeletePod)?;
-            }
+            Step::DeletePod { .. } => self.write(world, &look, Write::DeletePod)?,
         }
         Ok(Passed::Busy)
     }
@@ -556,12 +570,6 @@ impl Controller {
     pub(super) fn machine(&self) -> usize {
         self.machine
     }
-}
-
-fn version_of(order: &SignedOrder) -> u64 {
-    use base64::Engine as _;
-    let payload = base64::engine::general_purpose::STANDARD.decode(&order.payload).unwrap_or_default();
-    serde_json::from_slice::<serde_json::Value>(&payload).ok().and_then(|order| order["version"].as_u64()).unwrap_or_default()
 }
 
 /// As the product's two ways to hand texts to tasks.

@@ -1,6 +1,6 @@
 //! What may happen. Numbers in an event mean what they can mean at its time, so that every part of a story is a story.
 
-use super::cluster::Kind;
+use super::cluster::{Kind, Write};
 use super::random::Random;
 
 /// See the module. Machines are told by their numbers, modulo how many there are.
@@ -49,6 +49,8 @@ pub(super) enum Event {
     DoubleLetters(bool),
     LoseLetters(bool),
     DenySecrets(bool),
+    /// Documents of one kind are refused, or of none any more.
+    Refuse(u8),
 
     // Controllers.
     KillController,
@@ -96,7 +98,7 @@ impl Event {
             58..60 => return Self::Wait(random.below(2000) as u16),
             _ => {}
         }
-        match random.below(53) {
+        match random.below(54) {
             0 | 1 => Self::Join(match n % 6 {
                 0 => Kind::Public,
                 1 => Kind::Gpu,
@@ -152,12 +154,13 @@ impl Event {
                 1 => Self::DeleteRegistry,
                 _ => Self::DeleteJob(n),
             },
+            52 => Self::Refuse(n % (2 * Write::NUMBERS)),
             _ => Self::Pass,
         }
     }
 
     /// The names of all kinds.
-    pub(super) const KINDS: [&str; 50] = [
+    pub(super) const KINDS: [&str; 51] = [
         "Pass",
         "OldPass",
         "Work",
@@ -190,6 +193,7 @@ impl Event {
         "DoubleLetters",
         "LoseLetters",
         "DenySecrets",
+        "Refuse",
         "KillController",
         "KillInPass",
         "KillInStore",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Tally;
-use super::cluster::{Broken, Kind, Machine, OWN, POD, PodState, REGISTRY, World};
+use super::cluster::{Broken, Kind, Machine, OWN, POD, PodState, REGISTRY, World, Write};
 use super::controller::{Controller, Passed};
 use super::event::Event;
 use super::mutation::Mutation;
@@ -259,6 +259,7 @@ impl Run {
             Event::DoubleLetters(on) => self.world.faults.double_letters = *on,
             Event::LoseLetters(on) => self.world.faults.lost_letters = *on,
             Event::DenySecrets(on) => self.world.shelf.look().denied = *on && self.world.base.secrets,
+            Event::Refuse(kind) => self.world.faults.refused = Some(*kind).filter(|kind| *kind < Write::NUMBERS),
             Event::KillController => self.kill_controller(),
             Event::KillInPass(after) => {
                 if let Some(controller) = &mut self.controller {
@@ -301,6 +302,8 @@ impl Run {
                 self.world.now += i64::from(days) * 86_400;
             }
             Event::RenewOperatorsCertificate => self.world.operators = 1 - self.world.operators,
+            // The job that changes users is gone with the others.
+            Event::ChangeUsers(_) if self.removing => {}
             Event::ChangeUsers(n) => {
                 let hash = "$2b$05$abcdefghijklmnopqrstuuXyzABCDEFGHIJKLMNOPQRSTUVWXYZ01";
                 self.world.shelf.look().entries.insert("users".into(), format!("user{}:{hash}\n", n % 4));
@@ -559,7 +562,7 @@ impl Run {
         let world = &self.world;
         let Some(pod) = &world.marathon.pod else { return Some("there is no pod".into()) };
         if !world.locked().is_empty() || world.is_anything_on_its_way() {
-            return Some(format!("deployments: {:?}, with {:?}", world.locked(), world.tasks()));
+            return Some(format!("deployments: {:?}, with {:?} and {:?}", world.locked(), world.tasks(), world.instances()));
         }
         let variant = self.options();
         let runs_registry = variant.options.registry.enabled;

@@ -40,9 +40,6 @@ pub(crate) async fn converge(board: Arc<Board>, host: Host) {
             () = newer_order(&board, &order) => continue,
         };
         watch.follow(kept.files.iter().map(PathBuf::as_path));
-        if kept.changed {
-            watch.forget();
-        }
         let pause = kept.pause(phase);
         let asked = tokio::select! {
             () = sleep(pause) => false,
@@ -95,8 +92,6 @@ struct Kept {
     docker: Option<DockerState>,
     /// Files of ours, as far as they are known.
     files: Vec<PathBuf>,
-    /// Whether the last pass has changed any.
-    changed: bool,
 }
 
 impl Kept {
@@ -153,7 +148,6 @@ async fn trust(board: &Board, host: &Host, order: &Arc<Accepted>, bundle: &Bundl
     let docker = clients.docker_state().await;
     let due = kept.proven_at.is_none_or(|at| at.elapsed() >= every) || kept.docker != Some(docker);
     kept.docker = Some(docker);
-    kept.changed = report.changed;
     if !report.files.is_empty() {
         kept.files = report.files.iter().map(|file| PathBuf::from(&file.path)).collect();
     }
