@@ -20,7 +20,7 @@ use crate::documents::{self, Documents};
 use crate::exposure;
 use crate::names::Host;
 use crate::options::{Fault, Faults, Generation, Options};
-use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder, env};
 use crate::storage;
 use crate::takeover::{self, Takeover};
 use crate::turns;
@@ -491,9 +491,10 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
             return;
         }
     };
-    // One made by hand cannot get a certificate of the next CA, which the rotation waits for.
-    let blocks_rotation = wanted.takeover.is_some() && wanted.ca.rotation.as_ref().is_some_and(|it| it.stage == Stage::Switched);
-    if wanted.ca.holds_names_back && observed.registry.is_some() && !blocks_rotation {
+    // One that cannot be certified, as it has other keys or was made by hand, would be waited for by the rotation for ever.
+    let certifiable = |app: &App| has_our_keys(&app.spec, &documents.registry);
+    let is_switched = wanted.ca.rotation.as_ref().is_some_and(|rotation| rotation.stage == Stage::Switched);
+    if wanted.ca.holds_names_back && observed.registry.as_ref().is_some_and(|app| !is_switched || certifiable(app)) {
         plan.waiting.push("a CA that may speak for the new names; until then the registry stays as it is".into());
         return;
     }
@@ -506,6 +507,13 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
         return plan_takeover(takeover, wanted, observed, plan);
     }
     plan.actions.push(Action::PutRegistry { app: documents.registry.clone(), force: locked, reason: reason.into() });
+}
+
+/// Whether a registry takes the orders of this controller, and its request is known by the controller's key.
+fn has_our_keys(stored: &Value, wanted: &Value) -> bool {
+    [("env", env::ORDER_KEY), ("labels", documents::ENROLMENT_LABEL)]
+        .iter()
+        .all(|(section, name)| stored[section][name].is_string() && stored[section][name] == wanted[section][name])
 }
 
 /// The registry made by hand goes on serving with its own certificate, which the agents still trust, until they trust ours as well.

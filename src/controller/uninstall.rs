@@ -111,10 +111,9 @@ async fn delete_jobs(options: &Options, cluster: &Cluster) -> Result<(), ApiErro
 
 /// Takes registry, hosts and pod back; returns when all that is done.
 async fn remove(setting: &Setting, options: &Options, cluster: &Cluster, shared: &Shared) {
-    let deadline = Instant::now() + Duration::from_secs(options.uninstall.deadline_seconds);
     let mut orders = None;
     loop {
-        match step(setting, options, cluster, shared, deadline, &mut orders).await {
+        match step(setting, options, cluster, shared, &mut orders).await {
             Ok(true) => break,
             Ok(false) => {}
             Err(error) => {
@@ -144,6 +143,15 @@ pub(crate) struct Orders {
     /// Agents that have files of ours.
     covered: BTreeSet<Host>,
     pub(crate) restored: BTreeSet<Host>,
+    /// Since when the registry is waited for, or, when it is gone, the hosts. Each has all of the time: that a registry does not answer is
+    /// no reason to leave files on agents that do.
+    waits: Option<(For, Instant)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    Registry,
+    Hosts,
 }
 
 /// What comes next of the removal.
@@ -174,11 +182,15 @@ impl Orders {
     pub(crate) async fn sign(state: &mut State, delete_data: bool) -> Result<Self, StateError> {
         let retire = state.order(OrderKind::Retire { delete_data }).await?;
         let restore = state.order(OrderKind::Restore).await?;
-        Ok(Self { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new() })
+        Ok(Self { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new(), waits: None })
     }
 
-    /// What comes next, while there is a registry or a pod. `late`: nobody is waited for any longer.
-    pub(crate) fn next(&mut self, observed: &Observed, late: bool) -> Step {
+    /// What comes next, while there is a registry or a pod. Nobody is waited for longer than `patience`.
+    pub(crate) fn next(&mut self, observed: &Observed, now: Instant, patience: Duration) -> Step {
+        let waits_for = if observed.registry.is_some() { For::Registry } else { For::Hosts };
+        let (_, since) = *self.waits.take_if(|(what, _)| *what == waits_for).get_or_insert((waits_for, now));
+        self.waits = Some((waits_for, since));
+        let late = now.saturating_duration_since(since) >= patience;
         if observed.registry.is_some() {
             let is_retired = |task: &RegistryTask| task.status.phase == RegistryPhase::Retired;
             let retired = observed.all_registries_answer() && observed.registries.iter().all(is_retired);
@@ -230,7 +242,6 @@ async fn step(
     options: &Options,
     cluster: &Cluster,
     shared: &Shared,
-    deadline: Instant,
     orders: &mut Option<Orders>,
 ) -> Result<bool, ControllerError> {
     let mut observed = observe::cluster(cluster, options).await?;
@@ -258,7 +269,7 @@ async fn step(
         }
     };
     let (pod_id, registry_id) = (documents::pod_id(options), documents::registry_id(options));
-    match orders.next(&observed, Instant::now() >= deadline) {
+    match orders.next(&observed, Instant::now(), Duration::from_secs(options.uninstall.deadline_seconds)) {
         Step::Retire => {
             observe::send_to_registries(cluster, &observed, &orders.retire).await;
             say(shared, options, "waiting for the registry to stop and to delete its key");

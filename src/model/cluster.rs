@@ -120,6 +120,8 @@ pub(super) struct PodInstance {
     pub(super) machine: Option<usize>,
     revision: String,
     running: bool,
+    /// Why it has ended at once.
+    ends: Option<String>,
     pub(super) node: Option<Node>,
 }
 
@@ -414,8 +416,10 @@ impl World {
                     let host = &self.machines[machine];
                     let trusts = |trusted: &Trusted| trusted.roots.iter().map(|pem| subject(pem)).collect::<Vec<_>>();
                     let what = format!(
-                        "{} has verified the registry before and refuses it now: it trusts {:?}, and is shown {:?}",
+                        "{} has verified the registry before, by {:?}, and refuses it now: by {:?} it trusts {:?}, and is shown {:?}",
                         host.host,
+                        host.proven.as_deref().and_then(|order| order.get(..6)),
+                        host.trusted.as_ref().and_then(|trusted| trusted.order.get(..6)),
                         host.trusted.as_ref().map(trusts),
                         chain.as_ref().map(|chain| chain.certificates())
                     );
@@ -493,11 +497,14 @@ impl World {
         tasks.map(told).collect()
     }
 
-    /// The pod's instances, for people: where, whether running, whether of the present definition.
-    pub(super) fn instances(&self) -> Vec<(Option<usize>, bool, bool)> {
+    /// The pod's instances, for people: where, whether running or why not, whether of the present definition.
+    pub(super) fn instances(&self) -> Vec<(Option<usize>, Result<(), String>, bool)> {
         let Some(pod) = &self.marathon.pod else { return Vec::new() };
         let now = revision(&pod.spec);
-        pod.instances.iter().map(|instance| (instance.machine, instance.node.is_some(), instance.revision == now)).collect()
+        pod.instances
+            .iter()
+            .map(|instance| (instance.machine, instance.ends.clone().map_or(Ok(()), Err), instance.revision == now))
+            .collect()
     }
 
     fn app_task(&self, task: &Registry) -> AppTask {
@@ -796,7 +803,7 @@ impl World {
         while pod.instances.len() < scale {
             self.marathon.numbers += 1;
             let uuid = format!("u{}", self.marathon.numbers);
-            pod.instances.push(PodInstance { uuid, machine: None, revision: revision.clone(), running: false, node: None });
+            pod.instances.push(PodInstance { uuid, machine: None, revision: revision.clone(), running: false, ends: None, node: None });
         }
         let done = pod.instances.len() == scale && pod.instances.iter().all(|i| i.running && i.revision == revision);
         let unplaced: Vec<usize> = pod.instances.iter().enumerate().filter(|(_, i)| i.machine.is_none()).map(|(index, _)| index).collect();
@@ -811,7 +818,9 @@ impl World {
             }
             let node = Node::start(self, machine, spec, &uuid);
             if let Some(pod) = &mut self.marathon.pod {
-                (pod.instances[index].running, pod.instances[index].node) = (node.is_some(), node);
+                let instance = &mut pod.instances[index];
+                instance.ends = node.as_ref().err().cloned();
+                (instance.running, instance.node) = (node.is_ok(), node.ok());
             }
         }
         for index in unplaced {

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use serde_json::json;
 
@@ -45,7 +44,6 @@ enum Mode {
 
 struct Removal {
     orders: Option<Orders>,
-    deadline: Instant,
     /// Cosmos deletes the app; without it the run of the job does the rest.
     by_cosmos: bool,
 }
@@ -136,7 +134,7 @@ impl Controller {
             dies_after: None,
         };
         if world.marathon.own.as_ref().is_some_and(|own| own.uninstall) {
-            controller.remove(world, true);
+            controller.remove(true);
         }
         controller
     }
@@ -144,14 +142,13 @@ impl Controller {
     /// The run of the uninstall job where no controller is left.
     pub(super) fn of_job(world: &World, machine: usize, number: usize, mutation: Mutation) -> Self {
         let mut controller = Self::start(world, "job".into(), machine, number, mutation);
-        controller.remove(world, false);
+        controller.remove(false);
         controller
     }
 
-    fn remove(&mut self, world: &World, by_cosmos: bool) {
-        let patience = std::time::Duration::from_secs(self.variant.options.uninstall.deadline_seconds);
+    fn remove(&mut self, by_cosmos: bool) {
         self.state = None;
-        self.mode = Mode::Remove(Removal { orders: None, deadline: world.instant() + patience, by_cosmos });
+        self.mode = Mode::Remove(Removal { orders: None, by_cosmos });
     }
 
     fn now(&self, world: &World) -> i64 {
@@ -205,7 +202,7 @@ impl Controller {
         let variant = Rc::clone(&self.variant);
         let options = &variant.options;
         if plan::is_removal_ordered(options, &look.observed) && self.is_current(&look.observed) {
-            self.remove(world, false);
+            self.remove(false);
             return Ok(Passed::Busy);
         }
         if plan::refuse(options, &look.observed).is_err() {
@@ -506,8 +503,11 @@ impl Controller {
             Some(false) => return Ok(Passed::Busy),
             None => {}
         }
-        let Mode::Remove(Removal { orders, deadline, .. }) = &mut self.mode else { return Ok(Passed::Busy) };
-        let late = world.instant() >= *deadline || self.mutation == Mutation::RemoveWithoutWaiting;
+        let Mode::Remove(Removal { orders, .. }) = &mut self.mode else { return Ok(Passed::Busy) };
+        let patience = match self.mutation {
+            Mutation::RemoveWithoutWaiting => std::time::Duration::ZERO,
+            _ => std::time::Duration::from_secs(options.uninstall.deadline_seconds),
+        };
         let mut orders = match orders.take() {
             Some(orders) => orders,
             None => {
@@ -517,7 +517,7 @@ impl Controller {
                 now(Orders::sign(state, options.uninstall.delete_data))?
             }
         };
-        let step = orders.next(&look.observed, late);
+        let step = orders.next(&look.observed, world.instant(), patience);
         let (retire, restore) = (orders.retire.clone(), orders.restore.clone());
         if let Step::DeletePod { absent } = &step {
             let state = now(State::open(Store::on_shelf(&world.shelf, SERVICE), None, self.now(world)));

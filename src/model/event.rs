@@ -98,7 +98,7 @@ impl Event {
             58..60 => return Self::Wait(random.below(2000) as u16),
             _ => {}
         }
-        match random.below(54) {
+        match random.below(53) {
             0 | 1 => Self::Join(match n % 6 {
                 0 => Kind::Public,
                 1 => Kind::Gpu,

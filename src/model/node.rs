@@ -31,25 +31,29 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Starts a node as its definition says, on a host that may keep a newer order. None: it would end at once.
-    pub(super) fn start(world: &World, machine: usize, spec: &serde_json::Value, uuid: &str) -> Option<Self> {
+    /// Starts a node as its definition says, on a host that may keep a newer order.
+    ///
+    /// # Errors
+    /// Why it would end at once.
+    pub(super) fn start(world: &World, machine: usize, spec: &serde_json::Value, uuid: &str) -> Result<Self, String> {
         let environment = &spec["environment"];
-        let first: SignedOrder = serde_json::from_str(&world.text_of(&environment[env::FIRST_ORDER])?).ok()?;
-        let order_key = environment[env::ORDER_KEY].as_str()?.to_string();
+        let first = world.text_of(&environment[env::FIRST_ORDER]).ok_or("it has no first order")?;
+        let first: SignedOrder = serde_json::from_str(&first).map_err(|error| error.to_string())?;
+        let order_key = environment[env::ORDER_KEY].as_str().unwrap_or_default().to_string();
         let host = &world.machines[machine];
         let config = NodeConfig {
             root: HostRoot::default(),
-            service: environment[env::SERVICE].as_str()?.into(),
-            order_key: OrderKey::from_base64(&order_key).ok()?,
+            service: environment[env::SERVICE].as_str().unwrap_or_default().into(),
+            order_key: OrderKey::from_base64(&order_key).map_err(|error| error.to_string())?,
             first_order: first.clone(),
             port: 1,
             host: host.host.clone(),
             executor: format!("instance-x.{uuid}"),
         };
-        let first = orders::open(&config, first).ok()?;
+        let first = orders::open(&config, first).map_err(|error| error.to_string())?;
         let kept = host.kept.clone().and_then(|kept| orders::open(&config, kept).ok());
         let board = Board::new(config, newest(first, kept));
-        Some(Self { board, order_key, digest: String::new(), proofs: Vec::new(), looks: 0, asked: false, restored: false })
+        Ok(Self { board, order_key, digest: String::new(), proofs: Vec::new(), looks: 0, asked: false, restored: false })
     }
 
     /// Takes an order, or not.

@@ -145,11 +145,8 @@ pub(super) fn documents(base: Base, number: usize, options: &Options, given: &Gi
         &[(env::ORDER_KEY, given.order_key.clone().into()), (env::FIRST_ORDER, given.first_order.variable.clone())],
     );
     let enrolment_key = given.enrolment_key.variable.clone();
-    put(
-        &mut documents.registry,
-        "env",
-        &[(env::ORDER_KEY, given.order_key.clone().into()), (env::ENROLMENT_KEY, enrolment_key), ("id", given.enrolment_id.clone().into())],
-    );
+    put(&mut documents.registry, "env", &[(env::ORDER_KEY, given.order_key.clone().into()), (env::ENROLMENT_KEY, enrolment_key)]);
+    put(&mut documents.registry, "labels", &[(documents::ENROLMENT_LABEL, given.enrolment_id.clone().into())]);
     documents
 }
 

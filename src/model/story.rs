@@ -90,6 +90,7 @@ impl Story {
 
 /// A story that is being played.
 struct Run {
+    seed: u64,
     world: World,
     controller: Option<Controller>,
     old: Vec<Controller>,
@@ -102,6 +103,8 @@ struct Run {
     removing: bool,
     /// Nothing has gone wrong since the removal was ordered.
     undisturbed: bool,
+    /// Seconds that have passed since in which nobody moved.
+    waited: i64,
     /// Machines on which a node ran by then.
     with_nodes: Vec<bool>,
     removed: bool,
@@ -140,6 +143,7 @@ impl Run {
             world.make_by_hand(random.below(2));
         }
         Self {
+            seed,
             world,
             controller: None,
             old: Vec::new(),
@@ -149,6 +153,7 @@ impl Run {
             aged: 0,
             removing: false,
             undisturbed: false,
+            waited: 0,
             with_nodes: Vec::new(),
             removed: false,
             random,
@@ -186,7 +191,12 @@ impl Run {
             }
             Event::OldPass => self.old_pass(tally),
             Event::Work(moves) => self.world.work(*moves),
-            Event::Wait(seconds) => self.world.now += i64::from(*seconds),
+            Event::Wait(seconds) => {
+                self.world.now += i64::from(*seconds);
+                // A removal waits only so long for those who do not move.
+                self.waited += i64::from(*seconds);
+                self.undisturbed &= self.waited < 120;
+            }
             Event::Join(kind) if count < 8 => {
                 let skew = self.random.below(3000) as i64 - 1500;
                 self.world.machines.push(Machine::new(count, *kind, skew));
@@ -392,6 +402,7 @@ impl Run {
         let job = documents::uninstall_job_id(&self.options().options);
         let by_cosmos = by_cosmos || !self.world.metronome.jobs.contains_key(&job);
         self.removing = true;
+        self.waited = 0;
         self.undisturbed = true;
         self.with_nodes = (0..self.world.machines.len()).map(|machine| self.world.node_on(machine).is_some()).collect();
         self.world.unsettled = true;
@@ -473,6 +484,7 @@ impl Run {
 
     /// Faults end, and all must be well within bounds, and stay so without anything being written.
     fn heal(&mut self, keeps_one_away: bool, tally: &mut Tally) -> Result<(), Broken> {
+        tally.since_heal.clear();
         let world = &mut self.world;
         world.faults = Default::default();
         world.marathon.foreign_locks.clear();
@@ -509,6 +521,10 @@ impl Run {
         let mut well = 0;
         for pass in 0..PASSES {
             let passed = self.pass(tally);
+            // What the service cannot do without may have been put there since.
+            if let Some(away) = away.filter(|away| self.is_needed(*away)) {
+                self.world.machines[away].cut_off = false;
+            }
             let pause = PAUSES.iter().find(|(until, _)| pass < *until).map_or(0, |(_, pause)| *pause);
             self.go_on(pause)?;
             tally.steps += 1;
@@ -521,6 +537,7 @@ impl Run {
             let what = self.lacking().unwrap_or_else(|| "it never comes to rest".into());
             return Err(Broken { property: "all is well within bounds when faults have ended", what });
         }
+        tally.note_heal(self.seed);
         let writes = (self.world.accepted - self.before.0, self.world.sent - self.before.1);
         tally.note_writes(self.changes, writes);
         let before = (self.world.accepted, self.world.sent);
