@@ -491,7 +491,7 @@ pub(crate) mod tests {
         documents_with(given, in_definition("{\"payload\":\"cGF5\",\"signature\":\"c2ln\"}"), in_definition("ZW5yb2w="))
     }
 
-    fn documents_with(given: Value, first_order: Published, enrolment_key: Published) -> Documents {
+    pub(crate) fn documents_with(given: Value, first_order: Published, enrolment_key: Published) -> Documents {
         let options = Options::from_json(&given).unwrap();
         let facts = Facts {
             registry_host: "192.168.1.80".parse().unwrap(),

@@ -20,7 +20,7 @@ use crate::documents::{self, Documents};
 use crate::exposure;
 use crate::names::Host;
 use crate::options::{Fault, Faults, Generation, Options};
-use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistryStatus, SignedOrder, env};
+use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistrySettings, RegistryStatus, SignedOrder, env};
 use crate::storage;
 use crate::takeover::{self, Takeover};
 use crate::turns;
@@ -479,6 +479,14 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     if !wanted.registry {
         return plan_retirement(wanted, observed, plan);
     }
+    // It was switched off and is wanted again before it was gone. Without its key it starts nothing any more. Only who was told to can have
+    // retired.
+    let has_retired = |status: &RegistryStatus| {
+        status.phase == RegistryPhase::Retired && wanted.retirement > 0 && status.order_version >= wanted.retirement
+    };
+    if observed.registry.is_some() && observed.registries.iter().any(|task| has_retired(&task.status)) {
+        return plan.actions.push(Action::DeleteRegistry { retired: true });
+    }
     let documents = &wanted.documents;
     let reason = match &observed.registry {
         None => "it does not run yet",
@@ -491,8 +499,8 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
             return;
         }
     };
-    // One that cannot be certified, as it has other keys or was made by hand, would be waited for by the rotation for ever.
-    let certifiable = |app: &App| has_our_keys(&app.spec, &documents.registry);
+    // One that cannot be certified would be waited for by the rotation for ever.
+    let certifiable = |app: &App| is_certifiable(&app.spec, &documents.registry);
     let is_switched = wanted.ca.rotation.as_ref().is_some_and(|rotation| rotation.stage == Stage::Switched);
     if wanted.ca.holds_names_back && observed.registry.as_ref().is_some_and(|app| !is_switched || certifiable(app)) {
         plan.waiting.push("a CA that may speak for the new names; until then the registry stays as it is".into());
@@ -509,11 +517,14 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
     plan.actions.push(Action::PutRegistry { app: documents.registry.clone(), force: locked, reason: reason.into() });
 }
 
-/// Whether a registry takes the orders of this controller, and its request is known by the controller's key.
-fn has_our_keys(stored: &Value, wanted: &Value) -> bool {
-    [("env", env::ORDER_KEY), ("labels", documents::ENROLMENT_LABEL)]
-        .iter()
-        .all(|(section, name)| stored[section][name].is_string() && stored[section][name] == wanted[section][name])
+/// Whether a registry takes the orders of this controller, its request is known by the controller's key, and it serves with what it is given.
+fn is_certifiable(stored: &Value, wanted: &Value) -> bool {
+    let is_same = |section: &str, name: &str| stored[section][name].is_string() && stored[section][name] == wanted[section][name];
+    let serves_with = |app: &Value| {
+        let settings: RegistrySettings = serde_json::from_str(app["env"][env::REGISTRY_SETTINGS].as_str()?).ok()?;
+        Some((settings.insecure, settings.provided.is_some()))
+    };
+    is_same("env", env::ORDER_KEY) && is_same("labels", documents::ENROLMENT_LABEL) && serves_with(stored) == serves_with(wanted)
 }
 
 /// The registry made by hand goes on serving with its own certificate, which the agents still trust, until they trust ours as well.
@@ -1229,6 +1240,49 @@ pub(crate) mod tests {
         observed.registries = vec![task(registry_status("old"))];
         wanted.now = 1_000_000;
         assert_eq!(rotation_steps(&wanted, &observed), ["the registry to serve with a certificate of the new CA"]);
+    }
+
+    #[test]
+    fn names_are_held_back_from_a_registry_unless_the_rotation_could_not_certify_it() {
+        let mut wanted = wanted();
+        wanted.documents.registry["env"][env::ORDER_KEY] = "ours".into();
+        wanted.documents.registry["labels"][documents::ENROLMENT_LABEL] = "ours".into();
+        wanted.ca.holds_names_back = true;
+        let settings =
+            |insecure: bool| json!({ "log_level": "info", "delete_enabled": true, "drain_seconds": 5, "insecure": insecure }).to_string();
+        wanted.documents.registry["env"][env::REGISTRY_SETTINGS] = settings(false).into();
+        let puts = |wanted: &Wanted, change: &dyn Fn(&mut Value)| {
+            let mut spec = wanted.documents.registry.clone();
+            spec["labels"]["PRIVATE_REGISTRY_DOCUMENT"] = "another".into();
+            change(&mut spec);
+            let mut plan = Plan::default();
+            plan_registry(wanted, &Observed { registry: Some(App { spec, tasks: vec![] }), ..Observed::default() }, &mut plan);
+            matches!(plan.actions[..], [Action::PutRegistry { .. }])
+        };
+        let same = |_: &mut Value| {};
+        let other_key = |spec: &mut Value| spec["env"][env::ORDER_KEY] = "lost".into();
+        let other_enrolment = |spec: &mut Value| spec["labels"][documents::ENROLMENT_LABEL] = "lost".into();
+        let plain_http = |spec: &mut Value| spec["env"][env::REGISTRY_SETTINGS] = settings(true).into();
+        let changes: [&dyn Fn(&mut Value); 4] = [&same, &other_key, &other_enrolment, &plain_http];
+        assert_eq!(changes.map(|change| puts(&wanted, change)), [false; 4]);
+        wanted.ca.rotation = Some(Rotation::at(Stage::Switched, Reason::LostKey, 0));
+        assert_eq!(changes.map(|change| puts(&wanted, change)), [false, true, true, true]);
+    }
+
+    #[test]
+    fn a_registry_that_is_wanted_again_after_it_has_retired_is_made_anew_and_only_if_it_was_told_to_retire() {
+        let mut wanted = wanted();
+        let deletes = |wanted: &Wanted, phase: RegistryPhase, order_version: u64| {
+            let status = RegistryStatus { phase, order_version, ..registry_status("") };
+            let app = App { spec: wanted.documents.registry.clone(), tasks: vec![] };
+            let mut plan = Plan::default();
+            plan_registry(wanted, &Observed { registry: Some(app), registries: vec![task(status)], ..Observed::default() }, &mut plan);
+            !plan.actions.is_empty()
+        };
+        assert!(!deletes(&wanted, RegistryPhase::Retired, 7), "nobody has told it to");
+        wanted.retirement = 7;
+        assert!(deletes(&wanted, RegistryPhase::Retired, 7));
+        assert!(!deletes(&wanted, RegistryPhase::Retired, 6) && !deletes(&wanted, RegistryPhase::Serving, 7));
     }
 
     #[test]

@@ -47,7 +47,7 @@ mod tests {
     }
 
     /// Fields that are called like a secret and hold none, and types that nothing prints: name of the type, of the field, why.
-    const HARMLESS: [(&str, &str, &str); 19] = [
+    const HARMLESS: [(&str, &str, &str); 20] = [
         ("Service", "service_account_secret", "an option: the name of a secret"),
         ("Security", "key", "an option: where the key is"),
         ("Storage", "access_key", "an option: where it is"),
@@ -60,6 +60,7 @@ mod tests {
         ("Auth", "token_certificates", "an option: public certificates"),
         ("Proxy", "password", "an option: where it is"),
         ("Facts", "order_key", "the public half"),
+        ("Record", "order_key", "the same"),
         ("Dcos", "secrets_url", "an option: where the store is"),
         ("Endpoints", "secrets", "where the store is"),
         ("UsersReport", "secret", "the name of a secret"),

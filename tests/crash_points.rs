@@ -206,9 +206,13 @@ pub(crate) fn scratch() -> tempfile::TempDir {
 
 impl Run {
     async fn start(scenario: Scenario, dir: &Path, watched: bool) -> Result<Self, String> {
+        let watch = watched.then(|| Watch::new(Counts::Files, &["/var/lib/private-registry"]));
+        Self::start_with(scenario, dir, watch).await
+    }
+
+    async fn start_with(scenario: Scenario, dir: &Path, watch: Option<Arc<Watch>>) -> Result<Self, String> {
         let state = dir.join("var-lib").join(STATE);
         let gate = Gate::new(state.clone());
-        let watch = watched.then(|| Watch::new(Counts::Files, &["/var/lib/private-registry"]));
         let cluster = Cluster::start(dir, 2, gate.around(), watch.clone()).await;
         gate.guard(cluster.fleet.clone());
         gate.agents(2);
@@ -541,6 +545,35 @@ fn documented(names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
 fn the_document_has_every_scenario_and_every_step() {
     let missing = documented(Scenario::ALL.into_iter().map(Scenario::name).chain(Step::ALL.into_iter().map(Step::name)));
     assert!(missing.is_empty(), "docs/crash-points.md has no line for {missing:?}; ci/crash-points prints them");
+}
+
+#[test]
+fn a_controller_whose_clock_is_a_day_off_installs_and_replaces_its_ca_and_goes_on_when_the_clock_is_set() {
+    const DAY: i64 = 24 * 60 * 60;
+    for ahead in [DAY, -DAY] {
+        let dir = scratch();
+        let played = unless_it_panics(|| {
+            isolated(dir.path(), async || {
+                let watch = Watch::with_clock(ahead);
+                let mut run = Run::start_with(Scenario::Rotation, dir.path(), Some(watch.clone())).await?;
+                let ca = run.cluster.status().await.unwrap_or_default()["ca"].as_str().unwrap_or_default().to_owned();
+                let ca = Certificate::parse_bundle(&ca).map_err(|error| error.to_string())?.swap_remove(0);
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
+                // It was made a day and an hour after it begins, by the clock of its maker.
+                let made = ca.not_before() + DAY + 3600;
+                if ca.not_before() > now || (made - now - ahead).abs() > 600 {
+                    return Err(format!("the CA begins at {}, and it is {now}", ca.not_before()));
+                }
+                run.order().await;
+                run.come_to_its_end().await?;
+                watch.set_clock(0);
+                run.wait("another pass", async |run| run.has_ended().await).await?;
+                let faults = run.check().await;
+                if faults.is_empty() { Ok(()) } else { Err(format!("{faults:?}\n{}", run.describe(dir.path()).await)) }
+            })
+        });
+        played.unwrap_or_else(|why| panic!("{ahead} s ahead: {why}"));
+    }
 }
 
 #[test]

@@ -166,7 +166,10 @@ struct Task<'a> {
 impl<'a> Task<'a> {
     fn new(keys: &'a Keys, dir: &Path, step: Step) -> Self {
         let counts = if step.is_of_node() { Counts::FilesAndTalk } else { Counts::FilesAndChildren };
-        let watch = Watch::new(counts, &["/var/lib", "/etc", "/proc/sys"]);
+        Self::watched(keys, dir, step, Watch::new(counts, &["/var/lib", "/etc", "/proc/sys"]))
+    }
+
+    fn watched(keys: &'a Keys, dir: &Path, step: Step, watch: Arc<Watch>) -> Self {
         let ca = |authority: &Authority| reqwest::Certificate::from_pem(authority.certificate().pem().as_bytes()).unwrap();
         let [first, second] = &keys.authorities;
         let http = reqwest::Client::builder().no_proxy().add_root_certificate(ca(first)).add_root_certificate(ca(second));
@@ -382,7 +385,8 @@ fn host_picture(dir: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
     all
 }
 
-async fn play_node(keys: &Keys, dir: &Path, step: Step, at: Option<usize>) -> Result<(Vec<String>, bool), String> {
+/// The host of a node, and the registry that it asks.
+async fn prepare_host(keys: &Keys, dir: &Path) {
     let etc = dir.join("etc");
     fs::create_dir_all(etc.join("docker")).unwrap();
     fs::create_dir_all(etc.join("sysctl.d")).unwrap();
@@ -394,6 +398,10 @@ async fn play_node(keys: &Keys, dir: &Path, step: Step, at: Option<usize>) -> Re
     mount(Some(&store), &etc.join(STORE), none, MsFlags::MS_BIND, none).unwrap();
     mount(Some(&etc), "/etc", none, MsFlags::MS_BIND | MsFlags::MS_REC, none).unwrap();
     serve_tls(keys).await;
+}
+
+async fn play_node(keys: &Keys, dir: &Path, step: Step, at: Option<usize>) -> Result<(Vec<String>, bool), String> {
+    prepare_host(keys, dir).await;
     let before = host_picture(dir);
     let mut task = Task::new(keys, dir, step);
     let (goal, phase) = match step {
@@ -451,12 +459,16 @@ async fn serve_tls(keys: &Keys) {
     });
 }
 
-async fn play_registry(keys: &Keys, dir: &Path, step: Step, at: Option<usize>) -> Result<(Vec<String>, bool), String> {
+fn prepare_container(dir: &Path) {
     fs::create_dir_all(dir.join("bin")).unwrap();
     symlink("/usr/bin/docker-registry", dir.join("bin/registry")).unwrap();
     for folder in ["registry", "private-registry"] {
         fs::create_dir_all(dir.join("var-lib").join(folder)).unwrap();
     }
+}
+
+async fn play_registry(keys: &Keys, dir: &Path, step: Step, at: Option<usize>) -> Result<(Vec<String>, bool), String> {
+    prepare_container(dir);
     let mut task = Task::new(keys, dir, step);
     if step != Step::RegistryStarts {
         task.certify(1).await?;
@@ -572,4 +584,62 @@ fn roles_come_to_their_end_whenever_they_are_killed() {
 #[ignore = "by ci/crash-points: it takes minutes"]
 fn every_point() {
     report(&strike_all(|_, count| (1..=count).collect(), 6));
+}
+
+const DAY: i64 = 24 * 60 * 60;
+
+/// Plays with processes whose clock is so far ahead.
+fn with_clock(ahead: i64, step: Step, play: impl AsyncFnOnce(&mut Task<'_>, &Keys) -> Result<(), String> + Send) {
+    let (keys, dir) = (Keys::new(), scratch());
+    let played = unless_it_panics(|| {
+        isolated(dir.path(), async || {
+            if step.is_of_node() {
+                prepare_host(&keys, dir.path()).await
+            } else {
+                prepare_container(dir.path())
+            }
+            let mut task = Task::watched(&keys, dir.path(), step, Watch::with_clock(ahead));
+            play(&mut task, &keys).await
+        })
+    });
+    played.unwrap_or_else(|why| panic!("{ahead} s ahead: {why}"));
+}
+
+#[test]
+fn a_node_whose_clock_is_a_day_off_trusts_and_one_that_is_further_off_says_why_not_until_the_clock_is_set() {
+    for ahead in [DAY, -DAY] {
+        with_clock(ahead, Step::NodeStarts, async |task, keys| {
+            task.bring_node(&keys.trust(1), NodePhase::Trusted).await?;
+            task.bring_node(&keys.trust(2), NodePhase::Trusted).await?;
+            task.watch.set_clock(0);
+            task.bring_node(&keys.sign(3, OrderKind::Restore), NodePhase::Restored).await
+        });
+    }
+    // What was signed with a right clock begins a day and an hour before.
+    with_clock(-2 * DAY, Step::NodeStarts, async |task, keys| {
+        let says_why = async |task: &mut Task<'_>| {
+            let errors = task.status::<NodeStatus>().await.map(|status| status.errors.join(" "));
+            errors.is_some_and(|errors| errors.contains("not yet valid"))
+        };
+        task.until("the reason", says_why).await?;
+        task.watch.set_clock(0);
+        task.bring_node(&keys.trust(1), NodePhase::Trusted).await
+    });
+}
+
+#[test]
+fn a_registry_whose_clock_is_a_day_off_serves_and_goes_on_when_it_is_set() {
+    for ahead in [DAY, -DAY] {
+        with_clock(ahead, Step::RegistryStarts, async |task, _| {
+            task.certify(1).await?;
+            task.push_image("1", KEPT).await?;
+            task.certify(2).await?;
+            task.until("pushes to be taken", async |task| task.takes_pushes().await).await?;
+            task.watch.set_clock(0);
+            if !task.has("1", KEPT).await {
+                return Err("an image is lost".into());
+            }
+            task.retire().await
+        });
+    }
 }

@@ -15,12 +15,12 @@ use tokio::time::{sleep, timeout};
 use super::cluster::Cluster;
 use super::state::{OwnCa, State};
 use super::store::Store;
-use super::{Controller, ControllerError, Setting};
+use super::{Controller, ControllerError, RotationOrder, Setting};
 use crate::certificates::{EnrolmentKey, RegistryKey};
 use crate::dcos::marathon::{App, AppTask, Instance, Pod};
 use crate::host_paths::HostRoot;
 use crate::options::Options;
-use crate::plan::Observed;
+use crate::plan::{Action, Observed, Plan};
 use crate::protocol::{CertificateRequest, NodePhase};
 
 use super::events::SEATS;
@@ -215,6 +215,47 @@ async fn a_controller_that_marathon_does_not_know_does_nothing() {
     *knows.lock().unwrap() = "private-registry.mine";
     assert!(controller.pass().await.is_ok());
     assert_eq!(wrote(), ["PUT /v2/apps/private-registry"]);
+}
+
+#[tokio::test]
+async fn a_document_that_is_refused_holds_up_no_other_and_a_service_that_does_not_answer_ends_the_pass() {
+    let says = Arc::new(Mutex::new(StatusCode::UNPROCESSABLE_ENTITY));
+    let said = Arc::clone(&says);
+    let (url, asked) = answering(move |_, path| match path {
+        "/v1/jobs/refused" => (*said.lock().unwrap(), json!({ "message": "no" })),
+        _ => (StatusCode::OK, json!({})),
+    })
+    .await;
+    let options = options(&url);
+    let shared = Arc::new(Shared::new(vec![7], "00".into()));
+    let cluster = Cluster::try_enter(&setting(), &options, &shared).unwrap();
+    let mut controller = Controller::new(setting(), options, cluster, shared, "00".into());
+    let put = |id: &str| Action::PutJob { id: id.into(), job: json!({ "id": id }), exists: true };
+    let app = Action::PutRegistry { app: json!({ "id": "/registry" }), force: false, reason: String::new() };
+    let plan = Plan { actions: vec![put("refused"), put("taken"), app], ..Plan::default() };
+    let wanted = crate::plan::tests::wanted();
+    let order = RotationOrder { names: Vec::new(), run: None };
+    let mut applied = async |status: StatusCode| {
+        *says.lock().unwrap() = status;
+        asked.lock().unwrap().clear();
+        let done = controller.apply(&plan, &wanted, &Observed::default(), &[], &order).await;
+        (done.map(|undone| (undone.put_off.len(), undone.refused)), asked.lock().unwrap().clone())
+    };
+    let all = ["PUT /v1/jobs/refused", "PUT /v1/jobs/taken", "PUT /v2/apps/registry"];
+    for status in [StatusCode::UNPROCESSABLE_ENTITY, StatusCode::BAD_REQUEST, StatusCode::FORBIDDEN, StatusCode::NOT_FOUND] {
+        let (undone, requests) = applied(status).await;
+        let (put_off, refused) = undone.unwrap();
+        assert_eq!((put_off, refused.len(), requests), (0, 1, all.map(String::from).to_vec()), "{status}");
+        assert!(refused[0].contains("tried again: ") && refused[0].contains(status.as_str()), "{}", refused[0]);
+    }
+    let (undone, requests) = applied(StatusCode::CONFLICT).await;
+    let (put_off, refused) = undone.unwrap();
+    assert_eq!((put_off, refused.len(), requests.len()), (1, 0, 3));
+    for status in [StatusCode::SERVICE_UNAVAILABLE, StatusCode::UNAUTHORIZED, StatusCode::TOO_MANY_REQUESTS] {
+        let (undone, requests) = applied(status).await;
+        assert!(undone.is_err(), "{status}");
+        assert_eq!(requests, all[..1], "{status}");
+    }
 }
 
 /// What Marathon knows: a node and a task of the registry at this address.

@@ -512,7 +512,7 @@ impl Controller {
             enrolment_id: steps::enrolment_id(state),
         };
         let leaves = anchor.leaves(state, &observed.registries, &in_force);
-        let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
+        let retirement = if runs_registry { state.retirement() } else { self.retirement.as_ref().map_or(0, |(_, version)| *version) };
         let retirement_is_late = self.memory.see_retirement(&self.options, &observed, Instant::now());
         let users = self.users.look(&self.options, state).await?;
         let documents = documents::render(&self.options, &facts)?;

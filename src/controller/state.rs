@@ -90,6 +90,9 @@ struct Record {
     /// The public key that orders are signed with, base64.
     #[serde(default)]
     order_key: Option<String>,
+    /// Version of the order by which the registry was last told to retire; 0: it has a certificate since, or never was.
+    #[serde(default)]
+    retirement: u64,
     /// Generation of the newest CA.
     generation: u32,
     /// Certificate of the CA that signs, PEM: known even when its key is lost.
@@ -430,6 +433,11 @@ impl State {
         self.record.version
     }
 
+    /// Version of the order by which the registry was last told to retire; 0 if it has a certificate since.
+    pub fn retirement(&self) -> u64 {
+        self.record.retirement
+    }
+
     /// The public key that tasks verify orders with, base64.
     pub fn order_key(&self) -> String {
         self.signer.verifying_key_base64()
@@ -492,19 +500,19 @@ impl State {
         })
     }
 
-    /// Those of these names that the CA that signs may speak for; all, where its key is lost.
+    /// Those of these names that the CA that signs may speak for; all, where its key is lost or that were none.
     ///
     /// # Errors
     /// When its certificate cannot be read.
     pub fn spoken_for(&self, names: Vec<TrustedName>) -> Result<Vec<TrustedName>, StateError> {
         let Some(authority) = &self.authority else { return Ok(names) };
         let mut spoken_for = Vec::new();
-        for name in names {
+        for name in &names {
             if authority.covers(std::slice::from_ref(&name.name))? {
-                spoken_for.push(name);
+                spoken_for.push(name.clone());
             }
         }
-        Ok(spoken_for)
+        Ok(if spoken_for.is_empty() { names } else { spoken_for })
     }
 
     /// The names that nodes trust now.
@@ -692,6 +700,7 @@ impl State {
             order: order.clone(),
             version: self.record.version,
         };
+        self.record.retirement = 0;
         let leaves = &mut self.record.leaves;
         leaves.insert(sha256_hex(leaf.public_key_spki_der()), record);
         // Replicas make a key whenever they start; what has served its time is not kept for ever.
@@ -819,6 +828,9 @@ impl State {
     /// When the state cannot be written: then the order is not given.
     pub async fn order(&mut self, kind: OrderKind) -> Result<SignedOrder, StateError> {
         self.record.version = self.next_version();
+        if matches!(kind, OrderKind::Retire { .. }) {
+            self.record.retirement = self.record.version;
+        }
         self.save().await?;
         Ok(self.signer.sign(&Order { service: self.store.service().to_string(), version: self.record.version, kind }))
     }

@@ -75,10 +75,10 @@ impl Intent {
         let asked = bare(&names);
         // New names come into force with a CA that may speak for them.
         let speaks = !anchor.is_own() || state.speaks_for(&asked)?;
-        let names = match state.trusted_names() {
+        let names = match state.trusted_names().filter(|trusted| !trusted.is_empty()) {
             _ if speaks => names,
             Some(trusted) => trusted,
-            // The order that said what nodes trust is void, as its key was lost.
+            // The order that said what nodes trust is void, as its key was lost; or it named nothing, as there was no registry.
             None => state.spoken_for(names)?,
         };
         let rotate_run = observed.jobs.get(&documents::rotate_job_id(options)).and_then(|job| job.active_runs.first()).cloned();
@@ -120,10 +120,14 @@ pub(crate) fn bundle(
     others: Vec<OtherTrust>,
 ) -> TrustBundle {
     let trust = &options.trust;
+    let certificates = anchor.certificates(state, settled);
+    // While a registry that is switched off retires, what was trusted for its names stays so. Nodes take no certificate without a name.
+    let retires = names.is_empty() && !certificates.is_empty();
+    let names = if retires { state.trusted_names().unwrap_or_default() } else { names };
     TrustBundle {
-        names,
         insecure: options.is_insecure(),
-        certificates: anchor.certificates(state, settled),
+        certificates: if names.is_empty() { Vec::new() } else { certificates },
+        names,
         others,
         stores: Stores { containerd: trust.containerd, podman: trust.podman, system: trust.system },
         conntrack_be_liberal: trust.conntrack_be_liberal,
@@ -387,6 +391,7 @@ pub(crate) fn is_rotated(anchor: &Anchor, state: Option<&State>, run: &str) -> b
 mod tests {
     use super::*;
     use crate::controller::state::{Reason, Rotation};
+    use crate::distribution::Published;
     use crate::protocol::NodePhase;
 
     #[test]
@@ -407,6 +412,31 @@ mod tests {
         assert!(!memory.asks_again(&seen(0), later(11)), "started anew");
         assert!(!is_fresh(&memory, 0) && is_fresh(&memory, 1), "what it proves now it proves after the question");
         assert!(!memory.asks_again(&seen(1), later(60)), "it owes nothing");
+    }
+
+    #[test]
+    fn a_ca_is_inherited_from_a_definition_that_holds_it_and_not_from_one_that_names_a_secret() {
+        let bundle = TrustBundle { certificates: vec!["a certificate".into()], ..TrustBundle::default() };
+        let order = Order { service: "s".into(), version: 1, kind: OrderKind::Trust(bundle) };
+        let order = crate::certificates::OrderSigner::generate().unwrap().sign(&order);
+        let inherited = |variable: serde_json::Value| {
+            let spec = serde_json::json!({ "environment": { env::FIRST_ORDER: variable } });
+            let pod = Some(crate::dcos::marathon::Pod { spec, instances: Vec::new() });
+            trusted_before(&Observed { pod, ..Observed::default() })
+        };
+        let text = serde_json::to_string(&order).unwrap();
+        assert_eq!(inherited(text.clone().into()), ["a certificate"]);
+        // As the definitions of each are rendered.
+        let rendered = |first_order: Published| {
+            let enrolment = Published { variable: "".into(), secret: None };
+            let documents = documents::tests::documents_with(serde_json::json!({}), first_order, enrolment);
+            inherited(documents.pod["environment"][env::FIRST_ORDER].clone())
+        };
+        let published = |variable, secret| Published { variable, secret };
+        assert_eq!(rendered(published(text.into(), None)), ["a certificate"]);
+        let reference = serde_json::json!({ "secret": "first-order" });
+        let named = Some(("first-order".to_string(), "private-registry-node/first-order".to_string()));
+        assert_eq!(rendered(published(reference, named)), Vec::<String>::new());
     }
 
     #[test]

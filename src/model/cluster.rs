@@ -236,6 +236,13 @@ pub(super) struct Faults {
     pub(super) refused: Option<u8>,
 }
 
+impl Faults {
+    fn is_any(&self) -> bool {
+        let Self { late_looks, late_writes, double_writes, late_letters, double_letters, lost_letters, refused } = self;
+        *late_looks > 0 || *late_writes || *double_writes || *late_letters || *double_letters || *lost_letters || refused.is_some()
+    }
+}
+
 /// How things really were when a controller looked at them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Truth {
@@ -321,6 +328,15 @@ impl World {
             unsettled: false,
             newest: String::new(),
             named: BTreeSet::new(),
+        }
+    }
+
+    /// Whether writes may have to be repeated, or are repeated by the cluster itself.
+    pub(super) fn is_faulty(&self) -> bool {
+        let services = [self.marathon.failing, self.metronome.failing].iter().any(|calls| *calls > 0);
+        services || self.faults.is_any() || !self.marathon.foreign_locks.is_empty() || self.is_anything_on_its_way() || {
+            let shelf = self.shelf.look();
+            shelf.denied || shelf.writes_left.is_some()
         }
     }
 
@@ -817,6 +833,9 @@ impl World {
                 continue;
             }
             let node = Node::start(self, machine, spec, &uuid);
+            // A fresh agent begins with the order that the pod was made with, and hears of the newest one a pass later.
+            let is_behind = node.as_ref().is_ok_and(|node| node.board.order().digest != self.newest);
+            self.machines[machine].excused |= is_behind && self.machines[machine].kept.is_none();
             if let Some(pod) = &mut self.marathon.pod {
                 let instance = &mut pod.instances[index];
                 instance.ends = node.as_ref().err().cloned();
@@ -1000,6 +1019,8 @@ impl World {
         if self.base.keeps_state_on_host() && self.marathon.own.as_ref().is_some_and(|own| own.machine == machine) {
             self.shelf.look().entries.clear();
             self.unsettled = true;
+            // What the controllers have seen is lost as well.
+            self.machines.iter_mut().for_each(|machine| machine.is_known = false);
         }
     }
 

@@ -277,7 +277,7 @@ impl Controller {
         };
         let documents = options::documents(world.base, self.number, options, &given);
         let mut leaves = anchor.leaves(state, &look.observed.registries, &in_force);
-        let retirement = self.retirement.as_ref().map_or(0, |(_, version)| *version);
+        let retirement = if runs_registry { state.retirement() } else { self.retirement.as_ref().map_or(0, |(_, version)| *version) };
         let retirement_is_late = self.memory.see_retirement(options, &look.observed, world.instant());
         let users = now(self.users.look(options, state))?;
         let takeover = self.memory.see_takeover(options, &look.observed, world.instant());

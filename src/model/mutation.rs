@@ -51,11 +51,13 @@ pub(super) enum Mutation {
     NeverSend,
     /// Jobs are not put.
     ForgetJobs,
+    /// The pod grows by one instance at a time.
+    ScaleOneByOne,
 }
 
 impl Mutation {
     /// All of them.
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::ScaleOneTooMany,
         Self::ScaleOneTooFew,
         Self::IgnoreLocks,
@@ -75,6 +77,7 @@ impl Mutation {
         Self::NameNobody,
         Self::NeverSend,
         Self::ForgetJobs,
+        Self::ScaleOneByOne,
     ];
 
     /// Spoils what the planner is given.
@@ -104,6 +107,15 @@ impl Mutation {
                 for action in &mut plan.actions {
                     if let Action::PutPod { pod, instances, .. } = action {
                         *instances = if self == Self::ScaleOneTooMany { *instances + 1 } else { instances.saturating_sub(1) };
+                        *pod = documents::scaled(pod, *instances, observed.marathon);
+                    }
+                }
+            }
+            Self::ScaleOneByOne => {
+                let before = observed.pod.as_ref().map_or(0, |pod| pod.scale());
+                for action in &mut plan.actions {
+                    if let Action::PutPod { pod, instances, .. } = action {
+                        *instances = (*instances).min(before + 1);
                         *pod = documents::scaled(pod, *instances, observed.marathon);
                     }
                 }

@@ -51,6 +51,8 @@ impl Story {
 
     /// Plays it to its end.
     pub(super) fn play(&self, mutation: Mutation, tally: &mut Tally) -> Result<(), Broken> {
+        // What was counted in another story is none of this one's.
+        tally.since_change.clear();
         let mut run = Run::new(self.seed, mutation);
         for (index, event) in self.events.iter().enumerate() {
             tally.event(event);
@@ -168,7 +170,9 @@ impl Run {
     }
 
     fn happen(&mut self, event: &Event, tally: &mut Tally) -> Result<(), Broken> {
+        let disturbed = is_change(event) || self.is_disturbed();
         self.change(event, tally)?;
+        self.bound_writes(disturbed, tally)?;
         self.world.check_trust();
         match self.world.broken.take() {
             Some(broken) => Err(broken),
@@ -176,8 +180,21 @@ impl Run {
         }
     }
 
+    /// Whether what a controller writes may have to be written again, by it or by another one.
+    fn is_disturbed(&self) -> bool {
+        self.world.is_faulty() || !self.old.is_empty()
+    }
+
+    /// See [`super::bound`]; `disturbed`: something from outside has happened meanwhile, after which the count begins anew.
+    fn bound_writes(&self, disturbed: bool, tally: &mut Tally) -> Result<(), Broken> {
+        if disturbed || self.is_disturbed() {
+            tally.since_change.clear();
+        }
+        tally.thrashes(self.seed).map_or(Ok(()), Err)
+    }
+
     fn change(&mut self, event: &Event, tally: &mut Tally) -> Result<(), Broken> {
-        if !matches!(event, Event::Pass | Event::OldPass | Event::Work(_) | Event::Wait(_) | Event::Heal(_)) {
+        if is_change(event) {
             self.changes += 1;
             self.undisturbed &= matches!(event, Event::Uninstall(_));
         }
@@ -484,7 +501,7 @@ impl Run {
 
     /// Faults end, and all must be well within bounds, and stay so without anything being written.
     fn heal(&mut self, keeps_one_away: bool, tally: &mut Tally) -> Result<(), Broken> {
-        tally.since_heal.clear();
+        tally.since_change.clear();
         let world = &mut self.world;
         world.faults = Default::default();
         world.marathon.foreign_locks.clear();
@@ -537,7 +554,6 @@ impl Run {
             let what = self.lacking().unwrap_or_else(|| "it never comes to rest".into());
             return Err(Broken { property: "all is well within bounds when faults have ended", what });
         }
-        tally.note_heal(self.seed);
         let writes = (self.world.accepted - self.before.0, self.world.sent - self.before.1);
         tally.note_writes(self.changes, writes);
         let before = (self.world.accepted, self.world.sent);
@@ -655,4 +671,9 @@ impl Run {
         }
         None
     }
+}
+
+/// Whether it is something from outside, and no time that passes.
+fn is_change(event: &Event) -> bool {
+    !matches!(event, Event::Pass | Event::OldPass | Event::Work(_) | Event::Wait(_) | Event::Heal(_))
 }

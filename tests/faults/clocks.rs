@@ -1,6 +1,6 @@
-//! Clocks that are a day off. A time namespace does not shift the clock that certificates are held against, and a static binary takes no
-//! other one, so here it is OpenSSL on an agent that is told another time; the rest is tested at the functions that are given a time
-//! (`src/certificates/authority.rs`).
+//! Clocks that are a day off, as the cluster's own clients see it: OpenSSL on an agent, which is told another time. The program itself is shown
+//! another time by whoever traces it: a node and a registry in `tests/role_points.rs`, the controller in `tests/crash_points.rs`. The rest is
+//! tested at the functions that are given a time (`src/certificates/authority.rs`).
 
 use serde_json::json;
 

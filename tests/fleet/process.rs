@@ -1,4 +1,4 @@
-//! A real process of the package in the fleet's namespaces. It can be killed at a chosen one of its system calls.
+//! A real process of the package in the fleet's namespaces. It can be killed at a chosen one of its system calls, and shown another time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -130,6 +130,8 @@ pub(crate) struct Watch {
     counts: Counts,
     /// Writes elsewhere, as to a log, count for nothing.
     below: Vec<PathBuf>,
+    /// Seconds by which the clock is ahead of the machine's; none: it is the machine's.
+    clock: Option<AtomicI64>,
     inner: Mutex<Inner>,
 }
 
@@ -144,7 +146,72 @@ struct Inner {
 impl Watch {
     /// Counts nothing yet.
     pub(crate) fn new(counts: Counts, below: &[&str]) -> Arc<Self> {
-        Arc::new(Self { counts, below: below.iter().map(PathBuf::from).collect(), inner: Mutex::default() })
+        Arc::new(Self { counts, below: below.iter().map(PathBuf::from).collect(), clock: None, inner: Mutex::default() })
+    }
+
+    /// Counts nothing, and shows a process and all that it starts another time: `ahead` seconds more, or less, than it is.
+    pub(crate) fn with_clock(ahead: i64) -> Arc<Self> {
+        let (counts, below) = (Counts::FilesAndChildren, Vec::new());
+        Arc::new(Self { counts, below, clock: Some(AtomicI64::new(ahead)), inner: Mutex::default() })
+    }
+
+    /// Sets such a clock.
+    pub(crate) fn set_clock(&self, ahead: i64) {
+        if let Some(clock) = &self.clock {
+            clock.store(ahead, Ordering::Release);
+        }
+    }
+
+    /// A program that has just been loaded is not told of the kernel's page (vDSO) that gives the time without a call.
+    fn hide_clock(&self, thread: Pid) -> nix::Result<()> {
+        const AT_SYSINFO_EHDR: i64 = 33;
+        const AT_IGNORE: i64 = 1;
+        const WORD: u64 = 8;
+        if self.clock.is_none() {
+            return Ok(());
+        }
+        let read = |at: u64| ptrace::read(thread, at as ptrace::AddressType);
+        let stack = ptrace::getregs(thread)?.rsp;
+        // Number of arguments, these, 0, variables, 0, pairs of what the kernel says.
+        let mut at = stack + WORD * (read(stack)?.cast_unsigned() + 2);
+        while read(at)? != 0 {
+            at += WORD;
+        }
+        at += WORD;
+        loop {
+            match read(at)? {
+                0 => return Ok(()),
+                AT_SYSINFO_EHDR => ptrace::write(thread, at as ptrace::AddressType, AT_IGNORE)?,
+                _ => {}
+            }
+            at += 2 * WORD;
+        }
+    }
+
+    /// Changes what a call for the time has given.
+    fn shift_clock(&self, thread: Pid) -> nix::Result<()> {
+        let Some(ahead) = self.clock.as_ref().map(|clock| clock.load(Ordering::Acquire)).filter(|ahead| *ahead != 0) else {
+            return Ok(());
+        };
+        let mut registers = ptrace::getregs(thread)?;
+        let (call, result) = (registers.orig_rax.cast_signed(), registers.rax.cast_signed());
+        let clocks = [libc::CLOCK_REALTIME, libc::CLOCK_REALTIME_COARSE].map(|clock| clock as u64);
+        let seconds = match call {
+            libc::SYS_clock_gettime if result == 0 && clocks.contains(&registers.rdi) => registers.rsi,
+            libc::SYS_gettimeofday if result == 0 && registers.rdi != 0 => registers.rdi,
+            libc::SYS_time if result > 0 => {
+                registers.rax = (result + ahead).cast_unsigned();
+                ptrace::setregs(thread, registers)?;
+                // The same is given where it was asked to be put.
+                if registers.rdi == 0 {
+                    return Ok(());
+                }
+                registers.rdi
+            }
+            _ => return Ok(()),
+        };
+        let at = seconds as ptrace::AddressType;
+        ptrace::write(thread, at, ptrace::read(thread, at)? + ahead)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -220,7 +287,8 @@ impl Watch {
     /// What its tracer is told of beside calls.
     fn options(&self) -> ptrace::Options {
         use ptrace::Options;
-        let all = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACECLONE;
+        let mut all = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACECLONE;
+        all.set(Options::PTRACE_O_TRACEEXEC, self.clock.is_some());
         match self.counts {
             Counts::FilesAndChildren => all | Options::PTRACE_O_TRACEFORK | Options::PTRACE_O_TRACEVFORK,
             _ => all,
@@ -239,6 +307,8 @@ fn follow(pid: Pid, watch: &Watch, begin: impl FnOnce()) -> ExitStatus {
             Ok(WaitStatus::Exited(which, code)) if which == pid => return ExitStatus::from_raw(code << 8),
             Ok(WaitStatus::Signaled(which, signal, _)) if which == pid => return ExitStatus::from_raw(signal as i32),
             Ok(WaitStatus::PtraceSyscall(thread)) => {
+                // Whoever has been killed meanwhile needs no time.
+                let _ = watch.shift_clock(thread);
                 if watch.strikes(thread) {
                     // It stays where it is, before the call.
                     let _ = kill(pid, Signal::SIGKILL);
@@ -247,7 +317,12 @@ fn follow(pid: Pid, watch: &Watch, begin: impl FnOnce()) -> ExitStatus {
                 }
             }
             Ok(WaitStatus::Stopped(thread, signal)) => drop(ptrace::syscall(thread, signal)),
-            Ok(WaitStatus::PtraceEvent(thread, _, _)) => drop(ptrace::syscall(thread, None)),
+            Ok(WaitStatus::PtraceEvent(thread, _, event)) => {
+                if event == libc::PTRACE_EVENT_EXEC {
+                    let _ = watch.hide_clock(thread);
+                }
+                let _ = ptrace::syscall(thread, None);
+            }
             Ok(_) => {}
             Err(Errno::EINTR) => {}
             Err(_) => return ExitStatus::from_raw(libc::SIGKILL),
