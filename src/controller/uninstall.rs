@@ -17,6 +17,7 @@ use crate::names::Host;
 use crate::options::Options;
 use crate::plan::{Observed, RegistryTask};
 use crate::protocol::{NodePhase, NodeStatus, OrderKind, RegistryPhase, SignedOrder, env};
+use crate::shards::Layout;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -128,12 +129,14 @@ async fn remove(setting: &Setting, options: &Options, cluster: &Cluster, shared:
 
 /// Removes keys, record, and what tasks read in the secret store.
 async fn forget(options: &Options, cluster: &Cluster) -> Result<(), ControllerError> {
+    let store = cluster.store(&options.service.name)?;
     if let Some(secrets) = &cluster.secrets {
-        for path in documents::published_paths(options) {
+        let layout = State::layout_in(&store).await?.unwrap_or(Layout::One);
+        for path in documents::published_paths(options, layout) {
             secrets.delete(&path).await?;
         }
     }
-    Ok(cluster.store(&options.service.name)?.forget().await?)
+    Ok(store.forget().await?)
 }
 
 /// The orders of the removal, signed once per start, and whom they concern.
@@ -143,6 +146,8 @@ pub(crate) struct Orders {
     /// Agents that have files of ours.
     covered: BTreeSet<Host>,
     restored: BTreeSet<Host>,
+    /// The pods were there to be deleted, and whoever was absent by then is named.
+    named: bool,
 }
 
 /// What comes next of the removal.
@@ -162,8 +167,8 @@ pub(crate) enum Step {
         /// All that are waited for.
         remaining: Vec<Host>,
     },
-    /// The pod goes.
-    DeletePod {
+    /// The pods go.
+    DeletePods {
         /// Agents that keep our files.
         absent: BTreeSet<Host>,
     },
@@ -173,7 +178,7 @@ impl Orders {
     pub(crate) async fn sign(state: &mut State, delete_data: bool) -> Result<Self, StateError> {
         let retire = state.order(OrderKind::Retire { delete_data }).await?;
         let restore = state.order(OrderKind::Restore).await?;
-        Ok(Self { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new() })
+        Ok(Self { restore, retire, covered: state.covered().clone(), restored: BTreeSet::new(), named: false })
     }
 
     /// What comes next, while there is a registry or a pod. `late`: nobody is waited for any longer.
@@ -186,7 +191,7 @@ impl Orders {
         let is_restored = |(_, status): &(&Host, &NodeStatus)| status.phase == NodePhase::Restored;
         let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
         self.restored.extend(restored.iter().copied().cloned());
-        let instances = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref());
+        let instances = observed.instances().filter_map(|instance| instance.host.as_ref());
         let mut awaited: BTreeSet<&Host> = instances.collect();
         self.covered.extend(awaited.iter().copied().cloned());
         // A node that has died is at no host before Marathon has placed it again.
@@ -197,17 +202,23 @@ impl Orders {
         if remaining.is_empty() || late {
             // Agents that Mesos does not know any more are not waited for: they may be gone for good.
             let absent = self.covered.iter().chain(&remaining).filter(|host| !self.restored.contains(host)).cloned().collect();
-            return Step::DeletePod { absent };
+            self.named = true;
+            return Step::DeletePods { absent };
         }
         let hosts = observed.nodes.keys().filter(|host| !restored.contains(host)).cloned().collect();
         Step::Restore { hosts, remaining }
     }
+
+    /// Agents that keep our files because somebody else has deleted the pods before they were put back.
+    pub(crate) fn abandoned(&self) -> Vec<&Host> {
+        self.covered.iter().filter(|host| !self.named && !self.restored.contains(host)).collect()
+    }
 }
 
-/// Whether registry and pod are gone, and no deployment brings them back.
+/// Whether registry and pods are gone, and no deployment brings them back.
 pub(crate) fn is_gone(options: &Options, observed: &Observed) -> Option<bool> {
-    let ids = [documents::pod_id(options), documents::registry_id(options)];
-    (observed.registry.is_none() && observed.pod.is_none()).then(|| ids.iter().all(|id| !observed.locked.contains(id)))
+    let is_ours = |id: &String| *id == documents::registry_id(options) || documents::shard_of(options, id).is_some();
+    (observed.registry.is_none() && observed.pods.is_empty()).then(|| !observed.locked.iter().any(is_ours))
 }
 
 async fn step(
@@ -225,6 +236,8 @@ async fn step(
         return Err(ControllerError::NotCurrent(setting.app_id.clone()));
     }
     if let Some(gone) = is_gone(options, &observed) {
+        let abandoned = orders.iter().filter(|_| gone).flat_map(Orders::abandoned);
+        abandoned.for_each(|host| name_absent(options, host));
         return Ok(gone);
     }
     let orders = match orders {
@@ -234,7 +247,7 @@ async fn step(
             none.insert(Orders::sign(&mut state, options.uninstall.delete_data).await?)
         }
     };
-    let (pod_id, registry_id) = (documents::pod_id(options), documents::registry_id(options));
+    let registry_id = documents::registry_id(options);
     match orders.next(&observed, Instant::now() >= deadline) {
         Step::Retire => {
             observe::send_to_registries(cluster, &observed, &orders.retire).await;
@@ -258,21 +271,26 @@ async fn step(
             let names: Vec<String> = remaining.iter().map(ToString::to_string).collect();
             say(shared, options, &format!("waiting for agents to be as they were: {}", names.join(", ")));
         }
-        Step::DeletePod { absent } => {
-            for host in absent {
-                tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --name {}", options.service.name);
+        Step::DeletePods { absent } => {
+            absent.iter().for_each(|host| name_absent(options, host));
+            for shard in observed.pods.keys() {
+                let id = format!("{}{}", documents::pod_id(options), shard.suffix());
+                shared.acted(format!("delete the pod {id}"));
+                cluster.marathon.delete_pod(&id).await?;
             }
-            shared.acted(format!("delete the pod {pod_id}"));
-            cluster.marathon.delete_pod(&pod_id).await?;
         }
     }
     Ok(false)
 }
 
+fn name_absent(options: &Options, host: &Host) {
+    tracing::error!(%host, "this agent does not answer and keeps our files; when it is back run there: private-registry restore --name {}", options.service.name);
+}
+
 /// A service that was refused because a name was taken must not take that with it when it goes.
 pub(crate) fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
     observed.registry.take_if(|app| !documents::is_made_by(&app.spec, options));
-    observed.pod.take_if(|pod| !documents::is_made_by(&pod.spec, options));
+    observed.pods.retain(|_, pod| documents::is_made_by(&pod.spec, options));
 }
 
 fn say(shared: &Shared, options: &Options, next: &str) {

@@ -84,7 +84,7 @@ impl Mutation {
             Self::DropDeadline => ca.deadline = 0,
             Self::WaitForEver => ca.deadline = i64::MAX,
             Self::CertifyAlways => leaves.values_mut().for_each(|leaf| leaf.renew_at = 0),
-            Self::NeverShrink => observed.surplus_for = std::time::Duration::ZERO,
+            Self::NeverShrink => observed.surplus_for.clear(),
             _ => {}
         }
     }
