@@ -18,6 +18,7 @@ use crate::held::Held;
 use crate::names::Host;
 use crate::options::Options;
 use crate::protocol::{CopyKind, env};
+use crate::shards::{Layout, Shard};
 use crate::{registry, settings, storage};
 
 /// Label that carries the digest of a document as we rendered it.
@@ -65,6 +66,8 @@ pub struct Facts {
     pub order_key: String,
     /// The order that new nodes start with, as JSON.
     pub first_order: Published,
+    /// How the agents are divided among node pods.
+    pub layout: Layout,
     /// Where the package has this program from: there when no controller is.
     pub package_uri: String,
     /// The package's options as the controller's template has put them into its environment.
@@ -80,10 +83,12 @@ pub struct Facts {
 /// All documents of an installation. On open DC/OS the registry's holds the enrolment key, so they are not printed.
 #[derive(Clone)]
 pub struct Documents {
-    /// Id of the node pod.
+    /// Id of the node pod; where there are several, what their ids begin with.
     pub pod_id: String,
-    /// The node pod, scaled to 0.
+    /// The node pod, scaled to 0; where there are several, what they have in common: see [`Documents::pod`].
     pub pod: Value,
+    /// How the agents are divided among node pods.
+    pub layout: Layout,
     /// Id of the registry app.
     pub registry_id: String,
     /// The registry app.
@@ -92,6 +97,33 @@ pub struct Documents {
     pub jobs: Vec<(String, Value)>,
     /// Their schedules, by the ids of the jobs.
     pub schedules: BTreeMap<String, Value>,
+}
+
+impl Documents {
+    /// Id of one of the node pods.
+    pub fn pod_id(&self, shard: Shard) -> String {
+        format!("{}{}", self.pod_id, shard.suffix())
+    }
+
+    /// One of the node pods, scaled to 0.
+    pub fn pod(&self, shard: Shard) -> Value {
+        let mut pod = self.pod.clone();
+        if let Some(class) = self.layout.class(shard) {
+            pod["id"] = Value::from(self.pod_id(shard));
+            if let Some(constraints) = pod["scheduling"]["placement"]["constraints"].as_array_mut() {
+                constraints.push(json!({ "fieldName": "hostname", "operator": "LIKE", "value": class }));
+            }
+            let digest = format!("{} {} {class}", pod["labels"][DIGEST_LABEL], pod["id"]);
+            pod["labels"][DIGEST_LABEL] = Value::from(sha256_hex(digest.as_bytes()));
+        }
+        pod
+    }
+}
+
+/// The class of hosts that a node pod is for, as its constraints name it.
+pub fn class_of(pod: &Value) -> Option<&str> {
+    let constraints = pod["scheduling"]["placement"]["constraints"].as_array()?;
+    constraints.iter().find(|constraint| constraint["fieldName"] == "hostname" && constraint["operator"] == "LIKE")?["value"].as_str()
 }
 
 impl std::fmt::Debug for Documents {
@@ -110,9 +142,25 @@ pub fn pod_id(options: &Options) -> String {
     format!("/{}", pod_name(&options.service.name))
 }
 
-/// The same without a slash, which the ids of the pod's tasks begin with.
-pub fn pod_name(service: &str) -> String {
+/// The same without a slash.
+fn pod_name(service: &str) -> String {
     format!("{}-node", service.replace('/', "."))
+}
+
+/// Which of a service's node pods has this id, if one of them can have it.
+pub fn shard_of(options: &Options, id: &str) -> Option<Shard> {
+    Shard::of_suffix(id.strip_prefix(&pod_id(options))?)
+}
+
+/// Whether a task of this id is a node of the service: the ids of a pod's tasks begin with the pod's.
+pub fn is_node_task(service: &str, id: &str) -> bool {
+    let pod = id.strip_prefix(&pod_name(service)).and_then(|rest| rest.split_once('.'));
+    pod.is_some_and(|(suffix, _)| Shard::of_suffix(suffix).is_some())
+}
+
+/// Who reads the first order in the secret store: the id of the one node pod, or what the ids of several have in common, and a star.
+pub fn node_reader(options: &Options, layout: Layout) -> String {
+    if layout == Layout::One { pod_id(options) } else { format!("{}-*", pod_id(options)) }
 }
 
 /// A service in a group as one word. Names have no dots, so two services never get the same.
@@ -187,8 +235,8 @@ pub const FIRST_ORDER: &str = "first-order";
 pub const ENROLMENT_KEY: &str = "enrolment-key";
 
 /// Paths of what tasks read in the secret store.
-pub fn published_paths(options: &Options) -> Vec<String> {
-    vec![secrets::path_for(&pod_id(options), FIRST_ORDER), secrets::path_for(&registry_id(options), ENROLMENT_KEY)]
+pub fn published_paths(options: &Options, layout: Layout) -> Vec<String> {
+    vec![secrets::path_for(&node_reader(options, layout), FIRST_ORDER), secrets::path_for(&registry_id(options), ENROLMENT_KEY)]
 }
 
 /// Base URL under which tasks reach the controller: its named VIP, of which dcos-net drops the slashes.
@@ -230,6 +278,7 @@ pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateErr
     Ok(Documents {
         pod_id: pod_id(options),
         pod: document("pod", include_str!("templates/pod.json.hbs"), Value::Null)?,
+        layout: facts.layout,
         registry_id: registry_id(options),
         registry: document("registry", include_str!("templates/registry.json.hbs"), Value::Null)?,
         jobs: jobs(options, facts)
@@ -501,6 +550,7 @@ pub(crate) mod tests {
             upstream_certificates: String::new(),
             order_key: "a2V5".into(),
             first_order,
+            layout: Layout::One,
             enrolment_key,
             package_uri: "http://universe.example.com/private-registry".into(),
             options: BTreeMap::from([("OPTION_SERVICE_NAME".to_string(), options.service.name.clone())]),

@@ -20,6 +20,7 @@ use crate::plan::{self, Action, Leaf, NODE_NEEDS, Observed, RegistryTask, Wanted
 use crate::protocol::{
     CertificateRequest, NodePhase, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder, SysctlState, SysctlStatus, env,
 };
+use crate::shards::{Layout, Shard};
 use crate::takeover::Takeover;
 
 /// Stands in a document where the controller puts a key that nobody else should read.
@@ -140,6 +141,20 @@ fn told(actions: &[Action]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest = actions;
     while let Some(first) = rest.first() {
+        let pods: Vec<(u64, &str)> = rest
+            .iter()
+            .map_while(|action| match action {
+                Action::PutPod { instances, reason, .. } => Some((*instances, reason.as_str())),
+                _ => None,
+            })
+            .collect();
+        let alike: Vec<u64> = pods.iter().take_while(|(_, reason)| *reason == pods[0].1).map(|(instances, _)| *instances).collect();
+        if alike.len() > 1 {
+            let (agents, reason) = (alike.iter().sum::<u64>(), pods[0].1);
+            lines.push(format!("run the node on {agents} agents, in {} pods: {reason}", alike.len()));
+            rest = &rest[alike.len()..];
+            continue;
+        }
         let hosts: Vec<&Host> =
             rest.iter().map_while(|action| if let Action::SendTrust { host } = action { Some(host) } else { None }).collect();
         if hosts.len() > 1 {
@@ -205,12 +220,15 @@ fn removal(options: &Options, observed: &Observed) -> Forecast {
         }
         step(format!("delete the app {}", documents::registry_id(options)));
     }
-    if let Some(pod) = observed.pod.as_ref().filter(|pod| documents::is_made_by(&pod.spec, options)) {
-        let hosts: Vec<String> = pod.instances.iter().filter_map(|instance| Some(instance.host.as_ref()?.to_string())).collect();
+    let pods: Vec<(&Shard, &Pod)> = observed.pods.iter().filter(|(_, pod)| documents::is_made_by(&pod.spec, options)).collect();
+    if !pods.is_empty() {
+        let instances = pods.iter().flat_map(|(_, pod)| &pod.instances);
+        let hosts: Vec<String> = instances.filter_map(|instance| Some(instance.host.as_ref()?.to_string())).collect();
         let named: Vec<String> = hosts.iter().take(8).cloned().collect();
         let more = if hosts.len() > 8 { format!(" and {} more", hosts.len() - 8) } else { String::new() };
         step(format!("put {} agents back as they were before, and wait for that: {}{more}", hosts.len(), named.join(", ")));
-        step(format!("delete the pod {}", documents::pod_id(options)));
+        let ids = pods.iter().map(|(shard, _)| format!("{}{}", documents::pod_id(options), shard.suffix()));
+        ids.for_each(|id| step(format!("delete the pod {id}")));
     }
     for id in documents::job_ids(options) {
         if observed.jobs.get(&id).is_some_and(|job| documents::is_made_by(&job.spec, options)) {
@@ -251,7 +269,9 @@ impl Play {
     fn new(options: &Options, vars: &BTreeMap<String, String>, observed: Observed, changes: Changes) -> Result<Self, TemplateError> {
         let registry_host = plan::registry_host(&observed, options);
         let own = observed.own_app.as_ref();
-        let pod = observed.pod.as_ref().map(|pod| &pod.spec);
+        let pod = observed.pods.values().map(|pod| &pod.spec).find(|spec| documents::is_made_by(spec, options));
+        let hosts = observed.agents.iter().map(|agent| &agent.host);
+        let layout = observed.layout(options).unwrap_or_else(|| Layout::first(options.trust.shards, hosts));
         let app = observed.registry.as_ref().map(|app| &app.spec).filter(|spec| documents::is_made_by(spec, options));
         let published = |spec: Option<&Value>, section: &str, variable: &str| {
             let value = spec.map(|spec| &spec[section][variable]).filter(|value| !value.is_null());
@@ -283,6 +303,7 @@ impl Play {
             registry_image: if options.registry.image.is_empty() { image } else { options.registry.image.clone() },
             order_key: text(pod, "environment", env::ORDER_KEY),
             first_order: published(pod, "environment", env::FIRST_ORDER),
+            layout,
             package_uri: own_env(env::URI),
             options: vars.clone(),
             jobs_have_secrets: observed.metronome.has_secrets(),
@@ -330,7 +351,7 @@ impl Play {
     }
 
     fn placed(&self) -> impl Iterator<Item = &Host> {
-        self.observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref())
+        self.observed.instances().filter_map(|instance| instance.host.as_ref())
     }
 
     fn run(&mut self) -> Vec<Action> {
@@ -360,14 +381,16 @@ impl Play {
 
     fn play(&mut self, action: &Action) {
         match action {
-            Action::PutPod { pod, .. } => {
+            Action::PutPod { shard, pod, .. } => {
+                let layout = self.wanted.documents.layout;
                 let has_place = |host: &Host| self.placed().any(|placed| placed == host);
                 let fits =
                     self.observed.agents.iter().filter(|agent| has_place(&agent.host) || (agent.active && agent.free.covers(&NODE_NEEDS)));
-                let hosts: Vec<Host> = fits.map(|agent| agent.host.clone()).collect();
-                self.observed.nodes = hosts.iter().map(|host| (host.clone(), node(host, &self.wanted.trust))).collect();
+                let hosts: Vec<Host> = fits.map(|agent| agent.host.clone()).filter(|host| layout.shard(host) == *shard).collect();
+                self.observed.nodes.retain(|host, _| layout.shard(host) != *shard);
+                self.observed.nodes.extend(hosts.iter().map(|host| (host.clone(), node(host, &self.wanted.trust))));
                 let instance = |host: &Host| Instance { id: format!("instance-{host}"), host: Some(host.clone()), port: None };
-                self.observed.pod = Some(Pod { spec: pod.clone(), instances: hosts.iter().map(instance).collect() });
+                self.observed.pods.insert(*shard, Pod { spec: pod.clone(), instances: hosts.iter().map(instance).collect() });
             }
             Action::PutRegistry { app, .. } | Action::TakeOver { app, .. } => {
                 self.wanted.takeover = None;
@@ -519,6 +542,20 @@ mod tests {
         let kinds: Vec<&str> = forecast.documents.iter().map(|document| document.kind).collect();
         assert_eq!(kinds, ["pod", "app", "job", "job", "job", "job", "job", "schedule"]);
         assert_eq!(forecast.documents[0].document["scaling"]["instances"], 2);
+    }
+
+    #[test]
+    fn several_pods_are_foreseen_in_one_line_and_each_with_its_document() {
+        let given = json!({ "trust": { "shards": "10" } });
+        let (options, vars) = options(given.clone());
+        let forecast = foresee(&Purpose::Options, &options, &vars, cluster(12), Changes::default()).unwrap();
+        assert_eq!(forecast.steps[0], "run the node on 12 agents, in 10 pods: it does not run yet");
+        let pods = forecast.documents.iter().filter(|document| document.kind == "pod");
+        let pods: Vec<_> = pods.map(|pod| (pod.id.as_str(), pod.document["scaling"]["instances"].clone())).collect();
+        assert_eq!((pods.len(), &pods[1]), (10, &("/private-registry-node-1", json!(2))));
+        assert_eq!(steps(&Purpose::Options, given.clone(), installed(&given, 12), Changes::default()), Vec::<String>::new());
+        let removal = steps(&Purpose::Removal, given.clone(), installed(&given, 12), Changes::default());
+        assert_eq!(removal.iter().filter(|step| step.starts_with("delete the pod /private-registry-node-")).count(), 10);
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub mod secret;
 pub mod security;
 mod serving;
 pub mod settings;
+pub mod shards;
 pub mod storage;
 pub mod takeover;
 pub mod turns;

@@ -16,6 +16,7 @@ use crate::names::{Host, HostPort};
 use crate::protocol::TrustedName;
 use crate::security;
 use crate::settings;
+use crate::shards;
 
 /// The schema that Cosmos shows as a form and validates with.
 pub const CONFIG_SCHEMA: &str = include_str!("../universe/config.json");
@@ -316,6 +317,7 @@ pub struct Trust {
     pub system: bool,
     pub rotation_deadline_seconds: u64,
     pub conntrack_be_liberal: bool,
+    pub shards: shards::Asked,
 }
 
 /// See `takeover` in config.json.

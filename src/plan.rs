@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::collection;
 use crate::controller::state::{Reason, Rotation, Stage};
-use crate::dcos::marathon::{App, AppClaims, Pod};
+use crate::dcos::marathon::{App, AppClaims, Instance, Pod};
 use crate::dcos::mesos::{Agent, Resources};
 use crate::dcos::metronome::Job;
 use crate::dcos::versions;
@@ -21,6 +21,7 @@ use crate::exposure;
 use crate::names::Host;
 use crate::options::{Fault, Faults, Generation, Options};
 use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistrySettings, RegistryStatus, SignedOrder, env};
+use crate::shards::{self, Asked, Layout, Shard};
 use crate::storage;
 use crate::takeover::{self, Takeover};
 use crate::turns;
@@ -45,8 +46,8 @@ pub struct Observed {
     pub metronome: versions::Metronome,
     /// Registered agents.
     pub agents: Vec<Agent>,
-    /// The node pod.
-    pub pod: Option<Pod>,
+    /// The node pods.
+    pub pods: BTreeMap<Shard, Pod>,
     /// Answers of node tasks, by agent. Only tasks that Marathon knows are asked.
     pub nodes: BTreeMap<Host, NodeStatus>,
     /// The registry app.
@@ -63,8 +64,8 @@ pub struct Observed {
     pub stuck: BTreeSet<String>,
     /// What all apps claim.
     pub claims: Vec<AppClaims>,
-    /// For how long the pod has been scaled above what is needed.
-    pub surplus_for: Duration,
+    /// For how long each of the pods that is has been scaled above what is needed.
+    pub surplus_for: BTreeMap<Shard, Duration>,
     /// Passes of every node when the registry was first seen to serve with the new CA.
     pub passes_at_switch: BTreeMap<Host, u64>,
     /// Passes of nodes up to which what their clients have said is about the registry that has been taken over.
@@ -81,6 +82,18 @@ pub struct RegistryTask {
 }
 
 impl Observed {
+    /// Instances of all node pods.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.pods.values().flat_map(|pod| &pod.instances)
+    }
+
+    /// How the agents are divided among the node pods that there are; none where there is no pod of this service.
+    pub fn layout(&self, options: &Options) -> Option<Layout> {
+        let ours = self.pods.iter().filter(|(_, pod)| documents::is_made_by(&pod.spec, options));
+        let hosts = self.agents.iter().map(|agent| &agent.host);
+        Layout::read(ours.map(|(shard, pod)| (*shard, documents::class_of(&pod.spec))), options.trust.shards, hosts)
+    }
+
     /// Whether every task of the registry that Marathon knows has answered, and there is one.
     pub fn all_registries_answer(&self) -> bool {
         !self.registries.is_empty() && self.registries.len() >= self.registry.as_ref().map_or(0, |app| app.tasks.len())
@@ -146,8 +159,10 @@ pub struct Leaf {
 /// hold the enrolment key.
 #[derive(Clone, PartialEq)]
 pub enum Action {
-    /// Create the node pod or replace it: its definition has changed.
+    /// Create a node pod, replace it as its definition has changed, or change its number of instances.
     PutPod {
+        /// Which.
+        shard: Shard,
         /// The whole definition.
         pod: Value,
         /// Instances it is scaled to.
@@ -260,7 +275,11 @@ impl fmt::Debug for Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PutPod { instances, reason, .. } => write!(f, "run the node on {instances} agents: {reason}"),
+            Self::PutPod { shard: Shard::All, instances, reason, .. } => write!(f, "run the node on {instances} agents: {reason}"),
+            Self::PutPod { pod, instances, reason, .. } => {
+                let id = pod["id"].as_str().unwrap_or_default();
+                write!(f, "run the nodes of {id} on {instances} agents: {reason}")
+            }
             Self::PutRegistry { reason, .. } => write!(f, "run the registry: {reason}"),
             Self::TakeOver { takeover: Takeover { host, images, .. }, left_behind, .. } => {
                 let known = format!("the new CA is known to every agent{}", but(left_behind));
@@ -358,10 +377,22 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         fault("registry.generation", "3".into(), reason, "Choose 2; generation 3 is for DC/OS 1.13 and later.");
     }
     let own = documents::registry_id(options);
-    let pod = ("service.name", documents::pod_id(options), observed.pod.as_ref().map(|pod| &pod.spec));
+    let layout = observed.layout(options);
+    if let Some(layout) = layout.filter(|layout| ![Asked::Auto, layout.asked()].contains(&options.trust.shards)) {
+        let of = |asked| if asked == Asked::One { "one node pod".to_string() } else { format!("{asked} node pods") };
+        let (now, asked) = (of(layout.asked()), of(options.trust.shards));
+        let reason = format!("the agents have been divided among {now} since the installation, and are not moved to {asked}");
+        let remedy = format!(
+            "Set it back to auto or {}. Another number takes an uninstallation, which keeps the images, and an installation.",
+            layout.asked()
+        );
+        fault("trust.shards", options.trust.shards.to_string(), reason, &remedy);
+    }
+    let pod_id = |shard: &Shard| format!("{}{}", documents::pod_id(options), shard.suffix());
+    let pods = observed.pods.iter().map(|(shard, pod)| ("service.name", pod_id(shard), Some(&pod.spec)));
     let jobs = documents::job_ids(options).into_iter().map(|id| ("service.name", id.clone(), observed.jobs.get(&id).map(|job| &job.spec)));
     let runs_registry = options.registry.enabled;
-    for (field, id, spec) in std::iter::once(pod).chain(jobs) {
+    for (field, id, spec) in pods.chain(jobs) {
         if spec.is_some_and(|spec| !documents::is_made_by(spec, options)) {
             let reason = format!("there is something called {id} already, which this service has not made");
             fault(field, id, reason, "Choose another name, or remove what has this one if nobody needs it.");
@@ -408,7 +439,7 @@ pub fn is_removal_ordered(options: &Options, observed: &Observed) -> bool {
 /// Plans an installation's next steps.
 pub fn converge(wanted: &Wanted, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
-    plan_pod(wanted, observed, &mut plan);
+    plan_pods(wanted, observed, &mut plan);
     plan_registry(wanted, observed, &mut plan);
     plan_jobs(wanted, observed, &mut plan);
     let digest = order_digest(&wanted.trust);
@@ -431,12 +462,24 @@ pub fn order_digest(order: &SignedOrder) -> String {
     base64::engine::general_purpose::STANDARD.decode(&order.payload).map(|bytes| sha256_hex(&bytes)).unwrap_or_default()
 }
 
-/// How many instances the pod should have: agents that run one, and active agents with room that run none.
+/// How many instances each pod should have: its agents that run one, and its active agents with room that run none.
 ///
 /// Never more: an instance without a place would make the deployment hang and lock the pod.
-pub fn wanted_instances(observed: &Observed) -> u64 {
+pub fn wanted_instances(observed: &Observed, layout: Layout) -> BTreeMap<Shard, u64> {
     let placed = placed_hosts(observed);
-    observed.agents.iter().filter(|agent| placed.contains(&agent.host) || can_take_node(agent)).count() as u64
+    // Of several, one without agents is not made.
+    let mut wanted: BTreeMap<Shard, u64> = if layout == Layout::One { [(Shard::All, 0)].into() } else { BTreeMap::new() };
+    for agent in observed.agents.iter().filter(|agent| placed.contains(&agent.host) || can_take_node(agent)) {
+        *wanted.entry(layout.shard(&agent.host)).or_default() += 1;
+    }
+    wanted
+}
+
+/// What to know where one pod has very many agents.
+pub fn crowded(wanted: &Wanted, observed: &Observed) -> Option<String> {
+    let all = wanted_instances(observed, wanted.documents.layout);
+    let (shard, largest) = all.into_iter().max_by_key(|(_, instances)| *instances)?;
+    shards::advice(&wanted.documents.pod_id(shard), largest)
 }
 
 fn can_take_node(agent: &Agent) -> bool {
@@ -444,7 +487,7 @@ fn can_take_node(agent: &Agent) -> bool {
 }
 
 fn placed_hosts(observed: &Observed) -> BTreeSet<&Host> {
-    observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|i| i.host.as_ref()).collect()
+    observed.instances().filter_map(|i| i.host.as_ref()).collect()
 }
 
 /// Where a node is, or is about to be.
@@ -453,26 +496,34 @@ fn node_hosts(observed: &Observed) -> BTreeSet<&Host> {
     placed_hosts(observed).into_iter().chain(about_to_be).collect()
 }
 
-fn plan_pod(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
-    let documents = &wanted.documents;
-    let instances = wanted_instances(observed);
-    let too_many = |pod: &Pod| pod.scale() > instances && observed.surplus_for >= SHRINK_AFTER;
-    let reason = match &observed.pod {
+fn plan_pods(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let mut instances = wanted_instances(observed, wanted.documents.layout);
+    for shard in observed.pods.keys() {
+        instances.entry(*shard).or_insert(0);
+    }
+    instances.into_iter().for_each(|(shard, instances)| plan_pod(shard, instances, wanted, observed, plan));
+}
+
+fn plan_pod(shard: Shard, instances: u64, wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
+    let (id, document, stored) = (wanted.documents.pod_id(shard), wanted.documents.pod(shard), observed.pods.get(&shard));
+    let surplus_for = observed.surplus_for.get(&shard).copied().unwrap_or_default();
+    let too_many = |pod: &Pod| pod.scale() > instances && surplus_for >= SHRINK_AFTER;
+    let reason = match stored {
         None => "it does not run yet".to_string(),
-        Some(pod) if !documents::same(&pod.spec, &documents.pod) => "its definition has changed".into(),
+        Some(pod) if !documents::same(&pod.spec, &document) => "its definition has changed".into(),
         Some(pod) if pod.scale() < instances => format!("{} agents have no node", instances - pod.scale()),
         Some(pod) if too_many(pod) => format!("{} agents are gone", pod.scale() - instances),
         Some(_) => return,
     };
-    let locked = observed.locked.contains(&documents.pod_id);
+    let locked = observed.locked.contains(&id);
     // Where only agents have come, Marathon places what it has to place.
-    let goes_on = observed.pod.as_ref().is_none_or(|pod| documents::same(&pod.spec, &documents.pod) && !too_many(pod));
-    if locked && (goes_on || !observed.stuck.contains(&documents.pod_id)) {
-        plan.waiting.push(format!("a deployment of {} to end ({reason})", documents.pod_id));
+    let goes_on = stored.is_none_or(|pod| documents::same(&pod.spec, &document) && !too_many(pod));
+    if locked && (goes_on || !observed.stuck.contains(&id)) {
+        plan.waiting.push(format!("a deployment of {id} to end ({reason})"));
         return;
     }
-    let pod = documents::scaled(&documents.pod, instances, observed.marathon);
-    plan.actions.push(Action::PutPod { pod, instances, force: locked, reason });
+    let pod = documents::scaled(&document, instances, observed.marathon);
+    plan.actions.push(Action::PutPod { shard, pod, instances, force: locked, reason });
 }
 
 fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
@@ -742,11 +793,14 @@ pub fn matched_host(pattern: &str) -> Option<Host> {
 /// How each agent stands.
 pub fn rows(wanted: &Wanted, observed: &Observed) -> Vec<Row> {
     let digest = order_digest(&wanted.trust);
-    observed.agents.iter().map(|agent| row(agent, &digest, wanted, observed)).collect()
+    let mut instances: BTreeMap<&Host, &Instance> = BTreeMap::new();
+    for (host, instance) in observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance))) {
+        instances.entry(host).or_insert(instance);
+    }
+    observed.agents.iter().map(|agent| row(agent, instances.get(&agent.host).copied(), &digest, wanted, observed)).collect()
 }
 
-fn row(agent: &Agent, digest: &str, wanted: &Wanted, observed: &Observed) -> Row {
-    let instance = observed.pod.iter().flat_map(|pod| &pod.instances).find(|i| i.host.as_ref() == Some(&agent.host));
+fn row(agent: &Agent, instance: Option<&Instance>, digest: &str, wanted: &Wanted, observed: &Observed) -> Row {
     let until = observed.passes_at_takeover.get(&agent.host);
     let is_about_another = |status: &NodeStatus| wanted.takeover.is_some() || until.is_some_and(|passes| status.passes <= *passes);
     let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
@@ -811,7 +865,6 @@ fn proof_words(status: &NodeStatus) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::dcos::marathon::Instance;
     use crate::dcos::mesos::Ports;
     use crate::distribution::Published;
     use crate::documents::Facts;
@@ -845,6 +898,7 @@ pub(crate) mod tests {
             upstream_certificates: String::new(),
             order_key: String::new(),
             first_order: Published { variable: "{}".into(), secret: None },
+            layout: Layout::One,
             enrolment_key: Published { variable: "".into(), secret: None },
             enrolment_id: String::new(),
             package_uri: "http://universe.example.com/private-registry".into(),
@@ -866,12 +920,14 @@ pub(crate) mod tests {
         }
     }
 
-    fn pod(wanted: &Wanted, instances: u64, hosts: &[&str]) -> Option<Pod> {
+    fn pods(wanted: &Wanted, instances: u64, hosts: &[&str]) -> BTreeMap<Shard, Pod> {
+        pod_of(Shard::All, wanted, instances, hosts)
+    }
+
+    fn pod_of(shard: Shard, wanted: &Wanted, instances: u64, hosts: &[&str]) -> BTreeMap<Shard, Pod> {
         let instance = |host: &&str| Instance { id: format!("p.instance-{host}"), host: host.parse().ok(), port: None };
-        Some(Pod {
-            spec: documents::scaled(&wanted.documents.pod, instances, Default::default()),
-            instances: hosts.iter().map(instance).collect(),
-        })
+        let spec = documents::scaled(&wanted.documents.pod(shard), instances, Default::default());
+        BTreeMap::from([(shard, Pod { spec, instances: hosts.iter().map(instance).collect() })])
     }
 
     fn pod_scale(plan: &Plan) -> Option<u64> {
@@ -970,7 +1026,7 @@ pub(crate) mod tests {
         let wanted = wanted();
         let observed = Observed {
             agents: vec![full("10.0.0.1"), agent("10.0.0.2"), full("10.0.0.3")],
-            pod: pod(&wanted, 1, &["10.0.0.1"]),
+            pods: pods(&wanted, 1, &["10.0.0.1"]),
             ..Observed::default()
         };
         assert_eq!(pod_scale(&converge(&wanted, &observed)), Some(2));
@@ -1004,16 +1060,16 @@ pub(crate) mod tests {
     #[test]
     fn a_lost_agent_shrinks_the_pod_only_after_a_long_while() {
         let wanted = wanted();
-        let mut observed = Observed { agents: vec![agent("10.0.0.1")], pod: pod(&wanted, 2, &["10.0.0.1"]), ..Observed::default() };
+        let mut observed = Observed { agents: vec![agent("10.0.0.1")], pods: pods(&wanted, 2, &["10.0.0.1"]), ..Observed::default() };
         assert_eq!(pod_scale(&converge(&wanted, &observed)), None);
-        observed.surplus_for = SHRINK_AFTER;
+        observed.surplus_for.insert(Shard::All, SHRINK_AFTER);
         assert_eq!(pod_scale(&converge(&wanted, &observed)), Some(1));
     }
 
     #[test]
     fn a_deployment_that_does_not_end_gives_way_to_what_mends_it_and_to_nothing_else() {
         let wanted = wanted();
-        let mut observed = Observed { agents: vec![agent("10.0.0.1")], pod: pod(&wanted, 2, &["10.0.0.1"]), ..Observed::default() };
+        let mut observed = Observed { agents: vec![agent("10.0.0.1")], pods: pods(&wanted, 2, &["10.0.0.1"]), ..Observed::default() };
         observed.registry = Some(App { spec: json!({ "labels": { documents::SERVICE_LABEL: "private-registry" } }), tasks: vec![] });
         observed.locked = [wanted.documents.pod_id.clone(), wanted.documents.registry_id.clone()].into();
         let forced = |observed: &Observed| -> Vec<&str> {
@@ -1029,12 +1085,12 @@ pub(crate) mod tests {
         observed.stuck.clone_from(&observed.locked);
         assert_eq!(forced(&observed), ["registry"], "the pod is as it should be, and the agent may come back");
         // The deployment waits for that agent, and would wait for ever.
-        observed.surplus_for = SHRINK_AFTER;
+        observed.surplus_for.insert(Shard::All, SHRINK_AFTER);
         assert_eq!(forced(&observed), ["pod", "registry"]);
-        observed.surplus_for = Duration::ZERO;
+        observed.surplus_for.clear();
         observed.agents.extend([agent("10.0.0.2"), agent("10.0.0.3")]);
         assert_eq!(forced(&observed), ["registry"], "Marathon goes on by itself");
-        observed.pod.as_mut().unwrap().spec["labels"] = json!({});
+        observed.pods.get_mut(&Shard::All).unwrap().spec["labels"] = json!({});
         assert_eq!(forced(&observed), ["pod", "registry"]);
     }
 
@@ -1044,7 +1100,7 @@ pub(crate) mod tests {
         let job = |document: &Value| Job { spec: document.clone(), active_runs: vec![], finished_runs: 1, schedules: vec![] };
         let observed = Observed {
             agents: vec![agent("10.0.0.1")],
-            pod: pod(&wanted, 1, &["10.0.0.1"]),
+            pods: pods(&wanted, 1, &["10.0.0.1"]),
             registry: Some(App { spec: wanted.documents.registry.clone(), tasks: vec![] }),
             jobs: wanted.documents.jobs.iter().map(|(id, document)| (id.clone(), job(document))).collect(),
             ..Observed::default()
@@ -1206,7 +1262,7 @@ pub(crate) mod tests {
         let digest = order_digest(&wanted.trust);
         wanted.ca = Ca { rotation: Some(Rotation::at(Stage::Published, Reason::Order, 0)), deadline: 900, ..Ca::default() };
         wanted.leaves = [(ADDRESS.to_string(), Leaf { fingerprint: "new".into(), renew_at: i64::MAX })].into();
-        let mut observed = Observed { pod: pod(&wanted, 2, &["10.0.0.1", "10.0.0.2"]), ..Observed::default() };
+        let mut observed = Observed { pods: pods(&wanted, 2, &["10.0.0.1", "10.0.0.2"]), ..Observed::default() };
         let trusted = |passes| node("10.0.0.1", &digest, NodePhase::Trusted, passes);
         observed.nodes = [trusted(1), node("10.0.0.2", "older", NodePhase::Trusted, 1)].into();
         assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be known on 10.0.0.2"]);
@@ -1230,7 +1286,7 @@ pub(crate) mod tests {
         let mut wanted = wanted();
         wanted.ca = Ca { rotation: Some(Rotation::at(Stage::Published, Reason::Order, 0)), deadline: 900, ..Ca::default() };
         wanted.leaves = [(ADDRESS.to_string(), Leaf { fingerprint: "new".into(), renew_at: i64::MAX })].into();
-        let mut observed = Observed { pod: pod(&wanted, 1, &["10.0.0.1"]), ..Observed::default() };
+        let mut observed = Observed { pods: pods(&wanted, 1, &["10.0.0.1"]), ..Observed::default() };
         wanted.now = 899;
         assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be known on 10.0.0.1"]);
         wanted.now = 900;
@@ -1294,7 +1350,7 @@ pub(crate) mod tests {
         let spec = json!({ "id": "/registry", "labels": {} });
         let mut observed = Observed {
             agents: vec![agent("10.0.0.1"), agent("10.0.0.2")],
-            pod: pod(&wanted, 2, &["10.0.0.1", "10.0.0.2"]),
+            pods: pods(&wanted, 2, &["10.0.0.1", "10.0.0.2"]),
             registry: Some(App { spec, tasks: vec![] }),
             ..Observed::default()
         };
@@ -1355,6 +1411,86 @@ pub(crate) mod tests {
         assert!(plan.waiting.iter().any(|what| what.contains("new names")), "{plan:?}");
         let nothing = Observed::default();
         assert!(converge(&wanted, &nothing).actions.iter().any(|action| matches!(action, Action::PutRegistry { .. })));
+    }
+
+    /// What is wanted where the agents are divided among ten pods.
+    fn divided() -> Wanted {
+        let mut wanted = wanted();
+        wanted.documents.layout = Layout::Ten(shards::Number::OfName);
+        wanted
+    }
+
+    fn pod_actions(plan: &Plan) -> Vec<String> {
+        plan.actions.iter().filter(|action| matches!(action, Action::PutPod { .. })).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_pod_has_its_own_agents_and_only_what_has_changed_is_written() {
+        let wanted = divided();
+        let mut observed = Observed { agents: ["10.0.0.1", "10.0.0.2", "10.0.1.2"].map(agent).into(), ..Observed::default() };
+        let plan = converge(&wanted, &observed);
+        let first = [
+            "run the nodes of /private-registry-node-1 on 1 agents: it does not run yet",
+            "run the nodes of /private-registry-node-2 on 2 agents: it does not run yet",
+        ];
+        assert_eq!(pod_actions(&plan), first);
+        for action in &plan.actions {
+            if let Action::PutPod { shard, pod, instances, .. } = action {
+                let hosts: Vec<&str> =
+                    ["10.0.0.1", "10.0.0.2", "10.0.1.2"].into_iter().filter(|host| host.ends_with(&shard.suffix()[1..])).collect();
+                assert_eq!((pod["scaling"]["instances"].as_u64(), hosts.len() as u64), (Some(*instances), *instances));
+                assert_eq!(documents::class_of(pod), wanted.documents.layout.class(*shard).as_deref());
+                observed.pods.append(&mut pod_of(*shard, &wanted, *instances, &hosts));
+            }
+        }
+        assert!(pod_actions(&converge(&wanted, &observed)).is_empty(), "what is in place is left alone");
+        // One that has come without room, one that has gone, and one that is full and has its node already.
+        observed.agents.extend([full("10.0.0.3"), agent("10.0.2.2")]);
+        observed.agents[0] = full("10.0.0.1");
+        let joined = ["run the nodes of /private-registry-node-2 on 3 agents: 1 agents have no node"];
+        assert_eq!(pod_actions(&converge(&wanted, &observed)), joined);
+        observed.locked.insert("/private-registry-node-2".into());
+        let plan = converge(&wanted, &observed);
+        assert!(pod_actions(&plan).is_empty());
+        assert!(plan.waiting[0].contains("a deployment of /private-registry-node-2 to end"), "{:?}", plan.waiting);
+        // The lock of one is none of the others'.
+        observed.agents.extend([agent("10.0.1.1"), agent("agent.example.com")]);
+        let others = [
+            "run the nodes of /private-registry-node-1 on 2 agents: 1 agents have no node",
+            "run the nodes of /private-registry-node-other on 1 agents: it does not run yet",
+        ];
+        assert_eq!(pod_actions(&converge(&wanted, &observed)), others);
+    }
+
+    #[test]
+    fn each_pod_is_made_smaller_by_itself_when_its_agents_have_been_gone_for_long() {
+        let wanted = divided();
+        let mut observed = Observed { agents: vec![agent("10.0.0.1")], ..Observed::default() };
+        observed.pods = pod_of(Shard::Digit(1), &wanted, 2, &["10.0.0.1"]);
+        observed.pods.append(&mut pod_of(Shard::Digit(2), &wanted, 1, &[]));
+        assert!(pod_actions(&converge(&wanted, &observed)).is_empty());
+        observed.surplus_for.insert(Shard::Digit(2), SHRINK_AFTER);
+        let gone = "run the nodes of /private-registry-node-2 on 0 agents: 1 agents are gone";
+        assert_eq!(pod_actions(&converge(&wanted, &observed)), [gone]);
+        observed.surplus_for.insert(Shard::Digit(1), SHRINK_AFTER);
+        assert_eq!(pod_actions(&converge(&wanted, &observed)).len(), 2);
+    }
+
+    #[test]
+    fn how_the_agents_are_divided_cannot_be_changed_and_who_tries_is_told_what_to_do() {
+        let refused = |shards: &str, pods| {
+            let options = Options::from_json(&json!({ "trust": { "shards": shards } })).unwrap();
+            refuse(&options, &Observed { pods, ..Observed::default() }).err().map(|faults| faults.to_string())
+        };
+        let one = || pods(&wanted(), 1, &["10.0.0.1"]);
+        let ten = || pod_of(Shard::Digit(1), &divided(), 1, &["10.0.0.1"]);
+        for (shards, pods) in [("auto", one()), ("1", one()), ("auto", ten()), ("10", ten()), ("100", BTreeMap::new())] {
+            assert_eq!(refused(shards, pods), None, "{shards}");
+        }
+        let said = refused("10", one()).unwrap();
+        assert!(said.starts_with("trust.shards = 10: the agents have been divided among one node pod since the installation"), "{said}");
+        assert!(said.contains("Set it back to auto or 1.") && said.contains("keeps the images"), "{said}");
+        assert!(refused("100", ten()).unwrap().contains("among 10 node pods") && refused("1", ten()).unwrap().contains("auto or 10"));
     }
 
     #[test]

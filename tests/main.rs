@@ -36,6 +36,7 @@ mod registry_role;
 mod role_points;
 mod rotation;
 mod security_modes;
+mod shards;
 mod soak;
 mod storage;
 mod support;

@@ -465,6 +465,22 @@ fn health(host: &Host) -> u16 {
 }
 
 #[test]
+fn a_health_check_that_comes_before_the_certificate_is_answered_as_soon_as_the_registry_serves() {
+    let mut host = Host::new();
+    host.start();
+    host.wait_for_phase(RegistryPhase::AwaitingCertificate);
+    let asked = Instant::now();
+    let code = std::thread::scope(|scope| {
+        let check = scope.spawn(|| (health(&host), asked.elapsed()));
+        std::thread::sleep(Duration::from_millis(500));
+        host.give_certificate(1);
+        check.join().unwrap()
+    });
+    assert_eq!(code.0, 200);
+    assert!(code.1 > Duration::from_millis(500), "it was answered before there was a certificate");
+}
+
+#[test]
 fn one_of_several_serves_until_its_health_check_was_refused_and_a_moment_longer() {
     let mut host = Host::new();
     host.more = serde_json::json!({ "replicated": true });

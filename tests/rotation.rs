@@ -27,7 +27,7 @@ while [ ! -e /tmp/stop ]; do
     out=$(docker $what -q 192.168.0.1/loop/$1:1 2>&1); code=$?
     echo "$(date +%s.%N) $what $code $(echo "$out" | tr '\n' ' ')"
   done
-  curl -s -o /dev/null --capath /var/lib/dcos/pki/tls/certs https://192.168.0.1/v2/
+  curl -s -o /dev/null --max-time 20 --capath /var/lib/dcos/pki/tls/certs https://192.168.0.1/v2/
   echo "$(date +%s.%N) curl $?"
   sleep 0.3
 done
@@ -68,11 +68,23 @@ impl<'a> Clients<'a> {
     /// Failures of all clients: when (Unix time), and what was said.
     fn stop(self) -> (usize, Vec<(f64, String)>) {
         let (mut attempts, mut failures) = (0, Vec::new());
+        let since = std::time::Instant::now();
         for agent in &self.agents {
             self.cluster.sh_ok(agent, "touch /tmp/stop");
         }
-        let runs = |agent: &String| self.cluster.sh(agent, "pgrep -f '/tmp/[l]oop.sh'").status.success();
-        self.cluster.wait("the clients to end", 30, || !self.agents.iter().any(runs));
+        self.cluster.wait("the clients to end", 30, || {
+            let late = self.agents.iter().find(|agent| self.cluster.sh(agent, "pgrep -f '/tmp/[l]oop.sh'").status.success());
+            if let Some(agent) = late.filter(|_| since.elapsed() > Duration::from_secs(30)) {
+                // Which of its commands it is that does not end, and what came before.
+                let doing = self.cluster.sh(
+                    agent,
+                    "ps -eo pid,etimes,stat,wchan:20,args --sort=etimes | head -12; tail -n 5 /tmp/loop.log; ss -tnp | head -20",
+                );
+                eprintln!("{agent} is not at its end yet:\n{}", doing.stdout);
+                std::thread::sleep(Duration::from_secs(5));
+            }
+            late.is_none()
+        });
         for agent in &self.agents {
             let log = fs::read_to_string(Self::file(self.cluster, agent, "loop.log")).unwrap();
             for line in log.lines() {

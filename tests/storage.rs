@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,26 +21,49 @@ const IMAGE: &str = "192.168.0.1/base/hello:1";
 const ENDPOINT: &str = "http://192.168.1.69:9900";
 
 #[test]
-fn images_lie_in_a_volume_of_marathons_of_dockers_or_in_an_object_store() {
-    let cluster = Cluster::start_with(&["registry3.tar"], 3, 0, NEWEST, Security::Open);
+fn images_lie_in_a_volume_of_marathons_or_of_dockers() {
+    let cluster = Cluster::start(3, 0);
     in_a_persistent_volume(&cluster);
     in_an_external_volume(&cluster);
+    cluster.assert_nothing_was_lost();
+}
+
+#[test]
+fn several_registries_on_an_object_store_are_one_and_come_and_go_unnoticed() {
+    let (cluster, store) = two_on_a_store(&[]);
+    two_registries_are_one(&cluster);
+    nobody_notices_that_a_replicas_agent_dies(&cluster);
+    replicas_restart_one_after_the_other(&cluster);
+    more_and_fewer(&cluster);
+    leave_the_store(&cluster, &store);
+}
+
+#[test]
+fn an_object_store_is_missed_leads_clients_to_itself_and_is_moved_out_of_and_into() {
+    let (cluster, store) = two_on_a_store(&["registry3.tar"]);
+    push_and_pull(&cluster, HOME, THIRD);
+    a_store_that_does_not_answer_is_a_problem_of_the_registry_and_not_of_trust(&cluster);
+    clients_are_sent_to_the_store_if_they_may(&cluster);
+    another_store_needs_a_word(&cluster);
+    images_move_into_the_store_by_way_of_a_backup(&cluster);
+    leave_the_store(&cluster, &store);
+}
+
+/// Three agents, and two registries on an S3 store, whose keys lie on the hosts.
+fn two_on_a_store(images: &[&str]) -> (Cluster, PathBuf) {
+    let cluster = Cluster::start_with(images, 3, 0, NEWEST, Security::Open);
     let store = start_store(&cluster, "key", "secret");
     cluster.agents().iter().for_each(|agent| {
         cluster.sh_ok(agent, "mkdir -p /etc/store && echo key >/etc/store/id && echo secret >/etc/store/secret && chmod 600 /etc/store/*");
     });
     cluster.install_and_wait(&with_s3(json!({ "registry": { "replicas": 2, "drain_seconds": 2 } })));
-    two_registries_are_one(&cluster);
-    nobody_notices_that_a_replicas_agent_dies(&cluster);
-    replicas_restart_one_after_the_other(&cluster);
-    a_store_that_does_not_answer_is_a_problem_of_the_registry_and_not_of_trust(&cluster);
-    more_and_fewer(&cluster);
-    clients_are_sent_to_the_store_if_they_may(&cluster);
-    another_store_needs_a_word(&cluster);
-    images_move_into_the_store_by_way_of_a_backup(&cluster);
+    (cluster, store)
+}
+
+fn leave_the_store(cluster: &Cluster, store: &Path) {
     cluster.uninstall();
     assert!(store.join("images/docker/registry/v2/repositories/base/hello").exists(), "what the store has is the operator's");
-    assert_eq!(keys_of_registries(&cluster), Vec::<String>::new());
+    assert_eq!(keys_of_registries(cluster), Vec::<String>::new());
     cluster.assert_nothing_was_lost();
 }
 

@@ -61,6 +61,7 @@ pub(crate) fn facts() -> Facts {
         options: BTreeMap::new(),
         jobs_have_secrets: true,
         first_order: published("{}"),
+        layout: crate::shards::Layout::One,
         enrolment_key: published(""),
         enrolment_id: String::new(),
     }

@@ -195,7 +195,7 @@ async fn a_controller_that_marathon_does_not_know_does_nothing() {
     let (url, asked) = answering(move |_, path| match path {
         "/slaves" => (StatusCode::OK, json!({ "slaves": [] })),
         "/v2/info" => (StatusCode::OK, json!({ "version": "1.11.24" })),
-        "/v2/deployments" => (StatusCode::OK, json!([])),
+        "/v2/deployments" | "/v2/pods/::status" => (StatusCode::OK, json!([])),
         "/v2/apps" => (StatusCode::OK, json!({ "apps": [] })),
         "/v2/apps/private-registry" => {
             let task = json!({ "id": *known.lock().unwrap(), "host": "127.0.0.1", "ports": [1], "state": "TASK_RUNNING" });
@@ -264,7 +264,7 @@ fn observed(address: SocketAddr) -> Observed {
     let instance = Instance { id: "x.instance-1234-5678".into(), host: Some(host.clone()), port: Some(address.port()) };
     let task = AppTask { id: "registry.1".into(), host, ports: vec![0, address.port()], healthy: true };
     Observed {
-        pod: Some(Pod { spec: json!({}), instances: vec![instance] }),
+        pods: [(crate::shards::Shard::All, Pod { spec: json!({}), instances: vec![instance] })].into(),
         registry: Some(App { spec: json!({}), tasks: vec![task] }),
         ..Observed::default()
     }

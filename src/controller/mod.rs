@@ -486,12 +486,13 @@ impl Controller {
         if self.memory.proves_after_takeover(&mut observed) {
             observe::ask_for_proof(&self.cluster, &observed, &trust).await;
         }
-        self.memory.see_surplus(&mut observed, Instant::now());
+        let layout = steps::layout(&self.options, &observed, state).await?;
+        self.memory.see_surplus(&mut observed, layout, Instant::now());
         self.memory.see_locks(&mut observed, Instant::now());
 
         let order_key = state.order_key();
         let first = steps::first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
-        let (pod_id, registry_id) = (documents::pod_id(&self.options), documents::registry_id(&self.options));
+        let (node_reader, registry_id) = (documents::node_reader(&self.options, layout), documents::registry_id(&self.options));
         let (distribution, enrolment_key) = (&self.distribution, state.enrolment_key().to_base64());
         let enrolment_key = match runs_registry {
             true => distribution.publish(&registry_id, documents::ENROLMENT_KEY, enrolment_key.expose()).await?,
@@ -507,7 +508,8 @@ impl Controller {
             package_uri: self.setting.vars.get(env::URI).cloned().unwrap_or_default(),
             options: self.setting.options(),
             jobs_have_secrets: observed.metronome.has_secrets(),
-            first_order: distribution.publish(&pod_id, documents::FIRST_ORDER, &json!(first).to_string()).await?,
+            first_order: distribution.publish(&node_reader, documents::FIRST_ORDER, &json!(first).to_string()).await?,
+            layout,
             enrolment_key,
             enrolment_id: steps::enrolment_id(state),
         };
@@ -675,7 +677,7 @@ impl Controller {
     ) -> Result<(), ControllerError> {
         let ids = &wanted.documents;
         match action {
-            Action::PutPod { pod, force, .. } => drop(self.cluster.marathon.put_pod(&ids.pod_id, pod, *force).await?),
+            Action::PutPod { shard, pod, force, .. } => drop(self.cluster.marathon.put_pod(&ids.pod_id(*shard), pod, *force).await?),
             Action::PutRegistry { app, force, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, *force).await?,
             Action::TakeOver { app, .. } => {
                 self.memory.taken_over(observed);
@@ -771,6 +773,7 @@ impl Controller {
         report.problems.extend(self.marathon_lb.problem(&self.options, observed));
         report.problems.extend(plan::lost_home(&self.options, observed));
         report.advice.extend(exposure::advice(&self.options, observed));
+        report.advice.extend(plan::crowded(wanted, observed));
         report.collections = self.collections.reports();
         report.copies = self.copies.reports();
         self.report_preload(observed, &mut report);

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
 use super::state::State;
-use crate::dcos::marathon::{Instance, Marathon};
+use crate::dcos::marathon::{Instance, Marathon, Pod};
 use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::{Job, Metronome};
 use crate::dcos::{ApiError, End, read_to_end, versions};
@@ -17,6 +17,7 @@ use crate::names::Host;
 use crate::options::Options;
 use crate::plan::{Observed, RegistryTask};
 use crate::protocol::{MAX_MESSAGE_BYTES, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::shards::{Layout, Shard};
 
 /// How long a task may take to answer. It is on the same network and has the answer at hand.
 const TASK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -56,25 +57,36 @@ pub(super) async fn jobs(
 
 /// Asks Mesos and Marathon alone.
 pub(super) async fn without_jobs(mesos: &Mesos, marathon_client: &Marathon, options: &Options) -> Result<Observed, ApiError> {
-    let pod_id = documents::pod_id(options);
     let registry_id = documents::registry_id(options);
     let own_id = format!("/{}", options.service.name);
-    let (marathon, agents, pod, registry, own_app, locked, claims) = tokio::try_join!(
+    let (marathon, agents, pods, registry, own_app, locked, claims) = tokio::try_join!(
         marathon_client.version(),
         mesos.agents(),
-        marathon_client.pod(&pod_id),
+        pods(marathon_client, options),
         marathon_client.app(&registry_id),
         marathon_client.app(&own_id),
         marathon_client.locked(),
         marathon_client.claims(),
     )?;
-    Ok(Observed { marathon, agents, pod, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() })
+    Ok(Observed { marathon, agents, pods, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() })
+}
+
+/// The node pods: one for all agents, or else as many as there are.
+async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, Pod>, ApiError> {
+    // Where it is known that there are several, an account need not be allowed to see the one.
+    if options.trust.shards.names() == Layout::One
+        && let Some(pod) = marathon.pod(&documents::pod_id(options)).await?
+    {
+        return Ok(BTreeMap::from([(Shard::All, pod)]));
+    }
+    let pods = marathon.pods(|id| documents::shard_of(options, id).is_some()).await?;
+    Ok(pods.into_iter().filter_map(|pod| Some((documents::shard_of(options, pod.spec["id"].as_str()?)?, pod))).collect())
 }
 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     let mut asked = JoinSet::new();
-    for instance in observed.pod.iter().flat_map(|pod| &pod.instances) {
+    for instance in observed.instances() {
         let (Some(host), Some(port)) = (instance.host.clone(), instance.port) else { continue };
         let (http, service, instance) = (cluster.http.clone(), options.service.name.clone(), instance.clone());
         asked.spawn(async move {
@@ -144,8 +156,7 @@ pub(super) async fn ask_for_proof(cluster: &Cluster, observed: &Observed, order:
 }
 
 fn node_port(observed: &Observed, host: &Host) -> Option<u16> {
-    let instances = observed.pod.iter().flat_map(|pod| &pod.instances);
-    instances.filter(|i: &&Instance| i.host.as_ref() == Some(host)).find_map(|i| i.port)
+    observed.instances().filter(|i: &&Instance| i.host.as_ref() == Some(host)).find_map(|i| i.port)
 }
 
 pub(super) async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {

@@ -446,22 +446,21 @@ fn few(names: &[&str]) -> String {
 /// What Marathon keeps otherwise than we sent it.
 fn not_stored(wanted: &Wanted, observed: &Observed) -> Vec<String> {
     let documents = &wanted.documents;
-    let pod = observed.pod.as_ref().map(|pod| {
+    let pods = observed.pods.iter().map(|(shard, pod)| {
         // Its number of instances is the planner's affair.
-        let sent = documents::scaled(&documents.pod, pod.scale(), observed.marathon);
-        (&documents.pod_id, sent, &pod.spec)
+        let sent = documents::scaled(&documents.pod(*shard), pod.scale(), observed.marathon);
+        (documents.pod_id(*shard), sent, &pod.spec)
     });
-    let registry = observed.registry.as_ref().map(|app| (&documents.registry_id, documents.registry.clone(), &app.spec));
-    let stored_as_ours = |(_, sent, stored): &(&String, serde_json::Value, &serde_json::Value)| documents::same(stored, sent);
+    let registry = observed.registry.as_ref().map(|app| (documents.registry_id.clone(), documents.registry.clone(), &app.spec));
+    let stored_as_ours = |(_, sent, stored): &(String, serde_json::Value, &serde_json::Value)| documents::same(stored, sent);
     let problem = |id: &String, path: String| {
         format!(
             "Marathon has not kept {path} of {id} as it was sent to it; this version of Marathon does not know it or somebody has changed it"
         )
     };
-    pod.into_iter()
-        .chain(registry)
+    pods.chain(registry)
         .filter(stored_as_ours)
-        .flat_map(|(id, sent, stored)| documents::not_stored(&sent, stored).into_iter().map(move |path| problem(id, path)))
+        .flat_map(|(id, sent, stored)| documents::not_stored(&sent, stored).into_iter().map(move |path| problem(&id, path)))
         .collect()
 }
 

@@ -24,6 +24,7 @@ use crate::names::{Host, HostPort};
 use crate::node::files::FileError;
 use crate::protocol::{Copied, Order, OrderKind, RegistryStatus, SignedOrder, TrustBundle, TrustedName};
 use crate::secret::Secret;
+use crate::shards::Layout;
 
 use super::others::Fetched;
 use super::store::{Entry, Store};
@@ -116,6 +117,9 @@ struct Record {
     /// The certificates of the registry's tasks, by the SHA-256 (hex) of the public key (SPKI) that each was signed for.
     #[serde(default)]
     leaves: BTreeMap<String, LeafRecord>,
+    /// How the agents are divided among node pods.
+    #[serde(default)]
+    layout: Option<Layout>,
     /// Agents that a node has run on: they have files of ours.
     #[serde(default)]
     covered: BTreeSet<Host>,
@@ -367,6 +371,28 @@ impl State {
         self.record.earlier = earlier;
         self.record.rotation = Some(Rotation { stage: Stage::Switched, reason: Reason::LostKey, since: now, link: None });
         self.save().await
+    }
+
+    /// How the agents are divided among node pods, where that has been decided.
+    pub fn layout(&self) -> Option<Layout> {
+        self.record.layout
+    }
+
+    /// See [`State::layout`].
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub async fn note_layout(&mut self, layout: Layout) -> Result<(), StateError> {
+        if self.record.layout.replace(layout) == Some(layout) { Ok(()) } else { self.save().await }
+    }
+
+    /// The same where nothing else of a state is needed.
+    ///
+    /// # Errors
+    /// When it cannot be read. One that is damaged has none.
+    pub async fn layout_in(store: &Store) -> Result<Option<Layout>, StateError> {
+        let record = store.read(Entry::Record).await?;
+        Ok(record.and_then(|text| serde_json::from_str::<Record>(text.expose()).ok()).and_then(|record| record.layout))
     }
 
     /// Remembers agents that have files of ours, so that an uninstall can name those that are away by then.

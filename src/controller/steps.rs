@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use super::RotationOrder;
 use super::anchor::Anchor;
 use super::state::{Stage, State, StateError};
-use crate::dcos::marathon::AppTask;
+use crate::dcos::marathon::{AppTask, Pod};
 use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::Options;
 use crate::plan::{self, Action, Observed, Wanted};
 use crate::protocol::{NodeStatus, Order, OrderKind, OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
 use crate::secret::Secret;
+use crate::shards::{Asked, Layout, Shard};
 use crate::takeover::Takeover;
 
 /// Whether Marathon knows no other task of the controller's app. While it knows none, as during a deployment, this one goes on.
@@ -149,23 +150,39 @@ pub(crate) fn version_of(order: &SignedOrder) -> u64 {
 
 /// The CA certificates that the present nodes were started with, whoever has signed the order.
 pub(crate) fn trusted_before(observed: &Observed) -> Vec<String> {
-    let read = || -> Option<Order> {
-        let text = observed.pod.as_ref()?.spec["environment"][env::FIRST_ORDER].as_str()?;
+    let read = |pod: &Pod| -> Option<Order> {
+        let text = pod.spec["environment"][env::FIRST_ORDER].as_str()?;
         content(&serde_json::from_str(text).ok()?)
     };
-    match read().map(|order| order.kind) {
-        Some(OrderKind::Trust(bundle)) => bundle.certificates,
-        _ => Vec::new(),
+    let mut certificates = Vec::new();
+    // Where an update was interrupted, some were started with another one than the rest.
+    for order in observed.pods.values().filter_map(read) {
+        if let OrderKind::Trust(bundle) = order.kind {
+            let new: Vec<String> = bundle.certificates.into_iter().filter(|pem| !certificates.contains(pem)).collect();
+            certificates.extend(new);
+        }
     }
+    certificates
 }
 
 /// The first order that the present pod carries, if it was signed with our key: a newer bundle is no reason to replace every node.
 pub(crate) fn first_order(observed: &Observed, order_key: &str) -> Option<SignedOrder> {
-    let environment = &observed.pod.as_ref()?.spec["environment"];
-    if environment[env::ORDER_KEY] != order_key {
-        return None;
-    }
-    serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok()
+    let environments = observed.pods.values().map(|pod| &pod.spec["environment"]);
+    let mut ours = environments.filter(|environment| environment[env::ORDER_KEY] == order_key);
+    ours.find_map(|environment| serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok())
+}
+
+/// How the agents are divided among node pods: as the pods say that there are, else as it was decided, else as it is decided now.
+///
+/// # Errors
+/// When the state cannot be written.
+pub(crate) async fn layout(options: &Options, observed: &Observed, state: &mut State) -> Result<Layout, StateError> {
+    let asked = options.trust.shards;
+    let decided = state.layout().filter(|layout| asked == Asked::Auto || layout.asked() == asked);
+    let hosts = observed.agents.iter().map(|agent| &agent.host);
+    let layout = observed.layout(options).or(decided).unwrap_or_else(|| Layout::first(asked, hosts));
+    state.note_layout(layout).await?;
+    Ok(layout)
 }
 
 /// The newest version that a task says it has taken.
@@ -177,7 +194,7 @@ pub(crate) fn newest_taken(observed: &Observed) -> u64 {
 
 /// Agents that have files of ours: a node answers there, or has been started, and may only be out of reach.
 pub(crate) fn covered(observed: &Observed) -> impl Iterator<Item = &Host> {
-    let started = observed.pod.iter().flat_map(|pod| &pod.instances).filter(|instance| instance.port.is_some());
+    let started = observed.instances().filter(|instance| instance.port.is_some());
     observed.nodes.keys().chain(started.filter_map(|instance| instance.host.as_ref()))
 }
 
@@ -215,7 +232,7 @@ fn passes(observed: &Observed) -> Passes {
 pub(crate) struct Memory {
     /// Whether the registry was seen to serve with a certificate of whom the options say.
     pub(crate) settled: bool,
-    surplus_since: Option<Instant>,
+    surplus_since: BTreeMap<Shard, Instant>,
     /// Since when deployments have locked what they lock.
     locked_since: BTreeMap<String, Instant>,
     /// See [`Observed::passes_at_switch`]; none while the registry does not serve with the new CA.
@@ -267,11 +284,17 @@ impl Memory {
         };
     }
 
-    /// For how long the pod has been scaled above what is needed.
-    pub(crate) fn see_surplus(&mut self, observed: &mut Observed, now: Instant) {
-        let surplus = observed.pod.as_ref().is_some_and(|pod| pod.scale() > plan::wanted_instances(observed));
-        self.surplus_since = if surplus { self.surplus_since.or(Some(now)) } else { None };
-        observed.surplus_for = self.surplus_since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+    /// For how long each pod has been scaled above what is needed.
+    pub(crate) fn see_surplus(&mut self, observed: &mut Observed, layout: Layout, now: Instant) {
+        let needed = plan::wanted_instances(observed, layout);
+        let has_surplus = |(shard, pod): &(&Shard, &Pod)| pod.scale() > needed.get(*shard).copied().unwrap_or(0);
+        let surplus: BTreeSet<Shard> = observed.pods.iter().filter(has_surplus).map(|(shard, _)| *shard).collect();
+        self.surplus_since.retain(|shard, _| surplus.contains(shard));
+        for shard in surplus {
+            self.surplus_since.entry(shard).or_insert(now);
+        }
+        let lasts = |(shard, since): (&Shard, &Instant)| (*shard, now.saturating_duration_since(*since));
+        observed.surplus_for = self.surplus_since.iter().map(lasts).collect();
     }
 
     /// Which deployments are taken for ones that do not end.
@@ -421,8 +444,8 @@ mod tests {
         let order = crate::certificates::OrderSigner::generate().unwrap().sign(&order);
         let inherited = |variable: serde_json::Value| {
             let spec = serde_json::json!({ "environment": { env::FIRST_ORDER: variable } });
-            let pod = Some(crate::dcos::marathon::Pod { spec, instances: Vec::new() });
-            trusted_before(&Observed { pod, ..Observed::default() })
+            let pods = [(Shard::All, Pod { spec, instances: Vec::new() })].into();
+            trusted_before(&Observed { pods, ..Observed::default() })
         };
         let text = serde_json::to_string(&order).unwrap();
         assert_eq!(inherited(text.clone().into()), ["a certificate"]);

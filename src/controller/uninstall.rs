@@ -18,6 +18,7 @@ use crate::names::Host;
 use crate::options::Options;
 use crate::plan::{Observed, RegistryTask};
 use crate::protocol::{NodePhase, NodeStatus, OrderKind, RegistryPhase, SignedOrder, env};
+use crate::shards::Layout;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -128,12 +129,14 @@ async fn remove(setting: &Setting, options: &Options, cluster: &Cluster, shared:
 
 /// Removes keys, record, and what tasks read in the secret store.
 async fn forget(options: &Options, cluster: &Cluster) -> Result<(), ControllerError> {
+    let store = cluster.store(&options.service.name)?;
     if let Some(secrets) = &cluster.secrets {
-        for path in documents::published_paths(options) {
+        let layout = State::layout_in(&store).await?.unwrap_or(Layout::One);
+        for path in documents::published_paths(options, layout) {
             secrets.delete(&path).await?;
         }
     }
-    Ok(cluster.store(&options.service.name)?.forget().await?)
+    Ok(store.forget().await?)
 }
 
 /// The orders of the removal, signed once per start, and whom they concern.
@@ -171,8 +174,8 @@ pub(crate) enum Step {
         /// All that are waited for.
         remaining: Vec<Host>,
     },
-    /// The pod goes.
-    DeletePod {
+    /// The pods go.
+    DeletePods {
         /// Agents that keep our files.
         absent: BTreeSet<Host>,
     },
@@ -198,8 +201,10 @@ impl Orders {
         }
         let is_restored = |(_, status): &(&Host, &NodeStatus)| status.phase == NodePhase::Restored;
         let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
+        // A node that was started anew has written again, until it is told once more.
+        self.restored.retain(|host| !observed.nodes.contains_key(host));
         self.restored.extend(restored.iter().copied().cloned());
-        let instances = observed.pod.iter().flat_map(|pod| &pod.instances).filter_map(|instance| instance.host.as_ref());
+        let instances = observed.instances().filter_map(|instance| instance.host.as_ref());
         let mut awaited: BTreeSet<&Host> = instances.collect();
         self.covered.extend(awaited.iter().copied().cloned());
         // A node that has died is at no host before Marathon has placed it again.
@@ -210,14 +215,14 @@ impl Orders {
         if remaining.is_empty() || late {
             // Agents that Mesos does not know any more are not waited for: they may be gone for good.
             let absent = self.covered.iter().chain(&remaining).filter(|host| !self.restored.contains(host)).cloned().collect();
-            return Step::DeletePod { absent };
+            return Step::DeletePods { absent };
         }
         let hosts = observed.nodes.keys().filter(|host| !restored.contains(host)).cloned().collect();
         Step::Restore { hosts, remaining }
     }
 }
 
-/// Agents that keep our files where the pod is gone: somebody else has deleted it, or this controller before it was started anew. Whoever
+/// Agents that keep our files where the pods are gone: somebody else has deleted them, or this controller before it was started anew. Whoever
 /// was restored by then is no more in the record.
 ///
 /// # Errors
@@ -231,10 +236,10 @@ pub(crate) async fn left_behind(store: &Store, orders: Option<&Orders>) -> Resul
     Ok(hosts)
 }
 
-/// Whether registry and pod are gone, and no deployment brings them back.
+/// Whether registry and pods are gone, and no deployment brings them back.
 pub(crate) fn is_gone(options: &Options, observed: &Observed) -> Option<bool> {
-    let ids = [documents::pod_id(options), documents::registry_id(options)];
-    (observed.registry.is_none() && observed.pod.is_none()).then(|| ids.iter().all(|id| !observed.locked.contains(id)))
+    let is_ours = |id: &String| *id == documents::registry_id(options) || documents::shard_of(options, id).is_some();
+    (observed.registry.is_none() && observed.pods.is_empty()).then(|| !observed.locked.iter().any(is_ours))
 }
 
 async fn step(
@@ -268,7 +273,7 @@ async fn step(
             none.insert(Orders::sign(&mut state, options.uninstall.delete_data).await?)
         }
     };
-    let (pod_id, registry_id) = (documents::pod_id(options), documents::registry_id(options));
+    let registry_id = documents::registry_id(options);
     match orders.next(&observed, Instant::now(), Duration::from_secs(options.uninstall.deadline_seconds)) {
         Step::Retire => {
             observe::send_to_registries(cluster, &observed, &orders.retire).await;
@@ -292,19 +297,22 @@ async fn step(
             let names: Vec<String> = remaining.iter().map(ToString::to_string).collect();
             say(shared, options, &format!("waiting for agents to be as they were: {}", names.join(", ")));
         }
-        Step::DeletePod { absent } => {
+        Step::DeletePods { absent } => {
             let state = State::open(cluster.store(&options.service.name)?, None, unix_now()).await;
             if let Err(error) = note_left_behind(state, orders, &absent).await {
                 tracing::warn!(error = chain(&error), "a restart would not know any more which agents keep our files");
             }
-            shared.acted(format!("delete the pod {pod_id}"));
-            cluster.marathon.delete_pod(&pod_id).await?;
+            for shard in observed.pods.keys() {
+                let id = format!("{}{}", documents::pod_id(options), shard.suffix());
+                shared.acted(format!("delete the pod {id}"));
+                cluster.marathon.delete_pod(&id).await?;
+            }
         }
     }
     Ok(false)
 }
 
-/// Whoever is left is told of when the pod is gone, by this controller or by the next one.
+/// Whoever is left is told of when the pods are gone, by this controller or by the next one.
 ///
 /// # Errors
 /// When the state cannot be read or written.
@@ -323,7 +331,7 @@ fn tell_of(left_behind: &BTreeSet<Host>, options: &Options) {
 /// A service that was refused because a name was taken must not take that with it when it goes.
 pub(crate) fn leave_alone_what_is_not_ours(options: &Options, observed: &mut Observed) {
     observed.registry.take_if(|app| !documents::is_made_by(&app.spec, options));
-    observed.pod.take_if(|pod| !documents::is_made_by(&pod.spec, options));
+    observed.pods.retain(|_, pod| documents::is_made_by(&pod.spec, options));
 }
 
 fn say(shared: &Shared, options: &Options, next: &str) {

@@ -67,7 +67,8 @@ pub fn for_call(door: Door, path: &str) -> Vec<Grant> {
         Door::Marathon => {
             let thing = match path {
                 "/v2/info" => Grant::read(format!("{MARATHON}:admin:config")),
-                _ => match path.strip_prefix("/v2/apps/").or_else(|| path.strip_prefix("/v2/pods/")) {
+                // `/v2/pods/::status` is a list.
+                _ => match path.strip_prefix("/v2/apps/").or_else(|| path.strip_prefix("/v2/pods/").filter(|id| !id.starts_with("::"))) {
                     Some(id) => Grant::full(format!("{MARATHON}:services:/{}", id.split("::").next().unwrap_or(id))),
                     // Lists: what may not be read is left out in silence.
                     None => Grant::read(format!("{MARATHON}:services:/")),
@@ -91,8 +92,9 @@ pub fn for_call(door: Door, path: &str) -> Vec<Grant> {
 
 /// Everything that a service's account needs.
 pub fn all(options: &Options) -> Vec<Grant> {
-    let apps = [format!("/{}", options.service.name), documents::pod_id(options), documents::registry_id(options)];
-    let marathon = apps.iter().map(|id| format!("/v2/apps{id}"));
+    let pods = options.trust.shards.names().shards().into_iter().map(|shard| format!("{}{}", documents::pod_id(options), shard.suffix()));
+    let apps = [format!("/{}", options.service.name)].into_iter().chain(pods).chain([documents::registry_id(options)]);
+    let marathon = apps.map(|id| format!("/v2/apps{id}"));
     let marathon = marathon.chain(["/v2/info".to_string(), "/v2/apps".into()]).flat_map(|path| for_call(Door::Marathon, &path));
     let jobs = documents::job_ids(options).into_iter().flat_map(|id| for_call(Door::Metronome, &format!("/v1/jobs/{id}")));
     let secrets = secret_paths(options).into_iter().flat_map(|path| for_call(Door::Secrets, &format!("/secret/default/{path}")));
@@ -109,7 +111,8 @@ pub fn all(options: &Options) -> Vec<Grant> {
 
 /// Everything of a service in the secret store.
 fn secret_paths(options: &Options) -> Vec<String> {
-    Entry::ALL.iter().map(|entry| entry.secret_path(&options.service.name)).chain(documents::published_paths(options)).collect()
+    let published = documents::published_paths(options, options.trust.shards.names());
+    Entry::ALL.iter().map(|entry| entry.secret_path(&options.service.name)).chain(published).collect()
 }
 
 /// Secrets of the operator that hold CAs of other registries.
@@ -143,6 +146,10 @@ mod tests {
             ["dcos:adminrouter:service:marathon full", "dcos:service:marathon:marathon:services:/private-registry-node full"]
         );
         assert_eq!(
+            names(Door::Marathon, "/v2/pods/::status"),
+            ["dcos:adminrouter:service:marathon full", "dcos:service:marathon:marathon:services:/ read"]
+        );
+        assert_eq!(
             names(Door::Metronome, "/v1/jobs/infra.images.init/runs"),
             ["dcos:adminrouter:service:metronome full", "dcos:service:metronome:metronome:jobs:infra.images.init full"]
         );
@@ -154,6 +161,22 @@ mod tests {
     fn the_secrets_of_other_registries_are_only_read() {
         let options = Options::from_json(&json!({ "other_registries": { "list": "gitlab.example.com:5050 secret:gitlab-ca" } })).unwrap();
         assert!(all(&options).iter().any(|grant| grant.to_string() == "dcos:secrets:default:/gitlab-ca read"));
+    }
+
+    #[test]
+    fn every_one_of_several_pods_is_granted_and_the_one_secret_that_they_read() {
+        let grants = |shards: &str| {
+            let options = Options::from_json(&json!({ "trust": { "shards": shards } })).unwrap();
+            let all = all(&options).into_iter().map(|grant| grant.resource);
+            all.filter(|resource| resource.contains("-node")).map(|resource| resource.rsplit(":/").next().unwrap().to_string()).collect()
+        };
+        let one: Vec<String> = grants("1");
+        assert_eq!(one, ["private-registry-node", "private-registry-node/first-order"]);
+        assert_eq!(grants("auto"), one);
+        let ten = grants("10");
+        assert_eq!((ten.len(), ten[0].as_str(), ten[10].as_str()), (12, "private-registry-node-0", "private-registry-node-other"));
+        assert_eq!(ten[11], "private-registry-node_first-order");
+        assert_eq!(grants("100").len(), 102);
     }
 
     #[test]

@@ -38,6 +38,7 @@ async fn no_answer_of_a_service_of_the_cluster_takes_more_memory_or_time_than_it
     // Kinds that are read in another way.
     let ended = [Malice::Redirect, Malice::HangsUp, Malice::Bomb, Malice::Garbage, Malice::Nested];
     withstands(&ended, most, PATIENCE, |url| async move { Marathon(api(&url)).pod("/x").await.map(|pod| pod.is_some()) }).await;
+    withstands(&ended, most, PATIENCE, |url| async move { Marathon(api(&url)).pods(|_| true).await }).await;
     withstands(&ended, most, PATIENCE, |url| async move { Metronome(api(&url)).job("x").await.map(|job| job.is_some()) }).await;
     withstands(&ended, most, PATIENCE, |url| async move { Secrets(api(&url)).get("x").await.map(|secret| secret.is_some()) }).await;
     withstands(&ended, most, PATIENCE, |url| async move { ca::Ca(api(&url)).certificate().await }).await;

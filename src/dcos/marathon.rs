@@ -141,6 +141,15 @@ impl Marathon {
         Ok(answer.map(PodStatus::pod))
     }
 
+    /// All pods that `wanted` says to take, by their ids, with their instances.
+    ///
+    /// # Errors
+    /// When Marathon does not answer.
+    pub async fn pods(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Pod>, ApiError> {
+        let answer: Vec<PodStatus> = self.0.get("/v2/pods/::status").await?;
+        Ok(answer.into_iter().filter(|pod| pod.spec["id"].as_str().is_some_and(&wanted)).map(PodStatus::pod).collect())
+    }
+
     /// Ids of the apps and pods that a running deployment touches, and so locks.
     ///
     /// # Errors
@@ -336,6 +345,7 @@ pub(crate) fn read_anything(answer: &[u8]) -> (Option<App>, Option<Pod>, Vec<App
     let _ = version_in(&value).pulls_schema_2();
     let app = AppAnswer::deserialize(&value).ok().map(AppAnswer::app);
     let pod = PodStatus::deserialize(&value).ok().map(PodStatus::pod);
+    let _ = Vec::<PodStatus>::deserialize(&value);
     (app, pod, claims_in(&value))
 }
 

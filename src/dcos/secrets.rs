@@ -66,11 +66,13 @@ fn url(path: &str) -> String {
 
 /// Where a text for the tasks of `reader` (id of an app or pod) has to lie so that they may see it: in the folder of that name.
 ///
-/// A path must not have a dot, which the id of a pod of a service in a group has. What such pods read lies in no folder, where every
-/// task may see it: it is their first order, which holds public certificates only.
+/// A path must not have a dot, which the id of a pod of a service in a group has, and pods whose ids only begin alike (`<id>-*`) have no
+/// folder in common. What such pods read lies in no folder, where every task may see it: it is their first order, which holds public
+/// certificates only.
 pub fn path_for(reader: &str, name: &str) -> String {
     let reader = reader.trim_matches('/');
-    if reader.contains('.') { format!("{}_{name}", reader.replace('.', "_")) } else { format!("{reader}/{name}") }
+    let one = reader.trim_end_matches("-*");
+    if one != reader || reader.contains('.') { format!("{}_{name}", one.replace('.', "_")) } else { format!("{reader}/{name}") }
 }
 
 /// Whether the tasks of an app may see a secret (vendor documentation, "spaces"): it lies in no folder, in the folder of the app's
@@ -89,6 +91,7 @@ mod tests {
     fn a_text_for_a_task_lies_where_it_may_see_it() {
         assert_eq!(path_for("/private-registry-node", "first-order"), "private-registry-node/first-order");
         assert_eq!(path_for("/infra.images-node", "first-order"), "infra_images-node_first-order");
+        assert_eq!(path_for("/private-registry-node-*", "first-order"), "private-registry-node_first-order");
         for reader in ["/private-registry-node", "/infra.images-node", "/registry"] {
             assert!(may_see(reader, &path_for(reader, "first-order")), "{reader}");
         }

@@ -20,6 +20,7 @@ use crate::documents;
 use crate::names::Host;
 use crate::plan::{NODE_NEEDS, Observed, RegistryTask};
 use crate::protocol::SignedOrder;
+use crate::shards::{Layout, Number, Shard};
 
 pub(super) const SERVICE: &str = "private-registry";
 pub(super) const POD: &str = "/private-registry-node";
@@ -71,9 +72,11 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(number: usize, kind: Kind, skew: i64) -> Self {
+    /// `divided`: of hosts that come one after another, three are of one node pod.
+    pub(super) fn new(number: usize, kind: Kind, skew: i64, divided: bool) -> Self {
+        let (net, number) = if divided { (number % 3, number / 3) } else { (0, number) };
         Self {
-            host: format!("10.0.0.{}", number + 1).parse().unwrap(),
+            host: format!("10.0.{net}.{}", number + 1).parse().unwrap(),
             kind,
             rebuilt: 0,
             up: true,
@@ -157,12 +160,12 @@ pub(super) struct OwnApp {
 
 #[derive(Default)]
 pub(super) struct Marathon {
-    pub(super) pod: Option<PodState>,
+    pub(super) pods: BTreeMap<Shard, PodState>,
     pub(super) registry: Option<AppState>,
     pub(super) own: Option<OwnApp>,
     /// Ids that are locked; by whom else than us, for how many looks.
-    pub(super) deployments: BTreeMap<&'static str, u8>,
-    pub(super) foreign_locks: BTreeMap<&'static str, u8>,
+    pub(super) deployments: BTreeMap<String, u8>,
+    pub(super) foreign_locks: BTreeMap<String, u8>,
     /// So many calls fail.
     pub(super) failing: u8,
     numbers: u64,
@@ -179,9 +182,9 @@ pub(super) struct Metronome {
 #[derive(Debug, Clone)]
 pub(super) enum Write {
     /// The definition, and whether it takes the place of a deployment.
-    Pod(Value, bool),
+    Pod(Shard, Value, bool),
     App(Value, bool),
-    DeletePod,
+    DeletePod(Shard),
     DeleteApp,
     DeleteOwn,
     Pin(Host),
@@ -382,6 +385,11 @@ impl World {
         self.machines.iter().position(|machine| machine.host == *host)
     }
 
+    /// The node pod that a host is to be of.
+    pub(super) fn shard_of(&self, host: &Host) -> Shard {
+        if self.base.divided { Layout::Ten(Number::OfName).shard(host) } else { Shard::All }
+    }
+
     // What is served, and who accepts it.
 
     /// What clients behind the VIP are shown, by every registry that answers.
@@ -448,11 +456,11 @@ impl World {
     // What a controller sees.
 
     pub(super) fn locked(&self) -> BTreeSet<String> {
-        self.marathon.deployments.keys().chain(self.marathon.foreign_locks.keys()).map(ToString::to_string).collect()
+        self.marathon.deployments.keys().chain(self.marathon.foreign_locks.keys()).cloned().collect()
     }
 
     fn instance_on(&self, machine: usize) -> Option<&PodInstance> {
-        self.marathon.pod.iter().flat_map(|pod| &pod.instances).find(|instance| instance.machine == Some(machine))
+        self.marathon.pods.values().flat_map(|pod| &pod.instances).find(|instance| instance.machine == Some(machine))
     }
 
     pub(super) fn node_on(&self, machine: usize) -> Option<&Node> {
@@ -481,6 +489,7 @@ impl World {
             host: instance.machine.map(|machine| self.machines[machine].host.clone()),
             port: instance.running.then_some(1),
         };
+        let seen = |pod: &PodState| Pod { spec: pod.spec.clone(), instances: pod.instances.iter().map(instance).collect() };
         let app = marathon.registry.as_ref().map(|app| {
             let mut tasks: Vec<AppTask> = app.tasks.iter().map(|task| self.app_task(task)).collect();
             let hand_made = app.hand_made.map(|machine| self.machines[machine].host.clone());
@@ -494,7 +503,7 @@ impl World {
         Observed {
             marathon: self.version,
             agents: self.machines.iter().filter(|machine| machine.registered).map(Machine::agent).collect(),
-            pod: marathon.pod.as_ref().map(|pod| Pod { spec: pod.spec.clone(), instances: pod.instances.iter().map(instance).collect() }),
+            pods: marathon.pods.iter().map(|(shard, pod)| (*shard, seen(pod))).collect(),
             registry: app,
             own_app: marathon.own.as_ref().map(|own| App { spec: own.spec.clone(), tasks: own_task(own).into_iter().collect() }),
             jobs: self.metronome.jobs.clone(),
@@ -513,14 +522,14 @@ impl World {
         tasks.map(told).collect()
     }
 
-    /// The pod's instances, for people: where, whether running or why not, whether of the present definition.
+    /// The pods' instances, for people: where, whether running or why not, whether of the present definition.
     pub(super) fn instances(&self) -> Vec<(Option<usize>, Result<(), String>, bool)> {
-        let Some(pod) = &self.marathon.pod else { return Vec::new() };
-        let now = revision(&pod.spec);
-        pod.instances
-            .iter()
-            .map(|instance| (instance.machine, instance.ends.clone().map_or(Ok(()), Err), instance.revision == now))
-            .collect()
+        let told = |pod: &PodState| {
+            let now = revision(&pod.spec);
+            let told = |instance: &PodInstance| (instance.machine, instance.ends.clone().map_or(Ok(()), Err), instance.revision == now);
+            pod.instances.iter().map(told).collect::<Vec<_>>()
+        };
+        self.marathon.pods.values().flat_map(told).collect()
     }
 
     fn app_task(&self, task: &Registry) -> AppTask {
@@ -546,14 +555,13 @@ impl World {
 
     /// The tasks that were seen are asked.
     pub(super) fn ask(&mut self, observed: &mut Observed) {
-        observed.nodes.clear();
-        for instance in observed.pod.iter().flat_map(|pod| &pod.instances) {
-            let (Some(host), Some(_)) = (&instance.host, instance.port) else { continue };
-            let Some(machine) = self.machine_of(host).filter(|machine| self.reaches(*machine)) else { continue };
-            if let Some(node) = self.instance_on(machine).filter(|now| now.uuid == instance.uuid()).and_then(|now| now.node.as_ref()) {
-                observed.nodes.insert(host.clone(), node.board.status());
-            }
-        }
+        let answer = |instance: &Instance| {
+            let (host, _) = (instance.host.clone()?, instance.port?);
+            let machine = self.machine_of(&host).filter(|machine| self.reaches(*machine))?;
+            let node = self.instance_on(machine).filter(|now| now.uuid == instance.uuid())?.node.as_ref()?;
+            Some((host, node.board.status()))
+        };
+        observed.nodes = observed.instances().filter_map(answer).collect();
         observed.registries.clear();
         let Some(app) = &self.marathon.registry else { return };
         for seen in observed.registry.iter().flat_map(|app| &app.tasks) {
@@ -589,7 +597,7 @@ impl World {
     }
 
     pub(super) fn send_to_node(&mut self, observed: &Observed, host: &Host, order: &SignedOrder) {
-        let instances = observed.pod.iter().flat_map(|pod| &pod.instances);
+        let instances = observed.instances();
         let to = instances.filter(|i| i.host.as_ref() == Some(host)).find(|i| i.port.is_some()).map(|i| i.uuid().to_string());
         if let Some(to) = to {
             self.send(to, order);
@@ -622,7 +630,7 @@ impl World {
     fn deliver(&mut self, letter: Letter) {
         let machines = &self.machines;
         let reaches = |machine: usize| machines[machine].up && !machines[machine].cut_off;
-        let mut instances = self.marathon.pod.iter_mut().flat_map(|pod| &mut pod.instances);
+        let mut instances = self.marathon.pods.values_mut().flat_map(|pod| &mut pod.instances);
         if let Some(instance) = instances.find(|i| i.uuid == letter.to && i.machine.is_some_and(reaches)) {
             if let Some(node) = &mut instance.node {
                 node.take(letter.order);
@@ -663,17 +671,17 @@ impl World {
         self.take_effect(write)
     }
 
-    fn lock_of(write: &Write) -> Option<&'static str> {
+    fn lock_of(write: &Write) -> Option<String> {
         match write {
-            Write::Pod(_, false) => Some(POD),
-            Write::App(_, false) => Some(REGISTRY),
-            Write::Pin(_) => Some(OWN),
+            Write::Pod(shard, _, false) => Some(pod_id(*shard)),
+            Write::App(_, false) => Some(REGISTRY.into()),
+            Write::Pin(_) => Some(OWN.into()),
             _ => None,
         }
     }
 
     fn take_effect(&mut self, write: Write) -> Result<(), Refusal> {
-        if Self::lock_of(&write).is_some_and(|id| self.locked().contains(id)) {
+        if Self::lock_of(&write).is_some_and(|id| self.locked().contains(&id)) {
             return Err(Refusal::Conflict);
         }
         self.accepted += 1;
@@ -682,24 +690,24 @@ impl World {
         };
         let jobs = &mut self.metronome.jobs;
         match write {
-            Write::Pod(spec, _) => {
-                let instances = self.marathon.pod.take().map(|pod| pod.instances).unwrap_or_default();
-                self.marathon.pod = Some(PodState { spec, instances });
-                self.marathon.deployments.insert(POD, 0);
+            Write::Pod(shard, spec, _) => {
+                let instances = self.marathon.pods.remove(&shard).map(|pod| pod.instances).unwrap_or_default();
+                self.marathon.pods.insert(shard, PodState { spec, instances });
+                self.marathon.deployments.insert(pod_id(shard), 0);
             }
             Write::App(spec, _) => {
                 let (tasks, revisions) = self.marathon.registry.take().map(|app| (app.tasks, app.revisions)).unwrap_or_default();
                 let revision = spec["labels"].to_string();
                 self.marathon.registry = Some(AppState { spec, revision, tasks, revisions, hand_made: None });
-                self.marathon.deployments.insert(REGISTRY, 0);
+                self.marathon.deployments.insert(REGISTRY.into(), 0);
             }
-            Write::DeletePod => {
-                self.marathon.pod = None;
-                self.marathon.deployments.insert(POD, 0);
+            Write::DeletePod(shard) => {
+                self.marathon.pods.remove(&shard);
+                self.marathon.deployments.insert(pod_id(shard), 0);
             }
             Write::DeleteApp => {
                 self.marathon.registry = None;
-                self.marathon.deployments.insert(REGISTRY, 0);
+                self.marathon.deployments.insert(REGISTRY.into(), 0);
             }
             Write::DeleteOwn => self.marathon.own = None,
             Write::Pin(host) => {
@@ -757,7 +765,7 @@ impl World {
             self.arrive();
         }
         if moves & 2 == 2 {
-            self.pod_works();
+            self.pods_work();
             self.app_works();
         }
         self.nodes_work(moves >> 8);
@@ -782,7 +790,7 @@ impl World {
         !self.writes.is_empty() || !self.letters.is_empty()
     }
 
-    fn takes_pods(&self, machine: usize, spec: &Value) -> bool {
+    fn takes_pods(&self, machine: usize, spec: &Value, shard: Shard) -> bool {
         let host = &self.machines[machine];
         let placement = &spec["scheduling"]["placement"];
         let has = |list: &Value, word: &str| list.as_array().is_some_and(|list| list.iter().any(|entry| entry == word));
@@ -793,15 +801,27 @@ impl World {
             Kind::Gpu => spec["labels"]["GPU_SCHEDULING_BEHAVIOR"] == "unrestricted",
             Kind::Remote => constrained("@region"),
         };
-        by_kind && host.up && host.offered() && host.room && self.instance_on(machine).is_none()
+        let of_class = documents::class_of(spec).is_none_or(|class| matches_whole(class, &host.host.to_string()));
+        // UNIQUE counts the instances of the same pod only.
+        let is_free = self.marathon.pods.get(&shard).is_none_or(|pod| pod.instances.iter().all(|i| i.machine != Some(machine)));
+        by_kind && of_class && host.up && host.offered() && host.room && is_free
     }
 
-    fn pod_works(&mut self) {
-        count_down(&mut self.marathon.foreign_locks, POD);
-        let Some(mut pod) = self.marathon.pod.take() else {
-            self.marathon.deployments.remove(POD);
-            return;
-        };
+    fn pods_work(&mut self) {
+        // Also where a pod is not there any more.
+        for id in self.locked().into_iter().filter(|id| id.starts_with(POD)) {
+            count_down(&mut self.marathon.foreign_locks, &id);
+            if !self.marathon.pods.keys().any(|shard| pod_id(*shard) == id) {
+                self.marathon.deployments.remove(&id);
+            }
+        }
+        for shard in self.marathon.pods.keys().copied().collect::<Vec<_>>() {
+            self.pod_works(shard);
+        }
+    }
+
+    fn pod_works(&mut self, shard: Shard) {
+        let Some(mut pod) = self.marathon.pods.remove(&shard) else { return };
         let revision = revision(&pod.spec);
         let scale = pod.scale();
         let machines = &self.machines;
@@ -825,9 +845,9 @@ impl World {
         let unplaced: Vec<usize> = pod.instances.iter().enumerate().filter(|(_, i)| i.machine.is_none()).map(|(index, _)| index).collect();
         let starting: Vec<usize> =
             pod.instances.iter().enumerate().filter(|(_, i)| i.machine.is_some() && !i.running).map(|(index, _)| index).collect();
-        self.marathon.pod = Some(pod);
+        self.marathon.pods.insert(shard, pod);
         for index in starting {
-            let Some(pod) = &self.marathon.pod else { return };
+            let Some(pod) = self.marathon.pods.get(&shard) else { return };
             let (spec, uuid, machine) = (&pod.spec, pod.instances[index].uuid.clone(), pod.instances[index].machine.unwrap_or_default());
             if !self.machines[machine].up {
                 continue;
@@ -836,21 +856,21 @@ impl World {
             // A fresh agent begins with the order that the pod was made with, and hears of the newest one a pass later.
             let is_behind = node.as_ref().is_ok_and(|node| node.board.order().digest != self.newest);
             self.machines[machine].excused |= is_behind && self.machines[machine].kept.is_none();
-            if let Some(pod) = &mut self.marathon.pod {
+            if let Some(pod) = self.marathon.pods.get_mut(&shard) {
                 let instance = &mut pod.instances[index];
                 instance.ends = node.as_ref().err().cloned();
                 (instance.running, instance.node) = (node.is_ok(), node.ok());
             }
         }
         for index in unplaced {
-            let spec = self.marathon.pod.as_ref().map(|pod| pod.spec.clone()).unwrap_or_default();
-            let place = (0..self.machines.len()).find(|machine| self.takes_pods(*machine, &spec));
-            if let (Some(place), Some(pod)) = (place, &mut self.marathon.pod) {
+            let spec = self.marathon.pods.get(&shard).map(|pod| pod.spec.clone()).unwrap_or_default();
+            let place = (0..self.machines.len()).find(|machine| self.takes_pods(*machine, &spec, shard));
+            if let (Some(place), Some(pod)) = (place, self.marathon.pods.get_mut(&shard)) {
                 pod.instances[index].machine = Some(place);
             }
         }
         if done {
-            self.marathon.deployments.remove(POD);
+            self.marathon.deployments.remove(&pod_id(shard));
         }
     }
 
@@ -920,13 +940,16 @@ impl World {
                 self.machines[machine].orphan = Some(orphan);
                 continue;
             }
-            let instances = |world: &mut Self| world.marathon.pod.as_ref()?.instances.iter().position(|i| i.machine == Some(machine));
-            let Some(index) = instances(self) else { continue };
-            let Some(mut node) = self.marathon.pod.as_mut().and_then(|pod| pod.instances[index].node.take()) else { continue };
+            let mut instances = self.marathon.pods.values_mut().flat_map(|pod| &mut pod.instances);
+            let Some((uuid, node)) = instances.find(|i| i.machine == Some(machine)).map(|i| (i.uuid.clone(), i.node.take())) else {
+                continue;
+            };
+            let Some(mut node) = node else { continue };
             node.work(self, machine);
             self.check_versions(machine, &node);
-            if let Some(slot) = self.marathon.pod.as_mut().map(|pod| &mut pod.instances[index].node) {
-                *slot = Some(node);
+            let mut instances = self.marathon.pods.values_mut().flat_map(|pod| &mut pod.instances);
+            if let Some(instance) = instances.find(|instance| instance.uuid == uuid) {
+                instance.node = Some(node);
             }
         }
     }
@@ -968,7 +991,7 @@ impl World {
     /// All that runs on it ends.
     fn end_tasks(&mut self, machine: usize) {
         self.machines[machine].orphan = None;
-        for instance in self.marathon.pod.iter_mut().flat_map(|pod| &mut pod.instances).filter(|i| i.machine == Some(machine)) {
+        for instance in self.marathon.pods.values_mut().flat_map(|pod| &mut pod.instances).filter(|i| i.machine == Some(machine)) {
             instance.node = None;
         }
         if let Some(app) = &mut self.marathon.registry {
@@ -990,7 +1013,7 @@ impl World {
     /// Mesos gives it up, whether it runs or not.
     pub(super) fn give_up(&mut self, machine: usize) {
         self.machines[machine].registered = false;
-        let instance = self.marathon.pod.iter_mut().flat_map(|pod| &mut pod.instances).find(|i| i.machine == Some(machine));
+        let instance = self.marathon.pods.values_mut().flat_map(|pod| &mut pod.instances).find(|i| i.machine == Some(machine));
         if let Some(instance) = instance {
             self.machines[machine].orphan = instance.node.take();
         }
@@ -998,7 +1021,7 @@ impl World {
         let orphan = self.machines[machine].orphan.take();
         self.end_tasks(machine);
         self.machines[machine].orphan = orphan;
-        if let Some(pod) = &mut self.marathon.pod {
+        for pod in self.marathon.pods.values_mut() {
             pod.instances.retain(|instance| instance.machine != Some(machine));
         }
     }
@@ -1014,7 +1037,7 @@ impl World {
         self.end_tasks(machine);
         self.give_up(machine);
         let old = &self.machines[machine];
-        let fresh = Machine { host: old.host.clone(), rebuilt: old.rebuilt + 1, ..Machine::new(machine, old.kind, old.skew) };
+        let fresh = Machine { host: old.host.clone(), rebuilt: old.rebuilt + 1, ..Machine::new(machine, old.kind, old.skew, false) };
         self.machines[machine] = fresh;
         if self.base.keeps_state_on_host() && self.marathon.own.as_ref().is_some_and(|own| own.machine == machine) {
             self.shelf.look().entries.clear();
@@ -1026,7 +1049,7 @@ impl World {
 
     /// The node's task ends; Marathon starts another one.
     pub(super) fn kill_node(&mut self, machine: usize) {
-        let instance = self.marathon.pod.iter_mut().flat_map(|pod| &mut pod.instances).find(|i| i.machine == Some(machine));
+        let instance = self.marathon.pods.values_mut().flat_map(|pod| &mut pod.instances).find(|i| i.machine == Some(machine));
         if let Some(instance) = instance {
             instance.node = None;
         }
@@ -1062,7 +1085,23 @@ impl World {
     }
 }
 
-fn count_down(locks: &mut BTreeMap<&'static str, u8>, id: &str) {
+/// As Java's `String.matches`.
+fn matches_whole(class: &str, text: &str) -> bool {
+    thread_local! {
+        static KNOWN: std::cell::RefCell<BTreeMap<String, regex_lite::Regex>> = std::cell::RefCell::default();
+    }
+    KNOWN.with_borrow_mut(|known| {
+        let make = || regex_lite::Regex::new(&format!("^(?:{class})$")).unwrap();
+        known.entry(class.into()).or_insert_with(make).is_match(text)
+    })
+}
+
+/// Id of a node pod.
+pub(super) fn pod_id(shard: Shard) -> String {
+    format!("{POD}{}", shard.suffix())
+}
+
+fn count_down(locks: &mut BTreeMap<String, u8>, id: &str) {
     locks.retain(|locked, left| {
         if *locked == id {
             *left = left.saturating_sub(1);

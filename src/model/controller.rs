@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use serde_json::json;
 
-use super::cluster::{OWN, REGISTRY, Refusal, SERVICE, Truth, World, Write};
+use super::cluster::{OWN, REGISTRY, Refusal, SERVICE, Truth, World, Write, pod_id};
 use super::mutation::Mutation;
 use super::options::{self, Given, Variant};
 use crate::controller::anchor::Anchor;
@@ -25,6 +25,7 @@ use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::plan::{self, Action, Observed, Plan, Wanted};
 use crate::protocol::{OrderKind, RegistryPhase, SignedOrder};
+use crate::shards::{Layout, Shard};
 use crate::turns;
 
 /// Nothing in the model waits.
@@ -258,7 +259,8 @@ impl Controller {
             now(state.drop_ca())?;
         }
         let asks = self.memory.proves_after_takeover(&mut look.observed);
-        self.memory.see_surplus(&mut look.observed, world.instant());
+        let layout = now(steps::layout(options, &look.observed, state))?;
+        self.memory.see_surplus(&mut look.observed, layout, world.instant());
         self.memory.see_locks(&mut look.observed, world.instant());
         let first = steps::first_order(&look.observed, &order_key).unwrap_or_else(|| trust.clone());
         let enrolment_key = state.enrolment_key().to_base64();
@@ -274,6 +276,7 @@ impl Controller {
             first_order,
             enrolment_key,
             enrolment_id: steps::enrolment_id(state),
+            layout,
         };
         let documents = options::documents(world.base, self.number, options, &given);
         let mut leaves = anchor.leaves(state, &look.observed.registries, &in_force);
@@ -347,11 +350,11 @@ impl Controller {
     fn write(&self, world: &mut World, look: &Look, write: Write) -> Result<(), End> {
         self.check_currency(world, &look.truth);
         let locked = match &write {
-            Write::Pod(_, false) => Some(super::cluster::POD),
-            Write::App(_, false) => Some(REGISTRY),
+            Write::Pod(shard, _, false) => Some(pod_id(*shard)),
+            Write::App(_, false) => Some(REGISTRY.into()),
             _ => None,
         };
-        if locked.is_some_and(|id| look.truth.locked.contains(id)) {
+        if locked.is_some_and(|id| look.truth.locked.contains(&id)) {
             world.break_("what a deployment locks is waited for", format!("{write:?}"));
         }
         if look.fresh {
@@ -414,9 +417,10 @@ impl Controller {
             let find =
                 |address: &str| look.observed.registries.iter().find(|task| task.address == *address).map(|task| task.status.clone());
             match action {
-                Action::PutPod { pod, instances, force, .. } => {
-                    check_scale(world, look, *instances);
-                    self.write(world, look, Write::Pod(pod.clone(), *force))?;
+                Action::PutPod { shard, pod, instances, force, .. } => {
+                    check_scale(world, look, wanted.documents.layout, *shard, *instances);
+                    check_class(world, *shard, pod);
+                    self.write(world, look, Write::Pod(*shard, pod.clone(), *force))?;
                 }
                 Action::PutRegistry { app, force, .. } => self.write(world, look, Write::App(app.clone(), *force))?,
                 Action::TakeOver { app, left_behind, .. } => {
@@ -519,7 +523,7 @@ impl Controller {
         };
         let step = orders.next(&look.observed, world.instant(), patience);
         let (retire, restore) = (orders.retire.clone(), orders.restore.clone());
-        if let Step::DeletePod { absent } = &step {
+        if let Step::DeletePods { absent } = &step {
             let state = now(State::open(Store::on_shelf(&world.shelf, SERVICE), None, self.now(world)));
             let _ = now(uninstall::note_left_behind(state, &orders, absent));
         }
@@ -534,7 +538,11 @@ impl Controller {
             }
             Step::DeleteRegistry { .. } => self.write(world, &look, Write::DeleteApp)?,
             Step::Restore { hosts, .. } => hosts.iter().for_each(|host| self.send_to_node(world, &look, host, &restore)),
-            Step::DeletePod { .. } => self.write(world, &look, Write::DeletePod)?,
+            Step::DeletePods { .. } => {
+                for shard in look.observed.pods.keys() {
+                    self.write(world, &look, Write::DeletePod(*shard))?;
+                }
+            }
         }
         Ok(Passed::Busy)
     }
@@ -590,7 +598,7 @@ fn publish(world: &mut World, name: &str, text: String) -> Result<Published, End
 
 fn check_change(world: &mut World, write: &Write) {
     let same = match write {
-        Write::Pod(spec, _) => world.marathon.pod.as_ref().is_some_and(|pod| pod.spec == *spec),
+        Write::Pod(shard, spec, _) => world.marathon.pods.get(shard).is_some_and(|pod| pod.spec == *spec),
         Write::App(spec, _) => world.marathon.registry.as_ref().is_some_and(|app| app.spec == *spec),
         Write::Job(id, spec) => world.metronome.jobs.get(id).is_some_and(|job| job.spec == *spec),
         Write::Schedule(id, schedule) => world.metronome.jobs.get(id).is_some_and(|job| job.schedules.contains(schedule)),
@@ -601,13 +609,27 @@ fn check_change(world: &mut World, write: &Write) {
     }
 }
 
-fn check_scale(world: &mut World, look: &Look, instances: u64) {
-    let truth = &look.truth;
-    if instances > truth.can_take.len() as u64 {
-        let what = format!("{instances} instances, and {} agents can take one", truth.can_take.len());
+/// No constraint of a pod ever changes, and there is never a pod beside it for the same agents.
+fn check_class(world: &mut World, shard: Shard, pod: &serde_json::Value) {
+    let class = documents::class_of(pod);
+    let before = world.marathon.pods.get(&shard).map(|pod| documents::class_of(&pod.spec));
+    if before.is_some_and(|before| before != class) {
+        world.break_("no class of a pod ever changes", format!("{shard:?}: {before:?} and then {class:?}"));
+    }
+    let others = |of: &Shard| (*of == Shard::All) != (shard == Shard::All);
+    if world.marathon.pods.keys().any(others) {
+        world.break_("agents are divided in one way only", format!("{shard:?} beside {:?}", world.marathon.pods.keys()));
+    }
+}
+
+fn check_scale(world: &mut World, look: &Look, layout: Layout, shard: Shard, instances: u64) {
+    let of_shard = |hosts: &BTreeSet<Host>| hosts.iter().filter(|host| layout.shard(host) == shard).count();
+    let (can_take, running) = (of_shard(&look.truth.can_take), of_shard(&look.truth.running));
+    if instances > can_take as u64 {
+        let what = format!("{instances} instances, and {can_take} agents can take one");
         world.break_("the pod is never scaled above the agents that can take a node", what);
-    } else if instances < truth.running.len() as u64 {
-        let what = format!("{instances} instances, and {} nodes run on live agents", truth.running.len());
+    } else if instances < running as u64 {
+        let what = format!("{instances} instances, and {running} nodes run on live agents");
         world.break_("the pod is never scaled below the nodes that run", what);
     }
 }

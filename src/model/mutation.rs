@@ -87,7 +87,7 @@ impl Mutation {
             Self::DropDeadline => ca.deadline = 0,
             Self::WaitForEver => ca.deadline = i64::MAX,
             Self::CertifyAlways => leaves.values_mut().for_each(|leaf| leaf.renew_at = 0),
-            Self::NeverShrink => observed.surplus_for = std::time::Duration::ZERO,
+            Self::NeverShrink => observed.surplus_for.clear(),
             _ => {}
         }
     }
@@ -112,9 +112,9 @@ impl Mutation {
                 }
             }
             Self::ScaleOneByOne => {
-                let before = observed.pod.as_ref().map_or(0, |pod| pod.scale());
                 for action in &mut plan.actions {
-                    if let Action::PutPod { pod, instances, .. } = action {
+                    if let Action::PutPod { shard, pod, instances, .. } = action {
+                        let before = observed.pods.get(shard).map_or(0, |pod| pod.scale());
                         *instances = (*instances).min(before + 1);
                         *pod = documents::scaled(pod, *instances, observed.marathon);
                     }

@@ -13,6 +13,7 @@ use crate::documents::{self, Documents, Facts};
 use crate::names::Host;
 use crate::options::Options;
 use crate::protocol::env;
+use crate::shards::Layout;
 
 /// What does not change in the life of an installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +21,8 @@ pub(super) struct Base {
     pub(super) registries: Registries,
     /// Whether there is a service account, and so a secret store.
     pub(super) secrets: bool,
+    /// Whether the agents are divided among several node pods.
+    pub(super) divided: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,7 +62,7 @@ fn given(base: Base, variant: usize, foreign: &Foreign) -> Value {
     if base.secrets {
         given["service"] = json!({ "service_account": "registry", "service_account_secret": "registry-account" });
     }
-    given["trust"] = json!({ "ca_days": 365, "leaf_days": 90 });
+    given["trust"] = json!({ "ca_days": 365, "leaf_days": 90, "shards": if base.divided { "10" } else { "auto" } });
     match variant {
         1 => given["names"] = json!({ "extra": "registry.example.com:443" }),
         2 => given["names"] = json!({ "extra": "registry.example.com:443, other.example.com:5000" }),
@@ -83,8 +86,8 @@ fn given(base: Base, variant: usize, foreign: &Foreign) -> Value {
     given
 }
 
-/// What documents differ by beside keys: base, number, host of the registry, host of the controller.
-type Rendered = (Base, usize, Host, Host);
+/// What documents differ by beside keys: base, number, host of the registry, host of the controller, how agents are divided.
+type Rendered = (Base, usize, Host, Host, Layout);
 
 thread_local! {
     static KNOWN: RefCell<HashMap<(Base, usize), Rc<Variant>>> = RefCell::default();
@@ -116,11 +119,12 @@ pub(super) struct Given<'a> {
     pub(super) first_order: Published,
     pub(super) enrolment_key: Published,
     pub(super) enrolment_id: String,
+    pub(super) layout: Layout,
 }
 
 /// The documents as the controller renders them. Rendering is slow, so keys are put into what was rendered once.
 pub(super) fn documents(base: Base, number: usize, options: &Options, given: &Given<'_>) -> Documents {
-    let key = (base, number, given.registry_host.clone(), given.home.clone());
+    let key = (base, number, given.registry_host.clone(), given.home.clone(), given.layout);
     let render = || {
         let facts = Facts {
             registry_host: given.registry_host.clone(),
@@ -130,6 +134,7 @@ pub(super) fn documents(base: Base, number: usize, options: &Options, given: &Gi
             upstream_certificates: String::new(),
             order_key: String::new(),
             first_order: given.first_order.clone(),
+            layout: given.layout,
             package_uri: "http://universe.example.com/private-registry".into(),
             options: BTreeMap::new(),
             jobs_have_secrets: true,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Tally;
-use super::cluster::{Broken, Kind, Machine, OWN, POD, PodState, REGISTRY, World, Write};
+use super::cluster::{Broken, Kind, Machine, OWN, POD, PodState, REGISTRY, World, Write, pod_id};
 use super::controller::{Controller, Passed};
 use super::event::Event;
 use super::mutation::Mutation;
@@ -13,6 +13,7 @@ use crate::dcos::versions;
 use crate::documents;
 use crate::options::Options;
 use crate::protocol::NodePhase;
+use crate::shards::Shard;
 
 /// Passes within which all is well when faults have ended: the pod is shrunk after an hour, and two rotations may each wait twice
 /// for their deadline.
@@ -125,7 +126,7 @@ impl Run {
             1 => Registries::Two,
             _ => Registries::One,
         };
-        let base = Base { registries, secrets: random.percent(40) };
+        let base = Base { registries, secrets: random.percent(40), divided: seed % 4 == 3 };
         let count = 2 + random.below(5);
         let machine = |number: usize, random: &mut Random| {
             let kind = match random.below(8) {
@@ -134,7 +135,7 @@ impl Run {
                 2 if number > 1 => Kind::Remote,
                 _ => Kind::Private,
             };
-            Machine::new(number, kind, random.below(3000) as i64 - 1500)
+            Machine::new(number, kind, random.below(3000) as i64 - 1500, base.divided)
         };
         let machines: Vec<Machine> = (0..count).map(|number| machine(number, &mut random)).collect();
         let old = random.percent(25) && !base.secrets;
@@ -163,6 +164,11 @@ impl Run {
             before: (0, 0),
             gone,
         }
+    }
+
+    /// The first of the node pods, as far as one is named in what happens.
+    fn pod(&self) -> Option<Shard> {
+        self.world.marathon.pods.keys().next().copied()
     }
 
     fn options(&self) -> std::rc::Rc<options::Variant> {
@@ -216,7 +222,7 @@ impl Run {
             }
             Event::Join(kind) if count < 8 => {
                 let skew = self.random.below(3000) as i64 - 1500;
-                self.world.machines.push(Machine::new(count, *kind, skew));
+                self.world.machines.push(Machine::new(count, *kind, skew, self.world.base.divided));
                 self.gone.push(false);
             }
             Event::Join(_) => {}
@@ -273,8 +279,9 @@ impl Run {
                 }
             }
             Event::Lock(n, works) => {
-                let id = [POD, REGISTRY, OWN][usize::from(*n) % 3];
-                self.world.marathon.foreign_locks.insert(id, works + 1);
+                let pod = self.pod().map_or(POD.into(), pod_id);
+                let id = [pod.as_str(), REGISTRY, OWN][usize::from(*n) % 3];
+                self.world.marathon.foreign_locks.insert(id.into(), works + 1);
             }
             Event::MarathonFails(calls) => self.world.marathon.failing = *calls,
             Event::MetronomeFails(calls) => self.world.metronome.failing = *calls,
@@ -336,10 +343,13 @@ impl Run {
                 self.world.shelf.look().entries.insert("users".into(), format!("user{}:{hash}\n", n % 4));
             }
             Event::DeletePod => {
-                self.world.marathon.pod = None;
+                if let Some(shard) = self.pod() {
+                    self.world.marathon.pods.remove(&shard);
+                }
             }
             Event::ScalePod(instances) => {
-                if let Some(PodState { spec, .. }) = &mut self.world.marathon.pod {
+                let shard = self.pod();
+                if let Some(PodState { spec, .. }) = shard.and_then(|shard| self.world.marathon.pods.get_mut(&shard)) {
                     spec["scaling"]["instances"] = u64::from(*instances).into();
                 }
             }
@@ -593,18 +603,20 @@ impl Run {
             return self.lacking_of_removal();
         }
         let world = &self.world;
-        let Some(pod) = &world.marathon.pod else { return Some("there is no pod".into()) };
+        if world.marathon.pods.is_empty() {
+            return Some("there is no pod".into());
+        }
         if !world.locked().is_empty() || world.is_anything_on_its_way() {
             return Some(format!("deployments: {:?}, with {:?} and {:?}", world.locked(), world.tasks(), world.instances()));
         }
         let variant = self.options();
         let runs_registry = variant.options.registry.enabled;
         let mut digests: BTreeMap<String, &str> = BTreeMap::new();
-        let mut nodes = 0;
+        let mut nodes: BTreeMap<Shard, usize> = BTreeMap::new();
         for (index, machine) in world.machines.iter().enumerate().filter(|(index, _)| !self.gone[*index]) {
             let node = world.node_on(index);
             if node.is_some() || (machine.offered() && machine.room) {
-                nodes += 1;
+                *nodes.entry(world.shard_of(&machine.host)).or_default() += 1;
             } else {
                 continue;
             }
@@ -621,8 +633,14 @@ impl Run {
         if digests.len() > 1 {
             return Some("nodes have different orders".into());
         }
-        if pod.scale() != nodes {
-            return Some(format!("the pod is scaled to {}, and {nodes} agents can take a node", pod.scale()));
+        for (shard, pod) in &world.marathon.pods {
+            let (scale, nodes) = (pod.scale(), nodes.remove(shard).unwrap_or(0));
+            if scale != nodes {
+                return Some(format!("the pod {} is scaled to {scale}, and {nodes} agents can take a node", pod_id(*shard)));
+            }
+        }
+        if let Some(shard) = nodes.into_keys().next() {
+            return Some(format!("there is no pod {}", pod_id(shard)));
         }
         let wanted = variant.options.registry.replicas as usize;
         match &world.marathon.registry {
@@ -655,7 +673,7 @@ impl Run {
         if !self.removed {
             return Some("the removal does not end".into());
         }
-        if world.marathon.pod.is_some() || world.marathon.registry.as_ref().is_some_and(|app| app.hand_made.is_none()) {
+        if !world.marathon.pods.is_empty() || world.marathon.registry.as_ref().is_some_and(|app| app.hand_made.is_none()) {
             return Some("pod or registry are left".into());
         }
         if !world.metronome.jobs.is_empty() || !world.shelf.look().entries.is_empty() {

@@ -15,7 +15,8 @@ use super::trust::{Bundle, Other};
 use super::watch::Watch;
 use crate::protocol::{NodePhase, Proof, ProofOutcome, SysctlState};
 
-const FIRST_WAIT: Duration = Duration::from_secs(2);
+/// The registry often begins to serve moments after the node.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Between two looks at files and sysctl of a host that is well.
 const LOOK_EVERY: Duration = Duration::from_secs(60);

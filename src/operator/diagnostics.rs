@@ -52,6 +52,27 @@ impl Gathered {
         self.missing.push(format!("{name}: {}", chain(error)));
     }
 
+    /// The node pods, one document each; what else the list holds is nobody's business.
+    async fn pods(&mut self, redaction: &mut Redaction, marathon: &Api, options: &Options) {
+        tracing::info!("GET /v2/pods/::status");
+        let read: Result<Vec<Value>, ApiError> = marathon.get("/v2/pods/::status").await;
+        let pods = match read {
+            Ok(pods) => pods,
+            Err(error) => return self.note("pod.json", &error),
+        };
+        let before = self.texts.len();
+        for pod in &pods {
+            let shard = pod["spec"]["id"].as_str().and_then(|id| documents::shard_of(options, id));
+            if let Some(shard) = shard {
+                redaction.learn_from(pod);
+                self.put_json(&format!("pod{}.json", shard.suffix()), pod);
+            }
+        }
+        if self.texts.len() == before {
+            self.missing.push(format!("pod.json: Marathon has no pod {}", documents::pod_id(options)));
+        }
+    }
+
     /// A document, once it is there; what its fields show to be secret is learnt.
     async fn document(&mut self, redaction: &mut Redaction, name: &str, api: &Api, path: &str) -> Option<Value> {
         tracing::info!("GET {path}");
@@ -126,7 +147,7 @@ impl Service {
         match Options::for_removal(vars, &format!("/{}", self.name)) {
             Ok(options) => {
                 gathered.document(redaction, "app-registry.json", marathon, &format!("/v2/apps{}", documents::registry_id(&options))).await;
-                gathered.document(redaction, "pod.json", marathon, &format!("/v2/pods{}::status", documents::pod_id(&options))).await;
+                gathered.pods(redaction, marathon, &options).await;
                 let copies = documents::copy_job_ids(&options).map(|(id, _)| id);
                 let possible: Vec<String> = documents::possible_copy_jobs(&options).map(|(id, _)| id).collect();
                 let made = |id: &String| !copies.contains(id) || possible.contains(id);
@@ -219,6 +240,10 @@ mod tests {
                     let env = json!({ "PRIVATE_REGISTRY_ENROLMENT_KEY": enrolment, "REGISTRY_HTTP_SECRET": "http-secret-1" });
                     json!({ "app": { "id": "/registry", "env": env, "labels": labels, "tasks": [] } })
                 }
+                "/service/marathon/v2/pods/::status" => json!([
+                    { "spec": { "id": "/private-registry-node-3", "labels": labels } },
+                    { "spec": { "id": "/another", "environment": { "PASSWORD": "theirs" } } },
+                ]),
                 "/service/marathon/v2/apps" => json!({ "apps": [] }),
                 "/service/marathon/v2/deployments" => json!([]),
                 "/service/marathon/v2/info" => json!({ "version": "1.11.24" }),
@@ -276,8 +301,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let done = service(&cluster.url).diagnostics(&out).await.unwrap();
-        assert!(done.files.iter().any(|name| name == "log-controller.stderr.txt"), "{done:?}");
+        assert!(["log-controller.stderr.txt", "pod-3.json"].iter().all(|name| done.files.iter().any(|file| file == name)), "{done:?}");
         let all: String = done.files.iter().map(|name| fs::read_to_string(out.join(name)).unwrap()).collect();
+        assert!(!all.contains("theirs"), "another service's pod is in the directory");
         assert!(all.contains("the end") && all.contains("<redacted>"), "{all}");
         // Of a key in several lines each line is one.
         let lines = spellings.iter().flat_map(|text| text.lines()).filter(|line| line.len() > 20 && !line.starts_with("-----"));

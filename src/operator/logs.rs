@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{OperatorError, Service};
-use crate::documents::{SERVICE_LABEL, pod_name};
+use crate::documents::{SERVICE_LABEL, is_node_task};
 
 /// The files that a task has.
 const FILES: [&str; 2] = ["stdout", "stderr"];
@@ -150,7 +150,7 @@ impl Target {
             Self::Controller => labelled(CONTROLLER_LABEL),
             Self::Registry => labelled(SERVICE_LABEL),
             // Marathon puts the labels of a pod on its executor, so the id has to do.
-            Self::Agent(_) => task.id.starts_with(&format!("{}.", pod_name(service))),
+            Self::Agent(_) => is_node_task(service, &task.id),
         }
     }
 }
@@ -381,6 +381,11 @@ mod tests {
         assert_eq!(id("registry", "infra/images"), Some("store.1"));
         assert_eq!(id("controller", "infra/images"), Some("infra_images.1"));
         assert_eq!(id("registry", "images"), None);
+        for (task, is_ours) in
+            [("images-node-3.instance-1.node", true), ("images-node-other.instance-1.node", true), ("images-node-x.instance-1.node", false)]
+        {
+            assert_eq!(is_node_task("images", task), is_ours, "{task}");
+        }
     }
 
     #[test]

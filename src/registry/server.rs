@@ -25,6 +25,8 @@ use crate::serving::{self, Limits};
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// The controller, the health check and Prometheus need three connections. An exchange includes a slow reader's time.
 pub(super) const LIMITS: Limits = Limits { connections: 32, head: REQUEST_TIME, exchange: Some(Duration::from_secs(30)) };
+/// Mesos waits 5 s for the health check's answer.
+const HEALTH_TIME: Duration = Duration::from_secs(3);
 /// Time in which the registry must have given its metrics.
 const METRICS_TIME: Duration = Duration::from_secs(5);
 /// The registry's metrics are about 50 kB.
@@ -104,7 +106,7 @@ async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>>
             let status = serde_json::to_string(&*desk.status.borrow()).expect("a status is made of strings and numbers");
             reply(StatusCode::OK, "application/json", status)
         }
-        (&Method::GET, "/health") => health(&desk),
+        (&Method::GET, "/health") => health(&desk).await,
         (&Method::GET, "/metrics") => metrics(&desk).await,
         (&Method::GET, "/images") => images(&request, &desk).await,
         (&Method::PUT, "/order") => order(request, desk).await,
@@ -116,7 +118,17 @@ async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>>
 }
 
 /// Whether new connections are to come here. Mesos asks this, and nobody else.
-fn health(desk: &Desk) -> Response<Full<Bytes>> {
+///
+/// A task that has no certificate yet will have it within a second or two, mostly. Its answer waits for that, so that the VIP leads
+/// there at once and not only after Mesos' next question.
+async fn health(desk: &Desk) -> Response<Full<Bytes>> {
+    let mut status = desk.status.clone();
+    let begins = status.borrow().phase == RegistryPhase::AwaitingCertificate;
+    if begins {
+        let begun = |status: &RegistryStatus| !matches!(status.phase, RegistryPhase::AwaitingCertificate | RegistryPhase::Restarting);
+        // Not in time, or the role has ended: it is as it is.
+        let _ = timeout(HEALTH_TIME, status.wait_for(begun)).await;
+    }
     let status = desk.status.borrow();
     let reason = match status.phase {
         RegistryPhase::Serving => return text(StatusCode::OK, "ok".into()),

@@ -20,6 +20,8 @@ pub(crate) mod guide;
 /// Admin Router, as a user of the cluster knows it.
 pub(crate) const ADMIN: &str = "http://192.168.1.69";
 /// Where the package repository of the lab is.
+/// How many times slower than an idle machine one may be on which several labs run at once.
+const PATIENCE: u64 = 3;
 const UNIVERSE: &str = "http://universe.lab:8000/repo.json";
 
 /// What lies on a disk: path to mode and content.
@@ -224,8 +226,9 @@ impl Cluster {
         output.stdout.trim().to_owned()
     }
 
-    /// Waits; a failure names what was waited for, and shows the controller's last report.
+    /// Waits, `PATIENCE` times as long as an idle machine needs; a failure names what was waited for, and shows the controller's last report.
     pub(crate) fn wait(&self, what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
+        let seconds = seconds * PATIENCE;
         let deadline = Instant::now() + Duration::from_secs(seconds);
         while !condition() {
             if Instant::now() > deadline {

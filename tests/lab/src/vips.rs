@@ -15,7 +15,7 @@ pub struct Vip {
     pub address: Ipv4Addr,
     /// The port that clients use.
     pub port: u16,
-    /// Address and port of every healthy task; none: the VIP does not exist.
+    /// Address and port of every healthy task; none: connections are refused.
     pub backends: Vec<(Ipv4Addr, u16)>,
 }
 
@@ -60,13 +60,13 @@ impl VipTable {
         if self.applied.get(&agent).is_some_and(|(at, applied)| *at == holder && applied == rules) {
             return Ok(());
         }
-        restore(holder, &format!("*nat\n{rules}COMMIT\n"))?;
+        restore(holder, rules)?;
         // A chain that is declared is emptied by the restore; the jumps into it are made once per namespace.
         if self.applied.get(&agent).is_none_or(|(at, _)| *at != holder) {
-            for hook in ["PREROUTING", "OUTPUT"] {
+            for (table, hook) in [("nat", "PREROUTING"), ("nat", "OUTPUT"), ("filter", "FORWARD"), ("filter", "OUTPUT")] {
                 let jump = format!("{hook} -j {CHAIN}");
-                if iptables(holder, &format!("-C {jump}")).is_err() {
-                    iptables(holder, &format!("-I {jump}"))?;
+                if iptables(holder, table, &format!("-C {jump}")).is_err() {
+                    iptables(holder, table, &format!("-I {jump}"))?;
                 }
             }
         }
@@ -77,9 +77,12 @@ impl VipTable {
 
 const CHAIN: &str = "LAB-VIP";
 
-/// The chain in the format of iptables-restore. A backend gets its equal share: the first of n takes 1/n, the next 1/(n-1) of the rest …
+/// The chains in the format of iptables-restore. A backend gets its equal share: the first of n takes 1/n, the next 1/(n-1) of the rest …
+///
+/// Without one, a client is told at once, as IPVS does when every backend has the weight 0. Were its first packet dropped, the connection
+/// would hang for two minutes: the kernel does not look at the rules again for a packet that is repeated.
 fn rules(vips: &[Vip]) -> String {
-    let mut rules = format!(":{CHAIN} - [0:0]\n");
+    let mut rules = format!("*nat\n:{CHAIN} - [0:0]\n");
     for vip in vips {
         for (index, (address, port)) in vip.backends.iter().enumerate() {
             let _ = write!(rules, "-A {CHAIN} -d {}/32 -p tcp -m tcp --dport {}", vip.address, vip.port);
@@ -90,6 +93,12 @@ fn rules(vips: &[Vip]) -> String {
             let _ = writeln!(rules, " -j DNAT --to-destination {address}:{port}");
         }
     }
+    let _ = write!(rules, "COMMIT\n*filter\n:{CHAIN} - [0:0]\n");
+    for vip in vips.iter().filter(|vip| vip.backends.is_empty()) {
+        let to = format!("-d {}/32 -p tcp -m tcp --dport {}", vip.address, vip.port);
+        let _ = writeln!(rules, "-A {CHAIN} {to} -j REJECT --reject-with icmp-port-unreachable");
+    }
+    rules.push_str("COMMIT\n");
     rules
 }
 
@@ -98,8 +107,8 @@ fn restore(holder: Option<ProcessId>, table: &str) -> Result<()> {
     in_namespace(holder, &command, table)
 }
 
-fn iptables(holder: Option<ProcessId>, arguments: &str) -> Result<()> {
-    let command: Vec<&str> = ["iptables", "--wait", "-t", "nat"].into_iter().chain(arguments.split(' ')).collect();
+fn iptables(holder: Option<ProcessId>, table: &str, arguments: &str) -> Result<()> {
+    let command: Vec<&str> = ["iptables", "--wait", "-t", table].into_iter().chain(arguments.split(' ')).collect();
     in_namespace(holder, &command, "")
 }
 
@@ -125,15 +134,20 @@ mod tests {
     }
 
     #[test]
-    fn a_vip_without_a_healthy_task_has_no_rule() {
-        assert_eq!(rules(&[vip(&[])]), ":LAB-VIP - [0:0]\n");
+    fn a_vip_without_a_healthy_task_refuses_connections() {
+        let rules = rules(&[vip(&[])]);
+        assert!(!rules.contains("DNAT"), "{rules}");
+        assert!(
+            rules.contains("-A LAB-VIP -d 192.168.0.1/32 -p tcp -m tcp --dport 443 -j REJECT --reject-with icmp-port-unreachable\n"),
+            "{rules}"
+        );
     }
 
     #[test]
     fn the_last_backend_takes_all_that_the_others_left() {
         let agent = Ipv4Addr::new(192, 168, 1, 80);
         let rules = rules(&[vip(&[(agent, 1), (agent, 2)])]);
-        let lines: Vec<&str> = rules.lines().skip(1).collect();
+        let lines: Vec<&str> = rules.lines().filter(|line| line.starts_with("-A")).collect();
         assert_eq!(
             lines,
             [

@@ -64,7 +64,7 @@ pub struct VipEntry {
     pub port: u16,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// Address and port on an agent.
+    /// Address and port on an agent of every task in service; none: there are tasks, and none of them is.
     pub backends: Vec<(Ipv4Addr, u16)>,
 }
 
@@ -73,7 +73,7 @@ pub struct VipEntry {
 pub struct Network {
     /// Names below `marathon.mesos` and the addresses of their agents.
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,
-    /// VIPs that have backends.
+    /// VIPs that have tasks.
     pub vips: Vec<VipEntry>,
     /// What does not work in it.
     pub faults: NetworkFaults,

@@ -1,4 +1,4 @@
-//! What Mesos-DNS and dcos-net make of the running tasks: names, and VIPs with their healthy backends.
+//! What Mesos-DNS and dcos-net make of the running tasks: names, and VIPs with those backends that have a weight.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -23,8 +23,9 @@ pub(crate) fn network(state: &State) -> Network {
             }
             // A failed or outstanding check has the weight 0 (dcos_l4lb_mesos_poller); so has a task that is being killed.
             let in_service = task.kill.is_none() && (task.healthy == Some(true) || !is_checked(instance, task));
-            for (label, port) in vip_labels(instance, task).into_iter().filter(|_| in_service) {
-                vips.entry((label, "tcp".to_owned())).or_default().push((task.agent, port));
+            for (label, port) in vip_labels(instance, task) {
+                let backends = vips.entry((label, "tcp".to_owned())).or_default();
+                backends.extend(in_service.then_some((task.agent, port)));
             }
         }
     }
