@@ -39,6 +39,7 @@ mod world;
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const MASTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 69);
 const NAME: &str = "private-registry.marathon.l4lb.thisdcos.directory";
+const CONTROLLER_PORT: u16 = 8123;
 const NODE_PORT: u16 = 7000;
 const REGISTRY_PORT: u16 = 31_001;
 
@@ -387,6 +388,8 @@ impl Shared {
                 let taken = cluster.take((u32::from(local) - u32::from(FIRST)) as usize, body);
                 text(if taken { 200 } else { 409 }, "{}".into(), "order")
             }
+            // Whether it is reached under its VIP is all that it asks there.
+            (80, "GET", "/health") => text(200, "ok".into(), "other"),
             (5050, "GET", "/slaves") => (200, self.slaves(&mut cluster), "slaves"),
             (8080, "GET", "/v2/info") => text(200, r#"{"name":"marathon","version":"1.11.24"}"#.into(), "other"),
             (8080, "GET", "/v2/pods/::status") => {
@@ -462,7 +465,7 @@ fn text_of_metronome(cluster: &mut Cluster, method: &str, path: &str, body: &str
 }
 
 fn own_app(env: &BTreeMap<String, String>) -> Value {
-    let task = json!({ "id": "private-registry.1", "host": FIRST, "ports": [80], "state": "TASK_RUNNING", "appId": "/private-registry" });
+    let task = json!({ "id": "private-registry.1", "host": FIRST, "ports": [CONTROLLER_PORT], "state": "TASK_RUNNING", "appId": "/private-registry" });
     json!({ "id": "/private-registry", "constraints": [["hostname", "LIKE", "^10\\.0\\.0\\.1$"]], "env": env, "labels": {}, "tasks": [task],
             "tasksRunning": 1 })
 }
@@ -631,7 +634,7 @@ impl Drop for Controller {
 
 /// A number of the controller's metrics.
 async fn metric(name: &str) -> Option<f64> {
-    let text = reqwest::get(format!("http://{FIRST}:80/metrics")).await.ok()?.text().await.ok()?;
+    let text = reqwest::get(format!("http://{FIRST}:{CONTROLLER_PORT}/metrics")).await.ok()?.text().await.ok()?;
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
@@ -715,7 +718,7 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
     let zone: lab::dns::Zone = Arc::default();
     zone.write().unwrap().insert(NAME.into(), vec![FIRST]);
     tokio::spawn(async move { lab::dns::serve(zone, (MASTER, 53).into()).await });
-    for (address, port) in [(MASTER, 5050), (MASTER, 8080), (MASTER, 9000), (Ipv4Addr::UNSPECIFIED, NODE_PORT)] {
+    for (address, port) in [(FIRST, 80), (MASTER, 5050), (MASTER, 8080), (MASTER, 9000), (Ipv4Addr::UNSPECIFIED, NODE_PORT)] {
         tokio::spawn(listen(shared.clone(), address, port));
     }
     let working = shared.clone();
@@ -727,7 +730,7 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
     });
     for (name, value) in [
         ("HOST", FIRST.to_string()),
-        ("PORT0", "80".into()),
+        ("PORT0", CONTROLLER_PORT.to_string()),
         ("MARATHON_APP_ID", "/private-registry".into()),
         ("MESOS_TASK_ID", "private-registry.1".into()),
         ("PRIVATE_REGISTRY_IMAGE", "registry:2.8.3".into()),
@@ -746,7 +749,7 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
 
     // Installed, until every agent is proven.
     let proven_at = {
-        wait_for("every node to be proven", 1800, &log, every, async || {
+        wait_for("every node to be proven", 120 + agents as u64 / 10, &log, every, async || {
             let cluster = shared.lock();
             cluster.first.is_some() && cluster.all_proven()
         })
