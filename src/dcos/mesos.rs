@@ -87,8 +87,18 @@ impl Mesos {
     /// # Errors
     /// When the master does not answer or answers nonsense. An agent whose host name is not one is left out with a warning.
     pub async fn agents(&self) -> Result<Vec<Agent>, ApiError> {
-        let answer: Slaves = self.0.get("/slaves").await?;
-        Ok(answer.agents())
+        let (mut agents, mut recovered) = (Vec::new(), Vec::new());
+        let each = |list: &str, element: &[u8]| {
+            match list {
+                "slaves" => agents.extend(serde_json::from_slice::<Slave>(element)?.agent()),
+                "recovered_slaves" => recovered.extend(serde_json::from_slice::<Recovered>(element)?.agent()),
+                _ => {}
+            }
+            Ok(())
+        };
+        self.0.get_each("/slaves", "slaves", each).await?;
+        agents.append(&mut recovered);
+        Ok(agents)
     }
 }
 
@@ -135,6 +145,8 @@ impl Events {
     }
 }
 
+/// The same answer in one piece.
+#[cfg(any(test, fuzzing))]
 #[derive(Deserialize)]
 struct Slaves {
     slaves: Vec<Slave>,
@@ -142,6 +154,7 @@ struct Slaves {
     recovered_slaves: Vec<Recovered>,
 }
 
+#[cfg(any(test, fuzzing))]
 impl Slaves {
     fn agents(self) -> Vec<Agent> {
         let recovered = self.recovered_slaves.into_iter().filter_map(Recovered::agent);

@@ -61,27 +61,6 @@ fn unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// How long Marathon takes alone to have all of them running.
-fn platform_alone(agents: usize) -> f64 {
-    let (mut now, mut tokens, mut refreshed, mut left) = (0.0_f64, TOKENS, 0.0_f64, agents);
-    let mut starting: VecDeque<f64> = VecDeque::new();
-    let mut last = 0.0;
-    while left > 0 || !starting.is_empty() {
-        while starting.front().is_some_and(|at| *at <= now) {
-            last = starting.pop_front().unwrap_or(now);
-            tokens += 1;
-        }
-        if now - refreshed >= REFRESH.as_secs_f64() {
-            (tokens, refreshed) = (TOKENS, now);
-        }
-        let launched = left.min(tokens as usize);
-        (left, tokens) = (left - launched, tokens - launched as u32);
-        starting.extend(std::iter::repeat_n(now + START.as_secs_f64(), launched));
-        now += OFFERS.as_secs_f64();
-    }
-    last
-}
-
 struct Agent {
     host: Ipv4Addr,
     registered: bool,
@@ -116,6 +95,7 @@ struct Traffic {
     /// Requests and bytes of answers, by what was asked for.
     by: BTreeMap<&'static str, (u64, u64)>,
     pod_writes: u64,
+    first_pod_write: Option<Instant>,
     last_pod_write: Option<Instant>,
 }
 
@@ -318,6 +298,7 @@ impl Cluster {
     fn put_pod(&mut self, id: &str, spec: Value, force: bool) -> (u16, String) {
         self.traffic.pod_writes += 1;
         self.traffic.last_pod_write = Some(Instant::now());
+        self.traffic.first_pod_write = self.traffic.first_pod_write.or(self.traffic.last_pod_write);
         if self.pods.get(id).is_some_and(|pod| pod.locked) && !force {
             return (409, json!({ "message": "App is locked by one or more deployments.", "deployments": [{ "id": "d" }] }).to_string());
         }
@@ -758,7 +739,11 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
     };
     wait_for("the controller to have seen it", 300, &log, every, converged).await;
     let total = began.elapsed().as_secs_f64();
-    let alone = platform_alone(agents);
+    let alone = {
+        let cluster = shared.lock();
+        let ordered = cluster.traffic.first_pod_write.unwrap();
+        cluster.last_running.map_or(0.0, |at| (at - ordered).as_secs_f64())
+    };
     let (converging, (peak, _)) = (controller.cpu(), controller.memory());
     let pods = shared.lock().pods.len();
     eprintln!("{agents}: proven after {proven_at:.1} s, seen after {total:.1} s, Marathon alone {alone:.1} s; {}", traffic(&shared));
