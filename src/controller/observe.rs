@@ -1,15 +1,16 @@
 //! What the cluster looks like now. Nothing in here decides.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
 use super::state::State;
-use crate::dcos::marathon::{Instance, Marathon, Pod};
-use crate::dcos::mesos::Mesos;
+use crate::dcos::marathon::{Marathon, Pod};
+use crate::dcos::mesos::{Agent, Mesos};
 use crate::dcos::metronome::{Job, Metronome};
 use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
@@ -21,6 +22,102 @@ use crate::shards::{Layout, Shard};
 
 /// How long a task may take to answer. It is on the same network and has the answer at hand.
 const TASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// So many tasks are asked at the same time.
+const AT_ONCE: usize = 128;
+/// Of tasks that are well so many a second are asked again, so that very many agents are no more work than a few.
+const AGAIN_PER_SECOND: f64 = 50.0;
+/// A node that has not answered so often is asked only now and then.
+const PATIENT_TRIES: u32 = 20;
+const NOW_AND_THEN: Duration = Duration::from_secs(10);
+
+/// CPU time of this process so far.
+pub(super) fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+    now.map(Duration::from).unwrap_or_default()
+}
+
+/// What was seen last, as far as it is still good.
+///
+/// Where a look at everything costs little, each look is one. Where there are very many agents, most of what it reads has not changed:
+/// what an event names, what is being deployed and who is not well yet is asked at every look, and the rest as often as its cost allows.
+#[derive(Default)]
+pub(super) struct Seen {
+    last: Option<Observed>,
+    /// When everything was looked at, and what CPU time that took.
+    whole: Option<(Instant, Duration)>,
+    answers: BTreeMap<Host, Answer>,
+}
+
+/// When a node was asked last.
+struct Answer {
+    /// UUID of the instance that was asked.
+    uuid: String,
+    at: Instant,
+    /// Questions without an answer since the last one.
+    failures: u32,
+}
+
+impl Seen {
+    /// Looks at Mesos and Marathon. `share`: of how much time everything may take a part to be looked at, as `30` for a thirtieth.
+    pub(super) async fn look(
+        &mut self,
+        cluster: &Cluster,
+        options: &Options,
+        joined: Vec<Option<Agent>>,
+        share: u32,
+    ) -> Result<Observed, ApiError> {
+        let due = |(at, cost): (Instant, Duration)| at.elapsed() >= cost * share;
+        let reads_all = joined.iter().all(Option::is_some);
+        let mut last = match self.last.take() {
+            Some(last) if reads_all && !self.whole.is_none_or(due) => last,
+            last => {
+                self.whole = None;
+                let before = cpu_time();
+                let observed = without_jobs(&cluster.mesos, &cluster.marathon, options).await?;
+                self.whole = Some((Instant::now(), cpu_time().saturating_sub(before)));
+                let nodes = last.map(|last| last.nodes).unwrap_or_default();
+                return Ok(Observed { nodes, ..observed });
+            }
+        };
+        for agent in joined.into_iter().flatten() {
+            last.agents.retain(|known| known.host != agent.host);
+            last.agents.push(agent);
+        }
+        let marathon = &cluster.marathon;
+        let (registry_id, own_id) = (documents::registry_id(options), format!("/{}", options.service.name));
+        let (registry, own_app, locked) = tokio::try_join!(marathon.app(&registry_id), marathon.app(&own_id), marathon.locked())?;
+        let locked: BTreeSet<String> = locked.into_iter().collect();
+        let id = |shard: Shard| format!("{}{}", documents::pod_id(options), shard.suffix());
+        let is_settled = |pod: &Pod| {
+            let running = pod.instances.iter().filter(|instance| instance.port.is_some()).count() as u64;
+            running == pod.scale() && running == pod.instances.len() as u64
+        };
+        let moves = |(shard, pod): &(&Shard, &Pod)| {
+            let id = id(**shard);
+            locked.contains(&id) || last.locked.contains(&id) || !is_settled(pod)
+        };
+        let moving: Vec<Shard> = last.pods.iter().filter(moves).map(|(shard, _)| *shard).collect();
+        // What a deployment has made or deleted since.
+        let known = |id: &&String| documents::shard_of(options, id).is_some_and(|shard| last.pods.contains_key(&shard));
+        let new = locked.iter().filter(|id| !known(id)).filter_map(|id| documents::shard_of(options, id));
+        for shard in moving.into_iter().chain(new.collect::<Vec<_>>()) {
+            match marathon.pod(&id(shard)).await? {
+                Some(pod) => drop(last.pods.insert(shard, pod)),
+                None => drop(last.pods.remove(&shard)),
+            }
+        }
+        (last.registry, last.own_app, last.locked) = (registry, own_app, locked);
+        last.stuck.clear();
+        Ok(last)
+    }
+
+    /// Keeps what was seen for the next look, which begins with the pods that were `written` since. After a failure nothing is kept.
+    pub(super) fn keep(&mut self, mut observed: Observed, written: Vec<String>) {
+        observed.locked.extend(written);
+        self.last = Some(observed);
+    }
+}
 
 /// Asks Mesos, Marathon and Metronome.
 pub(super) async fn cluster(cluster: &Cluster, options: &Options) -> Result<Observed, ApiError> {
@@ -85,17 +182,84 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
-    let mut asked = JoinSet::new();
-    for instance in observed.instances() {
-        let (Some(host), Some(port)) = (instance.host.clone(), instance.port) else { continue };
-        let (http, service, instance) = (cluster.http.clone(), options.service.name.clone(), instance.clone());
-        asked.spawn(async move {
-            let status: NodeStatus = get(&http, &format!("http://{host}:{port}/status")).await?;
-            // A port that a task has left may be taken by a stranger: Marathon must know this very task.
-            (status.service == service && status.executor.ends_with(instance.uuid())).then_some((host, status))
-        });
+    nodes(cluster, options, observed, &mut BTreeMap::new(), |_, _| false).await;
+    registries(cluster, options, observed).await;
+}
+
+impl Seen {
+    /// The same, but nodes that are well, as `is_well` says, are not asked every time.
+    pub(super) async fn tasks(
+        &mut self,
+        cluster: &Cluster,
+        options: &Options,
+        observed: &mut Observed,
+        is_well: impl Fn(&Host, &NodeStatus) -> bool,
+    ) {
+        nodes(cluster, options, observed, &mut self.answers, is_well).await;
+        registries(cluster, options, observed).await;
     }
-    observed.nodes = asked.join_all().await.into_iter().flatten().collect::<BTreeMap<_, _>>();
+}
+
+/// Asks the nodes whose turn it is. `observed` holds what the others have said.
+async fn nodes(
+    cluster: &Cluster,
+    options: &Options,
+    observed: &mut Observed,
+    answers: &mut BTreeMap<Host, Answer>,
+    is_well: impl Fn(&Host, &NodeStatus) -> bool,
+) {
+    let now = Instant::now();
+    let mut known = std::mem::take(&mut observed.nodes);
+    let running: Vec<(Host, u16, String)> =
+        observed.instances().filter_map(|instance| Some((instance.host.clone()?, instance.port?, instance.uuid().to_string()))).collect();
+    let again = Duration::from_secs_f64(running.len() as f64 / AGAIN_PER_SECOND);
+    let mut present = BTreeSet::new();
+    let mut due = Vec::new();
+    for (host, port, uuid) in running {
+        let before = answers.get(&host).filter(|answer| answer.uuid == uuid);
+        let waits = match (before, known.get(&host)) {
+            (Some(answer), Some(status)) => is_well(&host, status) && now - answer.at < again,
+            (Some(answer), None) => answer.failures > PATIENT_TRIES && now - answer.at < NOW_AND_THEN,
+            (None, _) => false,
+        };
+        if let Some(status) = known.remove(&host).filter(|_| waits) {
+            observed.nodes.insert(host.clone(), status);
+        }
+        present.insert(host.clone());
+        if !waits {
+            due.push((host, port, uuid));
+        }
+    }
+    answers.retain(|host, _| present.contains(host));
+    let http = cluster.http_for(present.len());
+    let (mut asked, mut due) = (JoinSet::new(), due.into_iter());
+    loop {
+        while asked.len() < AT_ONCE
+            && let Some((host, port, uuid)) = due.next()
+        {
+            let (http, service) = (http.clone(), options.service.name.clone());
+            asked.spawn(async move {
+                let status: Option<NodeStatus> = get(&http, &format!("http://{host}:{port}/status")).await;
+                // A port that a task has left may be taken by a stranger: Marathon must know this very task.
+                let status = status.filter(|status| status.service == service && status.executor.ends_with(&uuid));
+                (host, uuid, status)
+            });
+        }
+        let Some(answer) = asked.join_next().await else { break };
+        // None of them panics.
+        let Ok((host, uuid, status)) = answer else { continue };
+        let before = answers.get(&host).filter(|answer| answer.uuid == uuid).map_or(0, |answer| answer.failures);
+        let failures = if status.is_some() { 0 } else { before.saturating_add(1) };
+        answers.insert(host.clone(), Answer { uuid, at: Instant::now(), failures });
+        if let Some(mut status) = status {
+            // The node's own affair, and a good part of what there is to remember of it.
+            status.files = Vec::new();
+            observed.nodes.insert(host, status);
+        }
+    }
+}
+
+async fn registries(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     let mut registries = JoinSet::new();
     for task in observed.registry.iter().flat_map(|app| &app.tasks) {
         let Some(port) = task.ports.get(1) else { continue };
@@ -125,11 +289,24 @@ pub(super) fn leave_out_strangers(observed: &mut Observed, state: &State) -> Vec
     strangers.into_iter().map(problem).collect()
 }
 
-/// Sends an order to a node. Whether it was taken shows in its next status.
-pub(super) async fn send_to_node(cluster: &Cluster, observed: &Observed, host: &Host, order: &SignedOrder) {
-    if let Some(port) = node_port(observed, host) {
-        put_order(&cluster.http, &format!("{host}:{port}"), order).await;
+/// Sends an order to nodes. Whether it was taken shows in the next status of each.
+pub(super) async fn send_to_nodes<'a>(
+    cluster: &Cluster,
+    observed: &Observed,
+    hosts: impl IntoIterator<Item = &'a Host>,
+    order: &SignedOrder,
+) {
+    let ports: BTreeMap<&Host, u16> = observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance.port?))).collect();
+    let mut asked = JoinSet::new();
+    let order = std::sync::Arc::new(order.clone());
+    for (host, port) in hosts.into_iter().filter_map(|host| Some((host, ports.get(host)?))) {
+        if asked.len() >= AT_ONCE {
+            let _ = asked.join_next().await;
+        }
+        let (http, address, order) = (cluster.http_for(ports.len()).clone(), format!("{host}:{port}"), order.clone());
+        asked.spawn(async move { put_order(&http, &address, &order).await });
     }
+    asked.join_all().await;
 }
 
 /// Sends an order to one task of the registry.
@@ -146,17 +323,7 @@ pub(super) async fn send_to_registries(cluster: &Cluster, observed: &Observed, o
 
 /// Asks every node for a fresh proof, by giving it once more the order that it has.
 pub(super) async fn ask_for_proof(cluster: &Cluster, observed: &Observed, order: &SignedOrder) {
-    let mut asked = JoinSet::new();
-    for host in observed.nodes.keys() {
-        let Some(port) = node_port(observed, host) else { continue };
-        let (http, address, order) = (cluster.http.clone(), format!("{host}:{port}"), order.clone());
-        asked.spawn(async move { put_order(&http, &address, &order).await });
-    }
-    asked.join_all().await;
-}
-
-fn node_port(observed: &Observed, host: &Host) -> Option<u16> {
-    observed.instances().filter(|i: &&Instance| i.host.as_ref() == Some(host)).find_map(|i| i.port)
+    send_to_nodes(cluster, observed, observed.nodes.keys(), order).await;
 }
 
 pub(super) async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {

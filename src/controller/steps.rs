@@ -12,7 +12,7 @@ use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::Options;
 use crate::plan::{self, Action, Observed, Wanted};
-use crate::protocol::{Order, OrderKind, OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
+use crate::protocol::{NodeStatus, Order, OrderKind, OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
 use crate::secret::Secret;
 use crate::shards::{Asked, Layout, Shard};
 use crate::takeover::Takeover;
@@ -345,6 +345,12 @@ impl Memory {
         due && !asked
     }
 
+    /// Whether somebody waits for a proof of this node's.
+    pub(crate) fn awaits(&self, host: &Host, status: &NodeStatus) -> bool {
+        let all = self.passes_at_switch.iter().chain([&self.passes_at_takeover]).chain(self.runs.values());
+        all.filter_map(|before| before.get(host)).any(|before| status.passes <= *before)
+    }
+
     /// Those runs, and whether every node has made a pass since each was seen.
     pub(crate) fn runs(&self, observed: &Observed) -> Vec<(String, bool)> {
         let fresh =
@@ -362,7 +368,7 @@ pub(crate) fn is_rotated(anchor: &Anchor, state: Option<&State>, run: &str) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{NodePhase, NodeStatus};
+    use crate::protocol::NodePhase;
 
     #[test]
     fn a_node_that_was_started_anew_owes_no_more_proofs_than_the_others() {

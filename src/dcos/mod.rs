@@ -175,6 +175,14 @@ impl Api {
         Self::builder().redirect(Policy::none()).build()
     }
 
+    /// The same, and it keeps no connection open.
+    ///
+    /// # Errors
+    /// When the TLS set-up fails.
+    pub(crate) fn fleeting_client() -> Result<reqwest::Client, reqwest::Error> {
+        Self::builder().redirect(Policy::none()).pool_max_idle_per_host(0).build()
+    }
+
     /// What all clients have in common, to be added to: names by hickory, because a static binary has no NSS; no proxies.
     pub fn builder() -> reqwest::ClientBuilder {
         reqwest::Client::builder().no_proxy().timeout(TIMEOUT).connect_timeout(Duration::from_secs(5)).hickory_dns(true)
