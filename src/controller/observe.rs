@@ -98,10 +98,10 @@ impl Seen {
             locked.contains(&id) || last.locked.contains(&id) || !is_settled(pod)
         };
         let moving: Vec<Shard> = last.pods.iter().filter(moves).map(|(shard, _)| *shard).collect();
-        // What a deployment has made or deleted since.
-        let known = |id: &&String| documents::shard_of(options, id).is_some_and(|shard| last.pods.contains_key(&shard));
-        let new = locked.iter().filter(|id| !known(id)).filter_map(|id| documents::shard_of(options, id));
-        for shard in moving.into_iter().chain(new.collect::<Vec<_>>()) {
+        // What was made since.
+        let new = locked.union(&last.locked).filter_map(|id| documents::shard_of(options, id));
+        let new: Vec<Shard> = new.filter(|shard| !last.pods.contains_key(shard)).collect();
+        for shard in moving.into_iter().chain(new) {
             match marathon.pod(&id(shard)).await? {
                 Some(pod) => drop(last.pods.insert(shard, pod)),
                 None => drop(last.pods.remove(&shard)),
@@ -346,4 +346,130 @@ pub(super) async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) 
     };
     let read: Result<T, String> = read.await;
     read.inspect_err(|reason| tracing::debug!(url, reason, "no status")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::http::{StatusCode, Uri};
+    use serde_json::{Value, json};
+
+    use super::super::{Setting, serve};
+    use super::*;
+    use crate::dcos::marathon::Instance;
+    use crate::plan;
+    use crate::protocol::NodePhase;
+
+    /// Answers with what `answer` has for a path, and notes what was asked.
+    async fn answering(answer: impl Fn(&str) -> Option<Value> + Clone + Send + Sync + 'static) -> (u16, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&asked);
+        let router = Router::new().fallback(move |uri: Uri| {
+            noted.lock().unwrap().push(uri.path().to_string());
+            let (status, json) = answer(uri.path()).map_or((StatusCode::NOT_FOUND, json!({})), |json| (StatusCode::OK, json));
+            async move { (status, axum::Json(json)) }
+        });
+        let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (port, asked)
+    }
+
+    fn cluster(port: u16) -> (Cluster, Options) {
+        let url = format!("http://127.0.0.1:{port}");
+        let dcos = json!({ "mesos_url": url, "marathon_url": url, "metronome_url": url, "admin_router_url": url });
+        let options = Options::from_json(&json!({ "dcos": dcos, "trust": { "shards": "10" } })).unwrap();
+        let setting = Setting {
+            host: "127.0.0.1".parse().unwrap(),
+            port: 1,
+            app_id: "/private-registry".into(),
+            task_id: "private-registry.mine".into(),
+            registry_images: Default::default(),
+            uninstall: false,
+            credential: None,
+            vars: [].into(),
+        };
+        (Cluster::try_enter(&setting, &options, &serve::Shared::new(vec![7], "00".into())).unwrap(), options)
+    }
+
+    fn pod(instances: usize, host: impl Fn(usize) -> String, port: Option<u16>) -> Pod {
+        let instance = |number| Instance { id: "x.instance-1".into(), host: host(number).parse().ok(), port };
+        Pod { spec: json!({ "scaling": { "instances": instances } }), instances: (0..instances).map(instance).collect() }
+    }
+
+    #[tokio::test]
+    async fn of_many_nodes_those_that_are_well_are_asked_now_and_then_and_the_others_every_time() {
+        let node = NodeStatus { executor: "x-1".into(), ..plan::tests::node("127.0.0.1", "d", NodePhase::Trusted, 1).1 };
+        let (port, asked) = answering(move |_| Some(json!(node))).await;
+        let (cluster, options) = cluster(port);
+        let mut seen = Seen::default();
+        let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
+        let mut observed = Observed { pods, ..Observed::default() };
+        let questions = || std::mem::take(&mut *asked.lock().unwrap()).len();
+        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (100, 100));
+        // A hundred of them are asked again after two seconds.
+        let unwell: Host = "127.0.1.7".parse().unwrap();
+        seen.tasks(&cluster, &options, &mut observed, |host, _| *host != unwell).await;
+        assert_eq!((questions(), observed.nodes.len()), (1, 100));
+        seen.answers.values_mut().take(30).for_each(|answer| answer.at -= Duration::from_secs(3));
+        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (30, 100));
+        // Another instance on the same host is another node.
+        seen.answers.values_mut().take(2).for_each(|answer| answer.uuid = "0".into());
+        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (2, 100));
+        observed.pods.clear();
+        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len(), seen.answers.len()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_has_not_changed_is_not_looked_at_again_before_its_time_and_an_agent_that_registers_is_seen_at_once() {
+        let (port, asked) = answering(|path| match path {
+            "/slaves" => {
+                Some(json!({ "slaves": [{ "id": "S1", "hostname": "10.0.0.1", "active": true, "resources": {}, "used_resources": {} }] }))
+            }
+            "/v2/deployments" => Some(json!([{ "affectedPods": ["/private-registry-node-3"] }])),
+            "/v2/info" => Some(json!({ "version": "1.11.24" })),
+            "/v2/apps" => Some(json!({ "apps": [] })),
+            "/v2/pods/::status" => Some(json!([])),
+            path if path.ends_with("::status") => {
+                let instance = json!({ "id": "x.instance-9", "agentHostname": "10.0.0.2", "containers": [] });
+                Some(json!({ "spec": { "scaling": { "instances": 1 } }, "instances": [instance] }))
+            }
+            _ => None,
+        })
+        .await;
+        let (cluster, options) = cluster(port);
+        let questions = || {
+            let mut asked = std::mem::take(&mut *asked.lock().unwrap());
+            asked.sort();
+            asked
+        };
+        let mut seen = Seen::default();
+        let observed = seen.look(&cluster, &options, vec![], 30).await.unwrap();
+        assert_eq!(observed.agents.len(), 1);
+        assert!(questions().iter().any(|path| path == "/slaves"));
+        // Running as ordered, being deployed, and not yet running.
+        let at = |number: u8| move |_| format!("10.0.0.{number}");
+        let pods = [(1, Some(1)), (2, None)].map(|(digit, port)| (Shard::Digit(digit), pod(1, at(digit), port)));
+        seen.keep(Observed { pods: pods.into(), ..observed.clone() }, vec!["/private-registry-node-4".into()]);
+        seen.whole = Some((Instant::now(), Duration::from_secs(60)));
+        let joined = plan::tests::agent("10.0.0.2");
+        let observed = seen.look(&cluster, &options, vec![Some(joined.clone())], 30).await.unwrap();
+        assert_eq!(observed.agents.iter().map(|agent| agent.host.to_string()).collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
+        let own = ["/v2/apps/private-registry", "/v2/apps/registry", "/v2/deployments"].map(String::from);
+        let pods = ["2", "3", "4"].map(|digit| format!("/v2/pods/private-registry-node-{digit}::status"));
+        assert_eq!(questions(), [own.as_slice(), &pods].concat());
+        assert_eq!(observed.pods.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4].map(Shard::Digit));
+        // One that cannot be read is looked for.
+        seen.keep(observed, vec![]);
+        let observed = seen.look(&cluster, &options, vec![None], 30).await.unwrap();
+        assert!(questions().iter().any(|path| path == "/slaves") && observed.agents.len() == 1);
+        // As is what was seen last after a look that has failed.
+        assert!(seen.last.is_none());
+    }
 }
