@@ -83,9 +83,9 @@ const EAGER_FOR: Duration = Duration::from_secs(60);
 /// Between two passes when all is in place. Mesos 1.2 sends no event for a dead agent, so the poll is the truth.
 const CALM: Duration = Duration::from_secs(3);
 /// A pass takes no more than such a part of the time, when all is in place and when something is still to be done: a hundredth of one
-/// processor, and a thirtieth.
+/// processor, and a twelfth.
 const CALM_SHARE: u32 = 100;
-const EAGER_SHARE: u32 = 30;
+const EAGER_SHARE: u32 = 12;
 /// But it is never put off for longer.
 const LONGEST: Duration = Duration::from_secs(60);
 /// So many agents that are sent the same are named one by one.
@@ -405,13 +405,37 @@ impl Controller {
                 }
             };
             self.shared.beat();
-            // Of a large cluster a pass is work, and another one is not worth more than its share.
+            // In a large cluster a pass is work, and another one is not worth more than its share.
             let pause = pause.max((cost * self.share()).min(LONGEST));
+            self.rest(pause).await;
+        }
+    }
+
+    /// Waits for the next pass. An agent that registers does not wait, nor does what a small cluster's next pass would see: a registry
+    /// that needs something, a run of a job.
+    async fn rest(&mut self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.shared.woken() => {}
+                () = tokio::time::sleep(left.min(CALM)) => {}
+                () = self.shared.woken() => return,
+            }
+            self.shared.beat();
+            if left > CALM && self.is_called().await {
+                return;
             }
         }
+    }
+
+    /// Whether registry or jobs are otherwise than at the last look; also where nobody answers, which the next pass has to say.
+    async fn is_called(&mut self) -> bool {
+        let mut now = Observed::default();
+        if self.options.registry.enabled {
+            let Ok(registry) = self.cluster.marathon.app(&documents::registry_id(&self.options)).await else { return true };
+            now.registry = registry;
+            observe::registries(&self.cluster, &self.options, &mut now).await;
+        }
+        !matches!(self.look_at_jobs(&mut now).await, Ok(None)) || !self.seen.is_still_so(&now)
     }
 
     /// Of how much time a pass, or a look at everything, may take a part.

@@ -59,7 +59,7 @@ struct Answer {
 }
 
 impl Seen {
-    /// Looks at Mesos and Marathon. `share`: of how much time everything may take a part to be looked at, as `30` for a thirtieth.
+    /// Looks at Mesos and Marathon. `share`: of how much time everything may take a part to be looked at, as `12` for a twelfth.
     pub(super) async fn look(
         &mut self,
         cluster: &Cluster,
@@ -110,6 +110,26 @@ impl Seen {
         (last.registry, last.own_app, last.locked) = (registry, own_app, locked);
         last.stuck.clear();
         Ok(last)
+    }
+
+    /// Whether registry and jobs are as they were seen last, as far as there may be something to do about them.
+    pub(super) fn is_still_so(&self, now: &Observed) -> bool {
+        let words = |observed: &Observed| {
+            let tasks: Vec<_> = observed.registry.iter().flat_map(|app| &app.tasks).map(|task| (task.id.clone(), task.healthy)).collect();
+            let version = observed.registry.as_ref().map(|app| app.spec["version"].clone());
+            let registries: Vec<_> = observed
+                .registries
+                .iter()
+                .map(|RegistryTask { address, status }| {
+                    let asks = status.request.as_ref().map(|request| request.csr.clone());
+                    let state = (status.phase, status.starts, status.restart_due, status.order_version);
+                    (address.clone(), asks, state, status.leaf_fingerprint.clone(), status.errors.clone())
+                })
+                .collect();
+            let jobs: Vec<_> = observed.jobs.iter().map(|(id, job)| (id.clone(), job.active_runs.clone(), job.finished_runs)).collect();
+            (tasks, version, registries, jobs)
+        };
+        self.last.as_ref().is_some_and(|last| words(last) == words(now))
     }
 
     /// Keeps what was seen for the next look, which begins with the pods that were `written` since. After a failure nothing is kept.
@@ -259,7 +279,8 @@ async fn nodes(
     }
 }
 
-async fn registries(cluster: &Cluster, options: &Options, observed: &mut Observed) {
+/// Asks the registry's tasks.
+pub(super) async fn registries(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     let mut registries = JoinSet::new();
     for task in observed.registry.iter().flat_map(|app| &app.tasks) {
         let Some(port) = task.ports.get(1) else { continue };

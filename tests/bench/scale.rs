@@ -863,7 +863,7 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
 
 /// Long enough for several looks at everything.
 fn idle_seconds(agents: usize) -> u64 {
-    if agents > 3000 { 180 } else { 60 }
+    if agents > 3000 { 130 } else { 60 }
 }
 
 const ROWS: [&str; 20] = [
