@@ -27,8 +27,9 @@ const TASK_TIMEOUT: Duration = Duration::from_secs(3);
 const AT_ONCE: usize = 128;
 /// Of tasks that are well so many a second are asked again, so that very many agents are no more work than a few.
 const AGAIN_PER_SECOND: f64 = 50.0;
-/// A node that has not answered so often is asked only now and then.
-const PATIENT_TRIES: u32 = 20;
+/// Where many nodes are silent, for each of which the rest waits a while, one that has not answered so often is asked only now and then.
+const MANY_SILENT: usize = AT_ONCE / 2;
+const PATIENT_TRIES: u32 = 5;
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
 
 /// CPU time of this process so far.
@@ -233,13 +234,14 @@ async fn nodes(
     let running: Vec<(Host, u16, String)> =
         observed.instances().filter_map(|instance| Some((instance.host.clone()?, instance.port?, instance.uuid().to_string()))).collect();
     let again = Duration::from_secs_f64(running.len() as f64 / AGAIN_PER_SECOND);
+    let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
     let mut present = BTreeSet::new();
     let mut due = Vec::new();
     for (host, port, uuid) in running {
         let before = answers.get(&host).filter(|answer| answer.uuid == uuid);
         let waits = match (before, known.get(&host)) {
             (Some(answer), Some(status)) => is_well(&host, status) && now - answer.at < again,
-            (Some(answer), None) => answer.failures > PATIENT_TRIES && now - answer.at < NOW_AND_THEN,
+            (Some(answer), None) => many_silent && answer.failures > PATIENT_TRIES && now - answer.at < NOW_AND_THEN,
             (None, _) => false,
         };
         if let Some(status) = known.remove(&host).filter(|_| waits) {
