@@ -32,7 +32,12 @@ pub(crate) struct Cluster {
     pub(crate) secrets: Option<Secrets>,
     /// For tasks' own addresses.
     pub(crate) http: reqwest::Client,
+    /// The same for very many of them: no connection is kept for the next question.
+    fleeting: reqwest::Client,
 }
+
+/// With more nodes than this no connections are kept.
+const KEPT: usize = 500;
 
 impl Cluster {
     /// Clients for where the options say the services are; with a service account they log in.
@@ -52,7 +57,13 @@ impl Cluster {
             cosmos: Cosmos(Api::new(client.clone(), &urls.cosmos)),
             secrets: login.is_some().then(|| Secrets(api(&urls.secrets, Door::Secrets))),
             http: Api::client()?,
+            fleeting: Api::fleeting_client()?,
         })
+    }
+
+    /// The client for so many nodes.
+    pub(super) fn http_for(&self, nodes: usize) -> &reqwest::Client {
+        if nodes > KEPT { &self.fleeting } else { &self.http }
     }
 
     /// Where the controller keeps its keys.

@@ -54,7 +54,7 @@ use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
-use crate::protocol::{Collection, OrderKind, SignedOrder, env};
+use crate::protocol::{Collection, NodePhase, NodeStatus, OrderKind, SignedOrder, env};
 use crate::secret::Secret;
 use crate::security;
 use crate::settings;
@@ -65,6 +65,7 @@ use collect::Collections;
 use copies::Copies;
 pub use discovery::Discovery;
 pub use images::{ImageReport, ImagesReport};
+use observe::Seen;
 use others::Others;
 pub use parts::{CertificateReport, RegistryReport, RotationReport};
 use preloads::Preloads;
@@ -81,6 +82,14 @@ const EAGER: Duration = Duration::from_millis(500);
 const EAGER_FOR: Duration = Duration::from_secs(60);
 /// Between two passes when all is in place. Mesos 1.2 sends no event for a dead agent, so the poll is the truth.
 const CALM: Duration = Duration::from_secs(3);
+/// A pass takes no more than such a part of the time, when all is in place and when something is still to be done: a hundredth of one
+/// processor, and a twelfth.
+const CALM_SHARE: u32 = 100;
+const EAGER_SHARE: u32 = 12;
+/// But it is never put off for longer.
+const LONGEST: Duration = Duration::from_secs(60);
+/// So many agents that are sent the same are named one by one.
+const TOLD: usize = 8;
 
 /// Why the controller ends.
 #[derive(Debug, thiserror::Error)]
@@ -251,7 +260,7 @@ pub async fn run(setting: Setting) -> Result<(), ControllerError> {
 /// An agent that registers is worth a pass at once. The stream is only for speed, so its errors are not reported.
 async fn watch_agents(mesos: Mesos, shared: Arc<serve::Shared>) {
     loop {
-        if let Err(error) = mesos.watch(|| shared.wake()).await {
+        if let Err(error) = mesos.watch(|agent| shared.joined(agent)).await {
             tracing::debug!(%error, "the stream of Mesos events has ended");
         }
         tokio::time::sleep(CALM).await;
@@ -340,6 +349,12 @@ struct Controller {
     strangers: Vec<String>,
     /// Schedules that Metronome does not understand, by the ids of their jobs, and what it said.
     refused_schedules: BTreeMap<String, (serde_json::Value, String)>,
+    /// What was seen of the cluster last.
+    seen: Seen,
+    /// Whether nothing was left to do then.
+    calm: bool,
+    /// Ids of the pods that were written in this pass.
+    written: Vec<String>,
     /// What Metronome has said last.
     jobs: Option<(versions::Metronome, BTreeMap<String, Job>)>,
 }
@@ -365,6 +380,9 @@ impl Controller {
             preloads: Preloads::default(),
             strangers: Vec::new(),
             refused_schedules: BTreeMap::new(),
+            seen: Seen::default(),
+            calm: false,
+            written: Vec::new(),
             jobs: None,
         }
     }
@@ -373,9 +391,11 @@ impl Controller {
         let mut logged = String::new();
         let (mut summary, mut changed_at) = (String::new(), Instant::now());
         loop {
-            let started = Instant::now();
+            let (started, before) = (Instant::now(), observe::cpu_time());
             let passed = self.pass().await;
             self.shared.metrics.passed(started.elapsed(), passed.is_ok());
+            let cost = observe::cpu_time().saturating_sub(before);
+            self.calm = matches!(passed, Ok(Pass::Done));
             let pause = match passed {
                 Ok(Pass::Done | Pass::Refused) => CALM,
                 Ok(Pass::Unfinished) => {
@@ -409,31 +429,70 @@ impl Controller {
                 }
             };
             self.shared.beat();
+            // In a large cluster a pass is work, and another one is not worth more than its share.
+            let pause = pause.max((cost * self.share()).min(LONGEST));
+            self.rest(pause).await;
+        }
+    }
+
+    /// Waits for the next pass. An agent that registers does not wait, nor does what a small cluster's next pass would see: a registry
+    /// that needs something, a run of a job.
+    async fn rest(&mut self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.shared.woken() => {}
+                () = tokio::time::sleep(left.min(CALM)) => {}
+                () = self.shared.woken() => return,
+            }
+            self.shared.beat();
+            if left > CALM && self.is_called().await {
+                return;
             }
         }
     }
 
+    /// Whether registry or jobs are otherwise than at the last look; also where nobody answers, which the next pass has to say.
+    async fn is_called(&mut self) -> bool {
+        let mut now = Observed::default();
+        if self.options.registry.enabled {
+            let Ok(registry) = self.cluster.marathon.app(&documents::registry_id(&self.options)).await else { return true };
+            now.registry = registry;
+            observe::registries(&self.cluster, &self.options, &mut now).await;
+        }
+        !matches!(self.look_at_jobs(&mut now).await, Ok(None)) || !self.seen.is_still_so(&now)
+    }
+
+    /// Of how much time a pass, or a look at everything, may take a part.
+    fn share(&self) -> u32 {
+        if self.calm { CALM_SHARE } else { EAGER_SHARE }
+    }
+
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
-        let mut observed = observe::without_jobs(&self.cluster.mesos, &self.cluster.marathon, &self.options).await?;
-        let without_metronome = self.look_at_jobs(&mut observed).await?;
-        steps::count_self(&mut observed, &self.setting.task_id, &self.setting.host);
-        if plan::is_removal_ordered(&self.options, &observed) {
+        let (joined, share) = (self.shared.take_joined(), self.share());
+        let mut observed = self.seen.look(&self.cluster, &self.options, joined, share).await?;
+        let passed = self.pass_over(&mut observed).await?;
+        self.seen.keep(observed, std::mem::take(&mut self.written));
+        Ok(passed)
+    }
+
+    /// The rest of it, after the first look.
+    async fn pass_over(&mut self, observed: &mut Observed) -> Result<Pass, ControllerError> {
+        let without_metronome = self.look_at_jobs(observed).await?;
+        steps::count_self(observed, &self.setting.task_id, &self.setting.host);
+        if plan::is_removal_ordered(&self.options, observed) {
             return Ok(Pass::Remove);
         }
-        plan::refuse(&self.options, &observed)?;
+        plan::refuse(&self.options, observed)?;
         let runs_registry = self.options.registry.enabled;
         if !runs_registry {
             // An app of that name is no concern of ours, unless we have made it.
             observed.registry.take_if(|app| !documents::is_made_by(&app.spec, &self.options));
         }
-        if !self.at_home(&observed).await? || !self.reachable().await {
+        if !self.at_home(observed).await? || !self.reachable().await {
             return Ok(Pass::Unfinished);
         }
-        let registry_host = plan::registry_host(&observed, &self.options);
+        let registry_host = plan::registry_host(observed, &self.options);
         let names = self.options.trusted_names(&registry_host);
         let now = unix_now();
         let anchor = Anchor::of(&self.setting, &self.options)?;
@@ -447,11 +506,11 @@ impl Controller {
                     days: self.options.trust.ca_days,
                 };
                 let mut opened = State::open(store, anchor.is_own().then_some(own), now).await?;
-                opened.inherit(steps::trusted_before(&observed), now).await?;
+                opened.inherit(steps::trusted_before(observed), now).await?;
                 none.insert(opened)
             }
         };
-        let Intent { asked, names, ca, rotate_run } = Intent::of(&self.options, &anchor, state, &observed, names, now)?;
+        let Intent { asked, names, ca, rotate_run } = Intent::of(&self.options, &anchor, state, observed, names, now)?;
         let in_force = steps::bare(&names);
         // The cluster's CA stays; what a run of the job can have of it is another certificate.
         if let (Anchor::Cluster(_), Some(run)) = (&anchor, &rotate_run)
@@ -464,34 +523,40 @@ impl Controller {
         let upstream = settings::upstream(&self.options.proxy);
         let upstream = bundle.others.iter().filter(|other| upstream.as_ref() == Some(&other.name));
         let upstream_certificates = upstream.flat_map(|other| &other.certificates).map(|pem| format!("{}\n", pem.trim_end())).collect();
-        observe::tasks(&self.cluster, &self.options, &mut observed).await;
-        self.strangers = observe::leave_out_strangers(&mut observed, state);
+        let digest = state.trust_in_force(&bundle).map(plan::order_digest).unwrap_or_default();
+        let (memory, preloads) = (&self.memory, &self.preloads);
+        let is_well = |host: &Host, status: &NodeStatus| {
+            let is_trusted = status.phase == NodePhase::Trusted && status.order_digest == digest && status.errors.is_empty();
+            is_trusted && !memory.awaits(host, status) && !preloads.concern(host)
+        };
+        self.seen.tasks(&self.cluster, &self.options, observed, is_well).await;
+        self.strangers = observe::leave_out_strangers(observed, state);
         // Whatever is signed goes above what tasks have taken.
-        state.note_taken(steps::newest_taken(&observed));
+        state.note_taken(steps::newest_taken(observed));
         if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
             self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
         }
         let trust = state.trust_order(bundle).await?;
-        if self.memory.surpasses(&observed, &trust, Instant::now()) {
+        if self.memory.surpasses(observed, &trust, Instant::now()) {
             tracing::warn!("a node has taken another order that is not older; what it is to trust is given anew by the next pass");
             state.surpass_trust();
         }
-        self.marathon_lb.look(&self.cluster, &self.options, &observed).await;
-        state.note_covered(steps::covered(&observed)).await?;
-        self.memory.see_registry(&self.options, &anchor, state, &observed, &in_force);
+        self.marathon_lb.look(&self.cluster, &self.options, observed).await;
+        state.note_covered(steps::covered(observed)).await?;
+        self.memory.see_registry(&self.options, &anchor, state, observed, &in_force);
         if self.memory.settled && !anchor.is_own() && state.ca().is_some() {
             tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");
             state.drop_ca().await?;
         }
-        if self.memory.proves_after_takeover(&mut observed) {
-            observe::ask_for_proof(&self.cluster, &observed, &trust).await;
+        if self.memory.proves_after_takeover(observed) {
+            observe::ask_for_proof(&self.cluster, observed, &trust).await;
         }
-        let layout = steps::layout(&self.options, &observed, state).await?;
-        self.memory.see_surplus(&mut observed, layout, Instant::now());
-        self.memory.see_locks(&mut observed, Instant::now());
+        let layout = steps::layout(&self.options, observed, state).await?;
+        self.memory.see_surplus(observed, layout, Instant::now());
+        self.memory.see_locks(observed, Instant::now());
 
         let order_key = state.order_key();
-        let first = steps::first_order(&observed, &order_key).unwrap_or_else(|| trust.clone());
+        let first = steps::first_order(observed, &order_key).unwrap_or_else(|| trust.clone());
         let (node_reader, registry_id) = (documents::node_reader(&self.options, layout), documents::registry_id(&self.options));
         let (distribution, enrolment_key) = (&self.distribution, state.enrolment_key().to_base64());
         let enrolment_key = match runs_registry {
@@ -515,41 +580,41 @@ impl Controller {
         };
         let leaves = anchor.leaves(state, &observed.registries, &in_force);
         let retirement = if runs_registry { state.retirement() } else { self.retirement.as_ref().map_or(0, |(_, version)| *version) };
-        let retirement_is_late = self.memory.see_retirement(&self.options, &observed, Instant::now());
+        let retirement_is_late = self.memory.see_retirement(&self.options, observed, Instant::now());
         let users = self.users.look(&self.options, state).await?;
         let documents = documents::render(&self.options, &facts)?;
-        let takeover = self.memory.see_takeover(&self.options, &observed, Instant::now());
+        let takeover = self.memory.see_takeover(&self.options, observed, Instant::now());
         let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, retirement_is_late, takeover, users };
-        if self.memory.proves_after_switch(&wanted, &mut observed) {
-            observe::ask_for_proof(&self.cluster, &observed, &wanted.trust).await;
+        if self.memory.proves_after_switch(&wanted, observed) {
+            observe::ask_for_proof(&self.cluster, observed, &wanted.trust).await;
         }
-        let mut plan = plan::converge(&wanted, &observed);
+        let mut plan = plan::converge(&wanted, observed);
         if let Some(error) = without_metronome {
             plan.waiting.push(format!(
                 "Metronome, without which no run of a job is seen or started; agents and registry are looked after all the same: {error}"
             ));
         }
         let order = RotationOrder { names: asked, run: rotate_run };
-        let undone = self.apply(&plan, &wanted, &observed, &in_force, &order).await?;
+        let undone = self.apply(&plan, &wanted, observed, &in_force, &order).await?;
         plan.waiting.extend(undone.put_off);
-        self.follow_runs(&observed, &wanted).await;
+        self.follow_runs(observed, &wanted).await;
         if !self.copies.is_busy() && !copying::holds_back(&observed.registries) {
-            let mut turn = turns::one_may_restart(&observed) && !plan.actions.iter().any(turns::is_restart);
-            self.collect(&observed, now, &mut turn).await?;
+            let mut turn = turns::one_may_restart(observed) && !plan.actions.iter().any(turns::is_restart);
+            self.collect(observed, now, &mut turn).await?;
         }
         let collects = self.collections.is_busy()
             || observed.registries.iter().any(|task| task.status.collection.as_ref().is_some_and(Collection::is_active));
-        self.copy(&observed, now, collects).await?;
-        self.preload(&observed).await?;
-        self.offer_images(&observed);
-        let mut report = self.report(&wanted, &observed, &plan, &anchor)?;
+        self.copy(observed, now, collects).await?;
+        self.preload(observed).await?;
+        self.offer_images(observed);
+        let mut report = self.report(&wanted, observed, &plan, &anchor)?;
         let is_refused = !undone.refused.is_empty();
         report.problems.extend(undone.refused);
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
         let idle = report.collections.iter().all(|collection| collection.ended) && report.copies.iter().all(|copy| copy.ended);
         let done = idle && report.converged && report.orders.iter().all(|order| order.fresh);
-        self.shared.describe(Discovery::new(&self.options, &plan::registry_host(&observed, &self.options), &report));
-        self.shared.metrics.see(&wanted, &observed, &report);
+        self.shared.describe(Discovery::new(&self.options, &plan::registry_host(observed, &self.options), &report));
+        self.shared.metrics.see(&wanted, observed, &report);
         self.shared.publish(report);
         Ok(match () {
             () if is_refused => Pass::Refused,
@@ -627,6 +692,7 @@ impl Controller {
     ) -> Result<Undone, ControllerError> {
         let mut undone = Undone::default();
         let mut without_users: Vec<&str> = Vec::new();
+        self.send_trust(plan, wanted, observed).await;
         for action in &plan.actions {
             if matches!(action, Action::PutSchedule { job, schedule, .. } if self.refused_schedules.get(job).is_some_and(|(known, _)| known == schedule))
             {
@@ -634,6 +700,10 @@ impl Controller {
             }
             if matches!(action, Action::Certify { address, .. } | Action::Restart { address } if without_users.contains(&address.as_str()))
             {
+                continue;
+            }
+            // They are sent together.
+            if matches!(action, Action::SendTrust { .. }) {
                 continue;
             }
             tracing::info!("{action}");
@@ -677,7 +747,11 @@ impl Controller {
     ) -> Result<(), ControllerError> {
         let ids = &wanted.documents;
         match action {
-            Action::PutPod { shard, pod, force, .. } => drop(self.cluster.marathon.put_pod(&ids.pod_id(*shard), pod, *force).await?),
+            Action::PutPod { shard, pod, force, .. } => {
+                let id = ids.pod_id(*shard);
+                self.written.push(id.clone());
+                drop(self.cluster.marathon.put_pod(&id, pod, *force).await?);
+            }
             Action::PutRegistry { app, force, .. } => self.cluster.marathon.put_app(&ids.registry_id, app, *force).await?,
             Action::TakeOver { app, .. } => {
                 self.memory.taken_over(observed);
@@ -693,9 +767,8 @@ impl Controller {
             Action::PutSchedule { job, schedule, exists } => self.cluster.metronome.put_schedule(job, schedule, *exists).await?,
             Action::DropSchedule { job } => self.cluster.metronome.delete_schedule(job, documents::SCHEDULE).await?,
             Action::StartRun { id } => self.cluster.metronome.start_run(id).await?,
-            Action::SendTrust { host } => {
-                observe::send_to_node(&self.cluster, observed, host, &wanted.trust).await;
-            }
+            // See `send_trust`.
+            Action::SendTrust { .. } => {}
             Action::BeginRotation { .. } | Action::DropRotation | Action::SwitchCa { .. } | Action::RetireCa { .. } => {
                 if let Some(state) = &mut self.state {
                     steps::step_of_ca(state, action, order, self.options.trust.ca_days, wanted.now).await?;
@@ -719,6 +792,26 @@ impl Controller {
             }
         }
         Ok(())
+    }
+
+    /// Sends the trust order to all nodes that are to have it.
+    async fn send_trust(&self, plan: &Plan, wanted: &Wanted, observed: &Observed) {
+        let actions: Vec<(&Action, &Host)> = plan
+            .actions
+            .iter()
+            .filter_map(|action| if let Action::SendTrust { host } = action { Some((action, host)) } else { None })
+            .collect();
+        if actions.is_empty() {
+            return;
+        }
+        let lines: Vec<String> = match actions.len() {
+            1..=TOLD => actions.iter().map(|(action, _)| action.to_string()).collect(),
+            many => vec![format!("send the trust bundle to {many} agents")],
+        };
+        lines.iter().for_each(|line| tracing::info!("{line}"));
+        observe::send_to_nodes(&self.cluster, observed, actions.iter().map(|(_, host)| *host), &wanted.trust).await;
+        actions.iter().for_each(|(action, _)| self.shared.metrics.acted(action));
+        lines.into_iter().for_each(|line| self.shared.acted(line));
     }
 
     async fn certify(&mut self, observed: &Observed, address: &str, names: &[HostPort]) -> Result<(), ControllerError> {

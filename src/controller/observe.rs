@@ -1,15 +1,16 @@
 //! What the cluster looks like now. Nothing in here decides.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
 use super::state::State;
-use crate::dcos::marathon::{Instance, Marathon, Pod};
-use crate::dcos::mesos::Mesos;
+use crate::dcos::marathon::{Marathon, Pod};
+use crate::dcos::mesos::{Agent, Mesos};
 use crate::dcos::metronome::{Job, Metronome};
 use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
@@ -21,6 +22,123 @@ use crate::shards::{Layout, Shard};
 
 /// How long a task may take to answer. It is on the same network and has the answer at hand.
 const TASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// So many tasks are asked at the same time.
+const AT_ONCE: usize = 128;
+/// Of tasks that are well so many a second are asked again, so that very many agents are no more work than a few.
+const AGAIN_PER_SECOND: f64 = 50.0;
+/// Where many nodes are silent, for each of which the rest waits a while, one that has not answered so often is asked only now and then.
+const MANY_SILENT: usize = AT_ONCE / 2;
+const PATIENT_TRIES: u32 = 5;
+const NOW_AND_THEN: Duration = Duration::from_secs(10);
+
+/// CPU time of this process so far.
+pub(super) fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+    now.map(Duration::from).unwrap_or_default()
+}
+
+/// What was seen last, as far as it is still good.
+///
+/// Where a look at everything costs little, each look is one. Where there are very many agents, most of what it reads has not changed:
+/// what an event names, what is being deployed and who is not well yet is asked at every look, and the rest as often as its cost allows.
+#[derive(Default)]
+pub(super) struct Seen {
+    last: Option<Observed>,
+    /// When everything was looked at, and what CPU time that took.
+    whole: Option<(Instant, Duration)>,
+    answers: BTreeMap<Host, Answer>,
+}
+
+/// When a node was asked last.
+struct Answer {
+    /// UUID of the instance that was asked.
+    uuid: String,
+    at: Instant,
+    /// Questions without an answer since the last one.
+    failures: u32,
+}
+
+impl Seen {
+    /// Looks at Mesos and Marathon. `share`: of how much time everything may take a part to be looked at, as `12` for a twelfth.
+    pub(super) async fn look(
+        &mut self,
+        cluster: &Cluster,
+        options: &Options,
+        joined: Vec<Option<Agent>>,
+        share: u32,
+    ) -> Result<Observed, ApiError> {
+        let due = |(at, cost): (Instant, Duration)| at.elapsed() >= cost * share;
+        let reads_all = joined.iter().all(Option::is_some);
+        let mut last = match self.last.take() {
+            Some(last) if reads_all && !self.whole.is_none_or(due) => last,
+            last => {
+                self.whole = None;
+                let before = cpu_time();
+                let observed = without_jobs(&cluster.mesos, &cluster.marathon, options).await?;
+                self.whole = Some((Instant::now(), cpu_time().saturating_sub(before)));
+                let nodes = last.map(|last| last.nodes).unwrap_or_default();
+                return Ok(Observed { nodes, ..observed });
+            }
+        };
+        for agent in joined.into_iter().flatten() {
+            last.agents.retain(|known| known.host != agent.host);
+            last.agents.push(agent);
+        }
+        let marathon = &cluster.marathon;
+        let (registry_id, own_id) = (documents::registry_id(options), format!("/{}", options.service.name));
+        let (registry, own_app, locked) = tokio::try_join!(marathon.app(&registry_id), marathon.app(&own_id), marathon.locked())?;
+        let locked: BTreeSet<String> = locked.into_iter().collect();
+        let id = |shard: Shard| format!("{}{}", documents::pod_id(options), shard.suffix());
+        let is_settled = |pod: &Pod| {
+            let running = pod.instances.iter().filter(|instance| instance.port.is_some()).count() as u64;
+            running == pod.scale() && running == pod.instances.len() as u64
+        };
+        let moves = |(shard, pod): &(&Shard, &Pod)| {
+            let id = id(**shard);
+            locked.contains(&id) || last.locked.contains(&id) || !is_settled(pod)
+        };
+        let moving: Vec<Shard> = last.pods.iter().filter(moves).map(|(shard, _)| *shard).collect();
+        // What was made since.
+        let new = locked.union(&last.locked).filter_map(|id| documents::shard_of(options, id));
+        let new: Vec<Shard> = new.filter(|shard| !last.pods.contains_key(shard)).collect();
+        for shard in moving.into_iter().chain(new) {
+            match marathon.pod(&id(shard)).await? {
+                Some(pod) => drop(last.pods.insert(shard, pod)),
+                None => drop(last.pods.remove(&shard)),
+            }
+        }
+        (last.registry, last.own_app, last.locked) = (registry, own_app, locked);
+        last.stuck.clear();
+        Ok(last)
+    }
+
+    /// Whether registry and jobs are as they were seen last, as far as there may be something to do about them.
+    pub(super) fn is_still_so(&self, now: &Observed) -> bool {
+        let words = |observed: &Observed| {
+            let tasks: Vec<_> = observed.registry.iter().flat_map(|app| &app.tasks).map(|task| (task.id.clone(), task.healthy)).collect();
+            let version = observed.registry.as_ref().map(|app| app.spec["version"].clone());
+            let registries: Vec<_> = observed
+                .registries
+                .iter()
+                .map(|RegistryTask { address, status }| {
+                    let asks = status.request.as_ref().map(|request| request.csr.clone());
+                    let state = (status.phase, status.starts, status.restart_due, status.order_version);
+                    (address.clone(), asks, state, status.leaf_fingerprint.clone(), status.errors.clone())
+                })
+                .collect();
+            let jobs: Vec<_> = observed.jobs.iter().map(|(id, job)| (id.clone(), job.active_runs.clone(), job.finished_runs)).collect();
+            (tasks, version, registries, jobs)
+        };
+        self.last.as_ref().is_some_and(|last| words(last) == words(now))
+    }
+
+    /// Keeps what was seen for the next look, which begins with the pods that were `written` since. After a failure nothing is kept.
+    pub(super) fn keep(&mut self, mut observed: Observed, written: Vec<String>) {
+        observed.locked.extend(written);
+        self.last = Some(observed);
+    }
+}
 
 /// Asks Mesos, Marathon and Metronome.
 pub(super) async fn cluster(cluster: &Cluster, options: &Options) -> Result<Observed, ApiError> {
@@ -85,17 +203,86 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
-    let mut asked = JoinSet::new();
-    for instance in observed.instances() {
-        let (Some(host), Some(port)) = (instance.host.clone(), instance.port) else { continue };
-        let (http, service, instance) = (cluster.http.clone(), options.service.name.clone(), instance.clone());
-        asked.spawn(async move {
-            let status: NodeStatus = get(&http, &format!("http://{host}:{port}/status")).await?;
-            // A port that a task has left may be taken by a stranger: Marathon must know this very task.
-            (status.service == service && status.executor.ends_with(instance.uuid())).then_some((host, status))
-        });
+    nodes(cluster, options, observed, &mut BTreeMap::new(), |_, _| false).await;
+    registries(cluster, options, observed).await;
+}
+
+impl Seen {
+    /// The same, but nodes that are well, as `is_well` says, are not asked every time.
+    pub(super) async fn tasks(
+        &mut self,
+        cluster: &Cluster,
+        options: &Options,
+        observed: &mut Observed,
+        is_well: impl Fn(&Host, &NodeStatus) -> bool,
+    ) {
+        nodes(cluster, options, observed, &mut self.answers, is_well).await;
+        registries(cluster, options, observed).await;
     }
-    observed.nodes = asked.join_all().await.into_iter().flatten().collect::<BTreeMap<_, _>>();
+}
+
+/// Asks the nodes whose turn it is. `observed` holds what the others have said.
+async fn nodes(
+    cluster: &Cluster,
+    options: &Options,
+    observed: &mut Observed,
+    answers: &mut BTreeMap<Host, Answer>,
+    is_well: impl Fn(&Host, &NodeStatus) -> bool,
+) {
+    let now = Instant::now();
+    let mut known = std::mem::take(&mut observed.nodes);
+    let running: Vec<(Host, u16, String)> =
+        observed.instances().filter_map(|instance| Some((instance.host.clone()?, instance.port?, instance.uuid().to_string()))).collect();
+    let again = Duration::from_secs_f64(running.len() as f64 / AGAIN_PER_SECOND);
+    let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
+    let mut present = BTreeSet::new();
+    let mut due = Vec::new();
+    for (host, port, uuid) in running {
+        let before = answers.get(&host).filter(|answer| answer.uuid == uuid);
+        let waits = match (before, known.get(&host)) {
+            (Some(answer), Some(status)) => is_well(&host, status) && now - answer.at < again,
+            (Some(answer), None) => many_silent && answer.failures > PATIENT_TRIES && now - answer.at < NOW_AND_THEN,
+            (None, _) => false,
+        };
+        if let Some(status) = known.remove(&host).filter(|_| waits) {
+            observed.nodes.insert(host.clone(), status);
+        }
+        present.insert(host.clone());
+        if !waits {
+            due.push((host, port, uuid));
+        }
+    }
+    answers.retain(|host, _| present.contains(host));
+    let http = cluster.http_for(present.len());
+    let (mut asked, mut due) = (JoinSet::new(), due.into_iter());
+    loop {
+        while asked.len() < AT_ONCE
+            && let Some((host, port, uuid)) = due.next()
+        {
+            let (http, service) = (http.clone(), options.service.name.clone());
+            asked.spawn(async move {
+                let status: Option<NodeStatus> = get(&http, &format!("http://{host}:{port}/status")).await;
+                // A port that a task has left may be taken by a stranger: Marathon must know this very task.
+                let status = status.filter(|status| status.service == service && status.executor.ends_with(&uuid));
+                (host, uuid, status)
+            });
+        }
+        let Some(answer) = asked.join_next().await else { break };
+        // None of them panics.
+        let Ok((host, uuid, status)) = answer else { continue };
+        let before = answers.get(&host).filter(|answer| answer.uuid == uuid).map_or(0, |answer| answer.failures);
+        let failures = if status.is_some() { 0 } else { before.saturating_add(1) };
+        answers.insert(host.clone(), Answer { uuid, at: Instant::now(), failures });
+        if let Some(mut status) = status {
+            // The node's own affair, and a good part of what there is to remember of it.
+            status.files = Vec::new();
+            observed.nodes.insert(host, status);
+        }
+    }
+}
+
+/// Asks the registry's tasks.
+pub(super) async fn registries(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     let mut registries = JoinSet::new();
     for task in observed.registry.iter().flat_map(|app| &app.tasks) {
         let Some(port) = task.ports.get(1) else { continue };
@@ -125,11 +312,24 @@ pub(super) fn leave_out_strangers(observed: &mut Observed, state: &State) -> Vec
     strangers.into_iter().map(problem).collect()
 }
 
-/// Sends an order to a node. Whether it was taken shows in its next status.
-pub(super) async fn send_to_node(cluster: &Cluster, observed: &Observed, host: &Host, order: &SignedOrder) {
-    if let Some(port) = node_port(observed, host) {
-        put_order(&cluster.http, &format!("{host}:{port}"), order).await;
+/// Sends an order to nodes. Whether it was taken shows in the next status of each.
+pub(super) async fn send_to_nodes<'a>(
+    cluster: &Cluster,
+    observed: &Observed,
+    hosts: impl IntoIterator<Item = &'a Host>,
+    order: &SignedOrder,
+) {
+    let ports: BTreeMap<&Host, u16> = observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance.port?))).collect();
+    let mut asked = JoinSet::new();
+    let order = std::sync::Arc::new(order.clone());
+    for (host, port) in hosts.into_iter().filter_map(|host| Some((host, ports.get(host)?))) {
+        if asked.len() >= AT_ONCE {
+            let _ = asked.join_next().await;
+        }
+        let (http, address, order) = (cluster.http_for(ports.len()).clone(), format!("{host}:{port}"), order.clone());
+        asked.spawn(async move { put_order(&http, &address, &order).await });
     }
+    asked.join_all().await;
 }
 
 /// Sends an order to one task of the registry.
@@ -146,17 +346,7 @@ pub(super) async fn send_to_registries(cluster: &Cluster, observed: &Observed, o
 
 /// Asks every node for a fresh proof, by giving it once more the order that it has.
 pub(super) async fn ask_for_proof(cluster: &Cluster, observed: &Observed, order: &SignedOrder) {
-    let mut asked = JoinSet::new();
-    for host in observed.nodes.keys() {
-        let Some(port) = node_port(observed, host) else { continue };
-        let (http, address, order) = (cluster.http.clone(), format!("{host}:{port}"), order.clone());
-        asked.spawn(async move { put_order(&http, &address, &order).await });
-    }
-    asked.join_all().await;
-}
-
-fn node_port(observed: &Observed, host: &Host) -> Option<u16> {
-    observed.instances().filter(|i: &&Instance| i.host.as_ref() == Some(host)).find_map(|i| i.port)
+    send_to_nodes(cluster, observed, observed.nodes.keys(), order).await;
 }
 
 pub(super) async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {
@@ -179,4 +369,130 @@ pub(super) async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) 
     };
     let read: Result<T, String> = read.await;
     read.inspect_err(|reason| tracing::debug!(url, reason, "no status")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::http::{StatusCode, Uri};
+    use serde_json::{Value, json};
+
+    use super::super::{Setting, serve};
+    use super::*;
+    use crate::dcos::marathon::Instance;
+    use crate::plan;
+    use crate::protocol::NodePhase;
+
+    /// Answers with what `answer` has for a path, and notes what was asked.
+    async fn answering(answer: impl Fn(&str) -> Option<Value> + Clone + Send + Sync + 'static) -> (u16, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&asked);
+        let router = Router::new().fallback(move |uri: Uri| {
+            noted.lock().unwrap().push(uri.path().to_string());
+            let (status, json) = answer(uri.path()).map_or((StatusCode::NOT_FOUND, json!({})), |json| (StatusCode::OK, json));
+            async move { (status, axum::Json(json)) }
+        });
+        let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (port, asked)
+    }
+
+    fn cluster(port: u16) -> (Cluster, Options) {
+        let url = format!("http://127.0.0.1:{port}");
+        let dcos = json!({ "mesos_url": url, "marathon_url": url, "metronome_url": url, "admin_router_url": url });
+        let options = Options::from_json(&json!({ "dcos": dcos, "trust": { "shards": "10" } })).unwrap();
+        let setting = Setting {
+            host: "127.0.0.1".parse().unwrap(),
+            port: 1,
+            app_id: "/private-registry".into(),
+            task_id: "private-registry.mine".into(),
+            registry_images: Default::default(),
+            uninstall: false,
+            credential: None,
+            vars: [].into(),
+        };
+        (Cluster::try_enter(&setting, &options, &serve::Shared::new(vec![7], "00".into())).unwrap(), options)
+    }
+
+    fn pod(instances: usize, host: impl Fn(usize) -> String, port: Option<u16>) -> Pod {
+        let instance = |number| Instance { id: "x.instance-1".into(), host: host(number).parse().ok(), port };
+        Pod { spec: json!({ "scaling": { "instances": instances } }), instances: (0..instances).map(instance).collect() }
+    }
+
+    #[tokio::test]
+    async fn of_many_nodes_those_that_are_well_are_asked_now_and_then_and_the_others_every_time() {
+        let node = NodeStatus { executor: "x-1".into(), ..plan::tests::node("127.0.0.1", "d", NodePhase::Trusted, 1).1 };
+        let (port, asked) = answering(move |_| Some(json!(node))).await;
+        let (cluster, options) = cluster(port);
+        let mut seen = Seen::default();
+        let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
+        let mut observed = Observed { pods, ..Observed::default() };
+        let questions = || std::mem::take(&mut *asked.lock().unwrap()).len();
+        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (100, 100));
+        // A hundred of them are asked again after two seconds.
+        let unwell: Host = "127.0.1.7".parse().unwrap();
+        seen.tasks(&cluster, &options, &mut observed, |host, _| *host != unwell).await;
+        assert_eq!((questions(), observed.nodes.len()), (1, 100));
+        seen.answers.values_mut().take(30).for_each(|answer| answer.at -= Duration::from_secs(3));
+        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (30, 100));
+        // Another instance on the same host is another node.
+        seen.answers.values_mut().take(2).for_each(|answer| answer.uuid = "0".into());
+        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (2, 100));
+        observed.pods.clear();
+        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len(), seen.answers.len()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_has_not_changed_is_not_looked_at_again_before_its_time_and_an_agent_that_registers_is_seen_at_once() {
+        let (port, asked) = answering(|path| match path {
+            "/slaves" => {
+                Some(json!({ "slaves": [{ "id": "S1", "hostname": "10.0.0.1", "active": true, "resources": {}, "used_resources": {} }] }))
+            }
+            "/v2/deployments" => Some(json!([{ "affectedPods": ["/private-registry-node-3"] }])),
+            "/v2/info" => Some(json!({ "version": "1.11.24" })),
+            "/v2/apps" => Some(json!({ "apps": [] })),
+            "/v2/pods/::status" => Some(json!([])),
+            path if path.ends_with("::status") => {
+                let instance = json!({ "id": "x.instance-9", "agentHostname": "10.0.0.2", "containers": [] });
+                Some(json!({ "spec": { "scaling": { "instances": 1 } }, "instances": [instance] }))
+            }
+            _ => None,
+        })
+        .await;
+        let (cluster, options) = cluster(port);
+        let questions = || {
+            let mut asked = std::mem::take(&mut *asked.lock().unwrap());
+            asked.sort();
+            asked
+        };
+        let mut seen = Seen::default();
+        let observed = seen.look(&cluster, &options, vec![], 30).await.unwrap();
+        assert_eq!(observed.agents.len(), 1);
+        assert!(questions().iter().any(|path| path == "/slaves"));
+        // Running as ordered, being deployed, and not yet running.
+        let at = |number: u8| move |_| format!("10.0.0.{number}");
+        let pods = [(1, Some(1)), (2, None)].map(|(digit, port)| (Shard::Digit(digit), pod(1, at(digit), port)));
+        seen.keep(Observed { pods: pods.into(), ..observed.clone() }, vec!["/private-registry-node-4".into()]);
+        seen.whole = Some((Instant::now(), Duration::from_secs(60)));
+        let joined = plan::tests::agent("10.0.0.2");
+        let observed = seen.look(&cluster, &options, vec![Some(joined.clone())], 30).await.unwrap();
+        assert_eq!(observed.agents.iter().map(|agent| agent.host.to_string()).collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
+        let own = ["/v2/apps/private-registry", "/v2/apps/registry", "/v2/deployments"].map(String::from);
+        let pods = ["2", "3", "4"].map(|digit| format!("/v2/pods/private-registry-node-{digit}::status"));
+        assert_eq!(questions(), [own.as_slice(), &pods].concat());
+        assert_eq!(observed.pods.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4].map(Shard::Digit));
+        // One that cannot be read is looked for.
+        seen.keep(observed, vec![]);
+        let observed = seen.look(&cluster, &options, vec![None], 30).await.unwrap();
+        assert!(questions().iter().any(|path| path == "/slaves") && observed.agents.len() == 1);
+        // As is what was seen last after a look that has failed.
+        assert!(seen.last.is_none());
+    }
 }

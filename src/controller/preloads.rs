@@ -13,6 +13,13 @@ pub(super) struct Preloads {
     asked: Option<(Host, PreloadOrder, SignedOrder, u64)>,
 }
 
+impl Preloads {
+    /// Whether this agent's node was asked to copy images.
+    pub(super) fn concern(&self, host: &Host) -> bool {
+        self.asked.as_ref().is_some_and(|(asked, ..)| asked == host)
+    }
+}
+
 impl Controller {
     /// Gives the order where it is not known, and remembers what was copied.
     pub(super) async fn preload(&mut self, observed: &Observed) -> Result<(), ControllerError> {
@@ -43,7 +50,7 @@ impl Controller {
                     self.preloads.asked = None;
                     return Ok(());
                 }
-                observe::send_to_node(&self.cluster, observed, &host, signed).await;
+                observe::send_to_nodes(&self.cluster, observed, [&host], signed).await;
             }
         }
         Ok(())

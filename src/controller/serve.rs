@@ -23,6 +23,7 @@ use super::images::{self, Asked, Source};
 use super::metrics::Metrics;
 use super::page;
 use super::report::{AgentReport, Report};
+use crate::dcos::mesos::Agent;
 use crate::security::PUBLIC_CA;
 use crate::serving::{self, Limits};
 
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     binary_sha256: String,
     now: Mutex<Now>,
     wake: Notify,
+    /// Agents that have registered since the last look; none instead of one that could not be read.
+    joined: Mutex<Vec<Option<Agent>>>,
     listeners: Listeners,
     listing: Semaphore,
     pub(super) metrics: Metrics,
@@ -85,6 +88,7 @@ impl Shared {
             binary_sha256,
             now: Mutex::new(now),
             wake: Notify::new(),
+            joined: Mutex::default(),
             listeners: Listeners::default(),
             listing: Semaphore::new(LISTING),
             metrics: Metrics::default(),
@@ -161,8 +165,15 @@ impl Shared {
         self.wake.notified().await;
     }
 
-    pub(super) fn wake(&self) {
+    /// An agent has registered, which is worth a look at once.
+    pub(super) fn joined(&self, agent: Option<Agent>) {
+        self.joined.lock().unwrap_or_else(PoisonError::into_inner).push(agent);
         self.wake.notify_one();
+    }
+
+    /// Agents that have registered since this was asked the last time.
+    pub(super) fn take_joined(&self) -> Vec<Option<Agent>> {
+        std::mem::take(&mut *self.joined.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

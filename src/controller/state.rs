@@ -743,10 +743,7 @@ impl State {
     /// # Errors
     /// When the state cannot be written.
     pub async fn trust_order(&mut self, bundle: TrustBundle) -> Result<SignedOrder, StateError> {
-        if let Some((in_force, order)) = &self.record.trust
-            && *in_force == bundle
-            && !self.is_surpassed
-        {
+        if let Some(order) = self.trust_in_force(&bundle) {
             return Ok(order.clone());
         }
         let order = self.order(OrderKind::Trust(bundle.clone())).await?;
@@ -754,6 +751,12 @@ impl State {
         self.save().await?;
         self.is_surpassed = false;
         Ok(order)
+    }
+
+    /// The order in force, if that is to trust this.
+    pub fn trust_in_force(&self, bundle: &TrustBundle) -> Option<&SignedOrder> {
+        let (in_force, order) = self.record.trust.as_ref()?;
+        (in_force == bundle && !self.is_surpassed).then_some(order)
     }
 
     /// Notes the newest version that a task says it has taken: the next order goes above it.

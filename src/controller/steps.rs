@@ -396,6 +396,12 @@ impl Memory {
         due && !asked
     }
 
+    /// Whether somebody waits for a proof of this node's.
+    pub(crate) fn awaits(&self, host: &Host, status: &NodeStatus) -> bool {
+        let all = self.passes_at_switch.iter().chain([&self.passes_at_takeover]).chain(self.runs.values());
+        all.filter_map(|before| before.get(host)).any(|before| status.passes <= *before)
+    }
+
     /// Those runs, and whether every node has made a pass since each was seen.
     pub(crate) fn runs(&self, observed: &Observed) -> Vec<(String, bool)> {
         let fresh =

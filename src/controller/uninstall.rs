@@ -291,9 +291,7 @@ async fn step(
             say(shared, options, "waiting for the registry to stop and to delete its key");
         }
         Step::Restore { hosts, remaining } => {
-            for host in &hosts {
-                observe::send_to_node(cluster, &observed, host, &orders.restore).await;
-            }
+            observe::send_to_nodes(cluster, &observed, &hosts, &orders.restore).await;
             let names: Vec<String> = remaining.iter().map(ToString::to_string).collect();
             say(shared, options, &format!("waiting for agents to be as they were: {}", names.join(", ")));
         }

@@ -71,7 +71,7 @@ async fn a_stream_of_events_that_never_ends_is_read_in_bounded_memory_until_it_i
     let server = Server::start(Malice::Endless).await;
     let mesos = Mesos(api(&server.url()));
     let mut added = 0;
-    let watched = tokio::time::timeout(Duration::from_secs(1), mesos.watch(|| added += 1)).await;
+    let watched = tokio::time::timeout(Duration::from_secs(1), mesos.watch(|_| added += 1)).await;
     assert!(watched.is_err() && added == 0 && server.sent() > 1024 * 1024, "{watched:?}");
 }
 

@@ -146,8 +146,16 @@ impl Marathon {
     /// # Errors
     /// When Marathon does not answer.
     pub async fn pods(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Pod>, ApiError> {
-        let answer: Vec<PodStatus> = self.0.get("/v2/pods/::status").await?;
-        Ok(answer.into_iter().filter(|pod| pod.spec["id"].as_str().is_some_and(&wanted)).map(PodStatus::pod).collect())
+        let mut pods = Vec::new();
+        let each = |_: &str, element: &[u8]| {
+            // Others' pods are none of our business, and not worth reading but for their ids.
+            if wanted(&serde_json::from_slice::<PodId>(element)?.spec.id) {
+                pods.push(serde_json::from_slice::<PodStatus>(element)?.pod());
+            }
+            Ok(())
+        };
+        self.0.get_each("/v2/pods/::status", "", each).await?;
+        Ok(pods)
     }
 
     /// Ids of the apps and pods that a running deployment touches, and so locks.
@@ -227,6 +235,16 @@ fn version_in(info: &Value) -> versions::Marathon {
 
 fn claims_in(answer: &Value) -> Vec<AppClaims> {
     answer["apps"].as_array().map(|apps| apps.iter().map(app_claims).collect()).unwrap_or_default()
+}
+
+#[derive(Deserialize)]
+struct PodId {
+    spec: PodSpecId,
+}
+
+#[derive(Deserialize)]
+struct PodSpecId {
+    id: String,
 }
 
 #[derive(Deserialize)]

@@ -87,54 +87,203 @@ impl Mesos {
     /// # Errors
     /// When the master does not answer or answers nonsense. An agent whose host name is not one is left out with a warning.
     pub async fn agents(&self) -> Result<Vec<Agent>, ApiError> {
-        let answer: Slaves = self.0.get("/slaves").await?;
-        Ok(answer.agents())
+        let (mut agents, mut recovered) = (Vec::new(), Vec::new());
+        let each = |list: &str, element: &[u8]| {
+            match list {
+                "slaves" => agents.extend(serde_json::from_slice::<Slave>(element)?.agent()),
+                "recovered_slaves" => recovered.extend(serde_json::from_slice::<Recovered>(element)?.agent()),
+                _ => {}
+            }
+            Ok(())
+        };
+        self.0.get_each("/slaves", "slaves", each).await?;
+        agents.append(&mut recovered);
+        Ok(agents)
     }
 }
 
 /// What the operator API's stream says when an agent registers (Mesos ≥ 1.1).
 const AGENT_ADDED: &[u8] = b"AGENT_ADDED";
+/// Larger records of the stream, as the picture of the cluster that it begins with, are passed over.
+const MAX_RECORD_BYTES: usize = 64 * 1024;
 
 impl Mesos {
-    /// Calls `added` whenever an agent registers, until the stream ends.
+    /// Calls `added` whenever an agent registers, until the stream ends; with the agent, if it could be read.
     ///
-    /// The events themselves are not parsed: they only say that `/slaves` is worth a look now. Dead agents make no event.
+    /// Dead agents make no event: what the stream does not say has to be asked for.
     ///
     /// # Errors
     /// When the stream cannot be opened or breaks.
-    pub async fn watch(&self, mut added: impl FnMut()) -> Result<(), ApiError> {
+    pub async fn watch(&self, mut added: impl FnMut(Option<Agent>)) -> Result<(), ApiError> {
         let mut stream = self.0.stream("/api/v1", &serde_json::json!({ "type": "SUBSCRIBE" })).await?;
-        let mut events = Events::default();
+        let mut records = Records::default();
         while let Some(chunk) = self.0.next_chunk(&mut stream).await? {
-            if events.has_added(&chunk) {
-                added();
-            }
+            records.feed(&chunk, |record| {
+                if let Some(agent) = agent_added(record) {
+                    added(agent);
+                }
+            });
         }
         Ok(())
     }
 }
 
-/// The stream so far; of that only its end is kept.
-#[derive(Default)]
-struct Events {
-    tail: Vec<u8>,
+/// The agent of a record that says that one has registered; none inside where it cannot be read.
+fn agent_added(record: &[u8]) -> Option<Option<Agent>> {
+    let is_it = record.windows(AGENT_ADDED.len()).any(|window| window == AGENT_ADDED);
+    is_it.then(|| serde_json::from_slice::<AgentAdded>(record).ok().and_then(|event| event.agent_added.agent.agent()))
 }
 
-impl Events {
-    /// Whether an agent has registered, as this chunk says.
-    fn has_added(&mut self, chunk: &[u8]) -> bool {
-        self.tail.extend_from_slice(chunk);
-        let found = self.tail.windows(AGENT_ADDED.len()).any(|window| window == AGENT_ADDED);
-        if found {
-            self.tail.clear();
+/// A stream of records, each with its length in a line before it. Only small ones are kept until they are whole.
+#[derive(Default)]
+struct Records {
+    /// What is left of the record at hand, once its length is known.
+    left: usize,
+    length: Vec<u8>,
+    record: Vec<u8>,
+    passed_over: bool,
+}
+
+impl Records {
+    fn feed(&mut self, mut chunk: &[u8], mut each: impl FnMut(&[u8])) {
+        while let Some((first, rest)) = chunk.split_first() {
+            if self.left == 0 {
+                chunk = rest;
+                if first.is_ascii_digit() && self.length.len() < 12 {
+                    self.length.push(*first);
+                } else if *first == b'\n' {
+                    let length = std::str::from_utf8(&self.length).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+                    self.length.clear();
+                    (self.left, self.passed_over) = (length, length > MAX_RECORD_BYTES);
+                }
+                // Anything else is no length, and is passed over as well.
+                continue;
+            }
+            let part = &chunk[..self.left.min(chunk.len())];
+            if !self.passed_over {
+                self.record.extend_from_slice(part);
+            }
+            chunk = &chunk[part.len()..];
+            self.left -= part.len();
+            if self.left == 0 && !self.passed_over {
+                each(&self.record);
+                self.record.clear();
+            }
         }
-        // The word may be cut in two by a chunk's end.
-        let keep = self.tail.len().min(AGENT_ADDED.len() - 1);
-        self.tail.drain(..self.tail.len() - keep);
-        found
     }
 }
 
+#[derive(Deserialize)]
+struct AgentAdded {
+    agent_added: Added,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    agent: AgentV1,
+}
+
+/// An agent as the operator API shows it.
+#[derive(Deserialize)]
+struct AgentV1 {
+    agent_info: AgentInfo,
+    active: bool,
+    #[serde(default)]
+    deactivated: bool,
+    #[serde(default)]
+    drain_info: Option<serde_json::Value>,
+    total_resources: Vec<Resource>,
+    #[serde(default)]
+    allocated_resources: Vec<Resource>,
+}
+
+#[derive(Deserialize)]
+struct AgentInfo {
+    hostname: String,
+    id: Text,
+    #[serde(default)]
+    attributes: Vec<Attribute>,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    value: String,
+}
+
+#[derive(Deserialize)]
+struct Attribute {
+    name: String,
+    #[serde(default)]
+    text: Option<Text>,
+}
+
+#[derive(Deserialize)]
+struct Resource {
+    name: String,
+    #[serde(default)]
+    scalar: Option<Scalar>,
+    #[serde(default)]
+    ranges: Option<Ranges>,
+    #[serde(default)]
+    role: String,
+    #[serde(default)]
+    reservation: Option<serde_json::Value>,
+    #[serde(default)]
+    reservations: Vec<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct Scalar {
+    value: f64,
+}
+
+#[derive(Deserialize)]
+struct Ranges {
+    #[serde(default)]
+    range: Vec<Range>,
+}
+
+#[derive(Deserialize)]
+struct Range {
+    begin: u16,
+    end: u16,
+}
+
+impl Resource {
+    /// See [`is_for_good`].
+    fn is_public(&self) -> bool {
+        let refined = self.reservations.last();
+        let role = refined.map_or(self.role.as_str(), |reservation| reservation["role"].as_str().unwrap_or_default());
+        role == PUBLIC_ROLE && self.reservation.is_none() && self.reservations.iter().all(|r| r["type"] != "DYNAMIC")
+    }
+}
+
+impl AgentV1 {
+    fn agent(self) -> Option<Agent> {
+        let host = host_of(&self.agent_info.hostname)?;
+        let is_true = |attribute: &Attribute| attribute.text.as_ref().is_some_and(|text| text.value == "true");
+        let by_attribute = self.agent_info.attributes.iter().any(|attribute| attribute.name == "public_ip" && is_true(attribute));
+        let public = by_attribute || self.total_resources.iter().any(Resource::is_public);
+        let sum = |resources: &[Resource], name: &str| -> f64 {
+            resources.iter().filter(|resource| resource.name == name).filter_map(|resource| Some(resource.scalar.as_ref()?.value)).sum()
+        };
+        let free = |name| sum(&self.total_resources, name) - sum(&self.allocated_resources, name);
+        let of_role = self.total_resources.iter().filter(|resource| resource.is_public() == public);
+        let ranges = of_role.filter(|resource| resource.name == "ports").filter_map(|resource| resource.ranges.as_ref());
+        Some(Agent {
+            host,
+            public,
+            active: self.active && !self.deactivated && self.drain_info.is_none(),
+            recovered: false,
+            free: Resources { cpus: free("cpus"), mem: free("mem"), disk: free("disk") },
+            ports: Ports(ranges.flat_map(|ranges| &ranges.range).map(|range| (range.begin, range.end)).collect()),
+            id: self.agent_info.id.value,
+        })
+    }
+}
+
+/// The same answer in one piece.
+#[cfg(any(test, fuzzing))]
 #[derive(Deserialize)]
 struct Slaves {
     slaves: Vec<Slave>,
@@ -142,6 +291,7 @@ struct Slaves {
     recovered_slaves: Vec<Recovered>,
 }
 
+#[cfg(any(test, fuzzing))]
 impl Slaves {
     fn agents(self) -> Vec<Agent> {
         let recovered = self.recovered_slaves.into_iter().filter_map(Recovered::agent);
@@ -244,10 +394,13 @@ fn is_for_good(resources: &serde_json::Value) -> bool {
 /// For fuzzing: reads whatever a master could answer, or put into its stream of events.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn read_anything(answer: &[u8]) -> Vec<Agent> {
-    let mut events = Events::default();
-    let found = answer.chunks(7).filter(|chunk| events.has_added(chunk)).count();
-    assert_eq!(found > 0, answer.windows(AGENT_ADDED.len()).any(|window| window == AGENT_ADDED));
-    assert!(events.tail.len() < AGENT_ADDED.len());
+    let (mut whole, mut cut) = (Vec::new(), Vec::new());
+    Records::default().feed(answer, |record| whole.push(record.to_vec()));
+    let mut records = Records::default();
+    answer.chunks(7).for_each(|chunk| records.feed(chunk, |record| cut.push(record.to_vec())));
+    assert_eq!(whole, cut, "it does not matter where a stream is cut");
+    assert!(records.record.len() <= MAX_RECORD_BYTES);
+    whole.iter().for_each(|record| drop(agent_added(record)));
     serde_json::from_slice::<Slaves>(answer).map(|answer| answer.slaves.into_iter().filter_map(Slave::agent).collect()).unwrap_or_default()
 }
 
@@ -278,6 +431,46 @@ mod tests {
         assert_eq!(agents[0].free, Resources { cpus: 1.5, mem: 60.0, disk: 50.0 });
         assert!(agents[1].ports.contains(5000) && !agents[1].ports.contains(22) && agents[0].ports.is_empty());
         assert_eq!(agents[1].ports.to_string(), "1-21, 23-5050");
+    }
+
+    #[test]
+    fn an_agent_that_registers_is_read_from_the_stream_as_from_the_list() {
+        let stream = include_bytes!("../../tests/fixtures/mesos-1.11.0/subscribe-json.recordio");
+        for chunk in [1, 100, stream.len()] {
+            let (mut records, mut added) = (Records::default(), Vec::new());
+            let mut each = |record: &[u8]| added.extend(agent_added(record));
+            stream.chunks(chunk).for_each(|chunk| records.feed(chunk, &mut each));
+            let seen: Vec<_> = added.into_iter().map(|agent| agent.unwrap()).collect();
+            assert_eq!(seen.len(), 3);
+            let first = &seen[0];
+            assert_eq!((first.host.to_string().as_str(), first.public, first.active), ("127.0.0.14", false, true));
+            assert_eq!(
+                (first.free, first.ports.to_string().as_str()),
+                (Resources { cpus: 2.0, mem: 2048.0, disk: 10240.0 }, "32500-32999")
+            );
+            assert_eq!(first.id, "cd022f8c-0a6c-438a-9dd9-d9b7103e9caa-S0");
+        }
+    }
+
+    #[test]
+    fn a_public_agent_is_known_in_the_stream_too_and_what_cannot_be_read_is_a_reason_to_ask() {
+        let event = |total: serde_json::Value| {
+            let info = serde_json::json!({ "hostname": "10.0.0.1", "id": { "value": "S1" } });
+            let agent = serde_json::json!({ "agent_info": info, "active": true, "total_resources": total,
+                                            "allocated_resources": [{ "name": "cpus", "scalar": { "value": 0.5 } }] });
+            agent_added(serde_json::json!({ "type": "AGENT_ADDED", "agent_added": { "agent": agent } }).to_string().as_bytes())
+        };
+        let of = |role: &str, dynamic: serde_json::Value| serde_json::json!([{ "name": "cpus", "scalar": { "value": 2.0 }, "role": role, "reservations": dynamic }]);
+        let public = event(of("slave_public", serde_json::json!([]))).unwrap().unwrap();
+        assert!(public.public && public.free.cpus == 1.5);
+        let is_public = |total| event(total).unwrap().unwrap().public;
+        assert!(is_public(of("", serde_json::json!([{ "role": "slave_public", "type": "STATIC" }]))));
+        assert!(
+            !is_public(of("", serde_json::json!([{ "role": "slave_public", "type": "DYNAMIC" }])))
+                && !is_public(of("*", serde_json::json!([])))
+        );
+        assert_eq!(event(serde_json::json!("?")), Some(None));
+        assert_eq!(agent_added(b"{\"type\":\"HEARTBEAT\"}"), None);
     }
 
     #[test]

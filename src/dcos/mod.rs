@@ -3,6 +3,7 @@
 pub mod ca;
 pub(crate) mod calls;
 pub mod cosmos;
+mod elements;
 pub mod grants;
 #[cfg(test)]
 mod hostile;
@@ -174,6 +175,14 @@ impl Api {
         Self::builder().redirect(Policy::none()).build()
     }
 
+    /// The same, and it keeps no connection open.
+    ///
+    /// # Errors
+    /// When the TLS set-up fails.
+    pub(crate) fn fleeting_client() -> Result<reqwest::Client, reqwest::Error> {
+        Self::builder().redirect(Policy::none()).pool_max_idle_per_host(0).build()
+    }
+
     /// What all clients have in common, to be added to: names by hickory, because a static binary has no NSS; no proxies.
     pub fn builder() -> reqwest::ClientBuilder {
         reqwest::Client::builder().no_proxy().timeout(TIMEOUT).connect_timeout(Duration::from_secs(5)).hickory_dns(true)
@@ -189,6 +198,51 @@ impl Api {
         // Some writes answer with nothing.
         let text = if text.is_empty() { "null" } else { &text };
         serde_json::from_str(text).map_err(|error| ApiError::Unexpected { url, reason: error.to_string() })
+    }
+
+    /// Hands the objects in the lists of an answer to `each`, one by one as they come, with the name of the list's field. It must have
+    /// the field `list`, or be a list where that is empty.
+    pub(crate) async fn get_each(
+        &self,
+        path: &str,
+        list: &'static str,
+        mut each: impl FnMut(&str, &[u8]) -> serde_json::Result<()>,
+    ) -> Result<(), ApiError> {
+        let (url, started) = (format!("{}{path}", self.base), Instant::now());
+        let result = self.elements(&url, list, &mut each).await;
+        if let Some(calls) = &self.calls {
+            calls.add(self.door, calls::outcome(&result), started.elapsed());
+        }
+        result
+    }
+
+    async fn elements(
+        &self,
+        url: &str,
+        list: &'static str,
+        each: &mut impl FnMut(&str, &[u8]) -> serde_json::Result<()>,
+    ) -> Result<(), ApiError> {
+        let mut response = self.send("GET", url, None, TIMEOUT).await?;
+        let status = response.status();
+        let unreachable =
+            |error: reqwest::Error| ApiError::Unreachable { method: "GET", url: url.into(), reason: chain(&error.without_url()) };
+        let unexpected = |reason: String| ApiError::Unexpected { url: url.into(), reason };
+        if !status.is_success() {
+            let text = read_to_end(response, MAX_ANSWER_BYTES).await.map_err(|end| match end {
+                End::Broken(error) => unreachable(error),
+                End::TooMuch(bytes) => unexpected(format!("more than {bytes} bytes")),
+            })?;
+            return Err(self.refused("GET", url.into(), None, status.as_u16(), &text));
+        }
+        let (mut elements, mut bytes) = (elements::Elements::new(list), 0);
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            bytes += chunk.len();
+            if bytes > MAX_ANSWER_BYTES {
+                return Err(unexpected(format!("more than {MAX_ANSWER_BYTES} bytes")));
+            }
+            elements.feed(&chunk, each).map_err(|error| unexpected(error.to_string()))?;
+        }
+        if elements.is_whole() { Ok(()) } else { Err(unexpected("it has no end, or is not the list that it should be".into())) }
     }
 
     /// Opens an answer that does not end.
@@ -334,7 +388,8 @@ pub(crate) async fn read_to_end(mut response: reqwest::Response, most: usize) ->
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    // Without a second copy of what may be large.
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 fn authorization(token: &Secret<String>) -> Option<reqwest::header::HeaderValue> {
