@@ -88,7 +88,7 @@ const CALM_SHARE: u32 = 100;
 const EAGER_SHARE: u32 = 12;
 /// In that time everything is looked at less often than what is being done.
 const WHOLE_SHARE: u32 = 60;
-/// But it is never put off for longer.
+/// But it is never put off for longer; while things change, for no longer than in a small cluster where nothing does.
 const LONGEST: Duration = Duration::from_secs(60);
 /// So many agents that are sent the same are named one by one.
 const TOLD: usize = 8;
@@ -408,7 +408,8 @@ impl Controller {
             };
             self.shared.beat();
             // In a large cluster a pass is work, and another one is not worth more than its share.
-            let pause = pause.max((cost * self.share()).min(LONGEST));
+            let longest = if pause < CALM { CALM } else { LONGEST };
+            let pause = pause.max((cost * self.share()).min(longest));
             self.rest(pause).await;
         }
     }
