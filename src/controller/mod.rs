@@ -86,7 +86,9 @@ const CALM: Duration = Duration::from_secs(3);
 /// processor, and a twelfth.
 const CALM_SHARE: u32 = 100;
 const EAGER_SHARE: u32 = 12;
-/// But it is never put off for longer.
+/// In that time everything is looked at less often than what is being done.
+const WHOLE_SHARE: u32 = 60;
+/// But it is never put off for longer; while things change, for no longer than in a small cluster where nothing does.
 const LONGEST: Duration = Duration::from_secs(60);
 /// So many agents that are sent the same are named one by one.
 const TOLD: usize = 8;
@@ -430,7 +432,8 @@ impl Controller {
             };
             self.shared.beat();
             // In a large cluster a pass is work, and another one is not worth more than its share.
-            let pause = pause.max((cost * self.share()).min(LONGEST));
+            let longest = if pause < CALM { CALM } else { LONGEST };
+            let pause = pause.max((cost * self.share()).min(longest));
             self.rest(pause).await;
         }
     }
@@ -462,14 +465,14 @@ impl Controller {
         !matches!(self.look_at_jobs(&mut now).await, Ok(None)) || !self.seen.is_still_so(&now)
     }
 
-    /// Of how much time a pass, or a look at everything, may take a part.
+    /// Of how much time a pass may take a part.
     fn share(&self) -> u32 {
         if self.calm { CALM_SHARE } else { EAGER_SHARE }
     }
 
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
-        let (joined, share) = (self.shared.take_joined(), self.share());
+        let (joined, share) = (self.shared.take_joined(), if self.calm { CALM_SHARE } else { WHOLE_SHARE });
         let mut observed = self.seen.look(&self.cluster, &self.options, joined, share).await?;
         let passed = self.pass_over(&mut observed).await?;
         self.seen.keep(observed, std::mem::take(&mut self.written));

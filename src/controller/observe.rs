@@ -60,7 +60,7 @@ struct Answer {
 }
 
 impl Seen {
-    /// Looks at Mesos and Marathon. `share`: of how much time everything may take a part to be looked at, as `12` for a twelfth.
+    /// Looks at Mesos and Marathon. `share`: of how much time everything may take a part to be looked at, as `60` for a sixtieth.
     pub(super) async fn look(
         &mut self,
         cluster: &Cluster,

@@ -756,7 +756,10 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
     };
     let (converging, (peak, _)) = (controller.cpu(), controller.memory());
     let pods = shared.lock().pods.len();
-    eprintln!("{agents}: proven after {proven_at:.1} s, seen after {total:.1} s, Marathon alone {alone:.1} s; {}", traffic(&shared));
+    eprintln!(
+        "{agents}: proven after {proven_at:.1} s, seen after {total:.1} s, Marathon alone {alone:.1} s, CPU {converging:.1} s, {peak:.0} MiB; {}",
+        traffic(&shared)
+    );
 
     // Nothing happens.
     sleep(Duration::from_secs(15)).await;
