@@ -224,3 +224,35 @@ fn every_test_that_the_document_of_security_names_is_one() {
     assert!(rows.len() > 20, "the table is not found");
     assert!(missing.is_empty(), "there are no such tests: {missing:#?}");
 }
+
+/// Names below a heading of a Cargo.toml.
+fn listed(manifest: &str, heading: &str) -> Vec<String> {
+    let text = fs::read_to_string(Path::new(ROOT).join(manifest)).unwrap();
+    let (_, section) = text.split_once(&format!("\n[{heading}]\n")).unwrap_or_else(|| panic!("{manifest} has no {heading}"));
+    let lines = section.lines().take_while(|line| !line.starts_with('['));
+    lines.filter_map(|line| Some(line.split_once(['.', ' ', '='])?.0.to_string())).filter(|name| name != "#").collect()
+}
+
+#[test]
+fn every_direct_dependency_has_its_row_and_no_row_is_without_one() {
+    let text = fs::read_to_string(Path::new(ROOT).join("docs/dependencies.md")).unwrap();
+    let sorted = |mut names: Vec<String>| {
+        names.sort();
+        names.dedup();
+        names
+    };
+    let rows = |text: &str| {
+        let rows: Vec<Vec<&str>> = text.lines().filter(|line| line.starts_with("| `")).map(|line| line.split(" | ").collect()).collect();
+        assert!(rows.iter().flatten().all(|cell| !cell.trim_matches(['|', ' ']).is_empty()), "an empty cell: {rows:#?}");
+        sorted(rows.iter().map(|row| row[0].trim_matches(['|', ' ', '`']).to_string()).collect())
+    };
+    let (program, tests) = text.split_once("\n## For tests and the lab\n").unwrap();
+    let of_program = sorted(listed("Cargo.toml", "dependencies"));
+    assert!(of_program.len() > 10, "{of_program:?}");
+    assert_eq!(rows(program), of_program);
+    let mut of_tests = listed("Cargo.toml", "dev-dependencies");
+    of_tests.extend(listed("tests/lab/Cargo.toml", "dependencies"));
+    of_tests.extend(listed("tests/lab/Cargo.toml", "dev-dependencies"));
+    of_tests.retain(|name| !of_program.contains(name));
+    assert_eq!(rows(tests), sorted(of_tests));
+}

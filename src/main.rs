@@ -11,6 +11,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -454,7 +455,7 @@ fn forever<E: Error + 'static>(needs: privileges::Role, role: impl Future<Output
     if let Err(reason) = privileges::give_up(needs) {
         tracing::warn!(reason, "this role keeps more privileges than it needs");
     }
-    run(async { role.await.map(|()| ExitCode::SUCCESS) }, |_| ExitCode::FAILURE)
+    run(Box::pin(async { role.await.map(|()| ExitCode::SUCCESS) }), |_| ExitCode::FAILURE)
 }
 
 /// Logs what is of this level or worse, line by line, to standard error.
@@ -476,6 +477,13 @@ fn parsed(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
 
 /// Answers an operator's question about a service.
 fn ask(name: &str, question: impl AsyncFnOnce(Service) -> Result<ExitCode, OperatorError>) -> ExitCode {
+    answer(name, Box::new(|service| Box::pin(async move { question(service).await })))
+}
+
+/// What is asked of a service, whatever it is.
+type Question<'a> = Box<dyn FnOnce(Service) -> Task<'a, OperatorError> + 'a>;
+
+fn answer(name: &str, question: Question<'_>) -> ExitCode {
     // `dcos -v` and `dcos -vv`.
     let level = match std::env::var("DCOS_VERBOSITY").as_deref() {
         Err(_) | Ok("" | "0") => LevelFilter::WARN,
@@ -487,7 +495,7 @@ fn ask(name: &str, question: impl AsyncFnOnce(Service) -> Result<ExitCode, Opera
         let service = Service::new(&Access::from_env()?, name)?;
         question(service).await
     };
-    run(answer, |error| match error {
+    run(Box::pin(answer), |error| match error {
         OperatorError::NoAgent { .. }
         | OperatorError::OptionsFile { .. }
         | OperatorError::Refused(_)
@@ -525,7 +533,10 @@ fn user(name: &str, verb: UserVerb) -> ExitCode {
     })
 }
 
-fn run<E: Error + 'static>(task: impl Future<Output = Result<ExitCode, E>>, failure: impl FnOnce(&E) -> ExitCode) -> ExitCode {
+/// What is run, boxed: so the runtime is in the program once for each kind of error, and not for every command anew.
+type Task<'a, E> = Pin<Box<dyn Future<Output = Result<ExitCode, E>> + 'a>>;
+
+fn run<E: Error + 'static>(task: Task<'_, E>, failure: fn(&E) -> ExitCode) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
