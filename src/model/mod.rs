@@ -214,6 +214,7 @@ fn bound(kind: &str) -> Option<u64> {
 /// Whom or what an action is about, where there are several of its kind.
 fn subject(action: &Action) -> String {
     match action {
+        Action::PutPod { shard, .. } => shard.suffix(),
         Action::PutJob { id, .. } | Action::StartRun { id } => id.clone(),
         Action::PutSchedule { job, .. } | Action::DropSchedule { job } => job.clone(),
         Action::SendTrust { host } => host.to_string(),
