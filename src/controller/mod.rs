@@ -336,6 +336,8 @@ struct Controller {
     distribution: Box<dyn Distribution>,
     /// Whether the controller has been seen under its own VIP.
     reached: bool,
+    /// When its app was pinned to the host that keeps its keys; Marathon then restarts it.
+    pinned: Option<Instant>,
     /// Opened on the first pass that the options and the cluster allow.
     state: Option<State>,
     memory: Memory,
@@ -371,6 +373,7 @@ impl Controller {
             shared,
             binary_sha256,
             reached: false,
+            pinned: None,
             state: None,
             memory: Memory::default(),
             others: Others::default(),
@@ -648,20 +651,23 @@ impl Controller {
 
     /// Where there is no secret store the controller belongs to the host that holds its state. Where no option names one, it pins its
     /// app to where it is.
-    async fn at_home(&self, observed: &Observed) -> Result<bool, ControllerError> {
+    async fn at_home(&mut self, observed: &Observed) -> Result<bool, ControllerError> {
         if observed.own_app.is_none() || !steps::is_current(observed, &self.setting.task_id) {
             return Err(ControllerError::NotCurrent(self.setting.app_id.clone()));
         }
         if self.cluster.secrets.is_some() {
             return Ok(true);
         }
-        let host = match steps::home(observed, &self.setting.app_id, &self.setting.host) {
+        let pinned_for = self.pinned.map(|at| at.elapsed());
+        let host = match steps::home(observed, &self.setting.app_id, &self.setting.host, pinned_for) {
             Home::Here => return Ok(true),
             Home::Locked => return Ok(false),
             Home::Pin(host) => host,
         };
         tracing::info!(%host, "pinning the controller to the host that keeps its keys; Marathon restarts it there");
         let pin = json!({ "constraints": [["hostname", "LIKE", documents::exactly(&host)]] });
+        // Before, for it can be taken without an answer.
+        self.pinned = Some(Instant::now());
         match self.cluster.marathon.patch_app(&self.setting.app_id, &pin, false).await {
             Err(error) if !error.is_conflict() => Err(error.into()),
             _ => Ok(false),

@@ -37,14 +37,20 @@ pub(crate) enum Home {
     Here,
     /// Its app is to be pinned to this one.
     Pin(Host),
-    /// A deployment of its own app has to end first.
+    /// A deployment of its own app has to end first, with which Marathon may be about to kill it.
     Locked,
 }
 
+/// Marathon kills a task whose app was changed within that time, if it does at all.
+const RESTARTED_WITHIN: Duration = Duration::from_secs(60);
+
 /// Where no option names the controller's host, its app is pinned to the one that keeps its state, or else to where it is.
-pub(crate) fn home(observed: &Observed, app_id: &str, host: &Host) -> Home {
+///
+/// `pinned_for`: since when this very task has done so. It does nothing more, for what it started would look for a controller in vain.
+pub(crate) fn home(observed: &Observed, app_id: &str, host: &Host, pinned_for: Option<Duration>) -> Home {
     let constraints = observed.own_app.as_ref().and_then(|own| own.spec["constraints"].as_array()).map_or(0, Vec::len);
     match () {
+        () if constraints > 0 && pinned_for.is_some_and(|time| time < RESTARTED_WITHIN) => Home::Locked,
         () if constraints > 0 => Home::Here,
         () if observed.locked.contains(app_id) => Home::Locked,
         () => Home::Pin(plan::home(observed).unwrap_or_else(|| host.clone())),
@@ -441,6 +447,21 @@ mod tests {
         assert!(!memory.asks_again(&seen(0), later(11)), "started anew");
         assert!(!is_fresh(&memory, 0) && is_fresh(&memory, 1), "what it proves now it proves after the question");
         assert!(!memory.asks_again(&seen(1), later(60)), "it owes nothing");
+    }
+
+    #[test]
+    fn who_has_pinned_its_own_app_does_nothing_more_until_it_is_killed_or_clearly_is_not() {
+        let own = |constraints| Observed {
+            own_app: Some(crate::dcos::marathon::App { spec: serde_json::json!({ "constraints": constraints }), tasks: vec![] }),
+            ..Observed::default()
+        };
+        let host: Host = "10.0.0.1".parse().unwrap();
+        let pinned = own(serde_json::json!([["hostname", "LIKE", "^10\\.0\\.0\\.1$"]]));
+        let home = |observed: &Observed, seconds: Option<u64>| home(observed, "/own", &host, seconds.map(Duration::from_secs));
+        assert!(matches!(home(&own(serde_json::json!([])), None), Home::Pin(to) if to == host));
+        assert!(matches!(home(&pinned, Some(0)), Home::Locked) && matches!(home(&pinned, Some(59)), Home::Locked));
+        assert!(matches!(home(&pinned, Some(60)), Home::Here), "Marathon has taken it for what it had");
+        assert!(matches!(home(&pinned, None), Home::Here), "the task that Marathon has started then");
     }
 
     #[test]

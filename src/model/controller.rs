@@ -217,7 +217,7 @@ impl Controller {
             return Ok(Passed::NotCurrent);
         }
         if !world.base.secrets {
-            match steps::home(&look.observed, OWN, &self.setting.host) {
+            match steps::home(&look.observed, OWN, &self.setting.host, None) {
                 Home::Here => {}
                 Home::Locked => return Ok(Passed::Busy),
                 Home::Pin(host) => {
