@@ -36,7 +36,7 @@ push() {
     tr -d '\r' | sed -n 's/^[Ll]ocation: //p')
   [[ $location == https:* ]] || location=https://$address$location
   by "$address" --request PUT --output /dev/null "$location&digest=sha256:$digest"
-  since "$began"
+  awk -v a="$began" -v b="$(date +%s.%N)" 'BEGIN { printf "%.3f", b - a }'
 }
 
 # Prints the seconds that a pull takes, by curl's own clock.
@@ -53,7 +53,9 @@ rates() {
 start_takes() {
   local app=$1 host=$2 task
   task=$(master curl -sf "$admin/service/marathon/v2/apps/$app" | jq -r '.app.tasks[0].id')
-  master curl -sf -X POST "$admin/service/marathon/v2/apps/$app/restart" >/dev/null
+  # A deployment of before may still hold the app.
+  restarts() { master curl -sf -X POST "$admin/service/marathon/v2/apps/$app/restart" >/dev/null; }
+  wait_for 60 "a restart of $app to be taken" restarts
   listens() {
     [ "$(master curl -sf "$admin/service/marathon/v2/apps/$app" | jq -r --arg task "$task" '[.app.tasks[] | select(.id != $task and .state == "TASK_RUNNING")] | length')" = 1 ] &&
       on "$host" sh -c 'container=$(docker ps --latest --quiet) && docker inspect --format "{{.State.StartedAt}}" $container && docker logs $container 2>&1 | grep "listening on"' >"$dir/start"
