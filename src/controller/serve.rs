@@ -33,6 +33,8 @@ const STUCK_AFTER: Duration = Duration::from_secs(300);
 const REMEMBERED: usize = 30;
 /// Nodes that fetch this program, open pages and programs. Behind Admin Router each keeps a connection for its next question.
 pub(super) const LIMITS: Limits = Limits { connections: 512, head: Duration::from_secs(30), exchange: None };
+/// More agents than this that have registered since the last look are a reason to look at all of them.
+const JOINED: usize = 1000;
 /// So many may list images at a time, for each part is hundreds of questions to the registry; others wait a little.
 const LISTING: usize = 2;
 const TURN: Duration = Duration::from_secs(15);
@@ -165,9 +167,14 @@ impl Shared {
         self.wake.notified().await;
     }
 
-    /// An agent has registered, which is worth a look at once.
+    /// An agent has registered, which is worth a look at once. What comes while no look is possible is kept within bounds.
     pub(super) fn joined(&self, agent: Option<Agent>) {
-        self.joined.lock().unwrap_or_else(PoisonError::into_inner).push(agent);
+        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        if joined.len() < JOINED {
+            joined.push(agent);
+        } else {
+            *joined = vec![None];
+        }
         self.wake.notify_one();
     }
 
@@ -299,4 +306,25 @@ async fn artifact(State(shared): State<Arc<Shared>>, Path(sha256): Path<String>)
         return (StatusCode::NOT_FOUND, "this controller has another binary\n").into_response();
     }
     ([(header::CONTENT_TYPE, "application/octet-stream")], shared.binary.clone()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_that_register_while_nobody_can_look_take_no_more_room_than_they_may_and_are_all_looked_at() {
+        let shared = Shared::new(Vec::new(), "00".into());
+        for _ in 0..3 * JOINED {
+            shared.joined(None);
+            assert!(shared.joined.lock().unwrap().len() <= JOINED);
+        }
+        let agent = crate::plan::tests::agent("10.0.0.1");
+        shared.take_joined();
+        for _ in 0..=JOINED {
+            shared.joined(Some(agent.clone()));
+        }
+        assert!(shared.take_joined().iter().any(Option::is_none), "one that is not named is a reason to ask for all");
+        assert!(shared.take_joined().is_empty());
+    }
 }
