@@ -52,6 +52,10 @@ const THIN: &[(&str, &str)] = &[
     ("/currentActions/*/pod: missing, recorded always", "as before"),
     ("/endpoints/*/healthy: not in any recording", "no running pod had a health check; one on 1.7.202 was seen to show this"),
     ("/instances/*/containers/*/resources: missing, recorded always", "every container had begun; on 1.11.24 those that have not lack it"),
+    ("/healthCheckResults/*/firstSuccess: null, recorded a string", "every task had passed a check, and none had failed one"),
+    ("/healthCheckResults/*/lastSuccess: null, recorded a string", "as before"),
+    ("/healthCheckResults/*/lastFailure: a string, recorded null", "as before"),
+    ("/healthCheckResults/*/lastFailureCause: a string, recorded null", "as before"),
     ("/tasks/*/startedAt: missing, recorded always", "every task had begun; on 1.11.24 those that have not lack it"),
 ];
 

@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
+use crate::journal::{Content, Exchange};
+use crate::recordings::{Recordings, UNRECORDED, Verdict};
 use crate::server::pretence::Pretence;
 use crate::server::state::Options;
-use crate::server::{Role, Shared, SharedState, agents};
+use crate::server::{Pose, Role, Security, Shared, SharedState, agents};
 use crate::task::TaskState;
 
 struct Cluster {
@@ -20,9 +22,17 @@ struct Cluster {
 }
 
 fn cluster(private: u8) -> Cluster {
+    cluster_of(None, private)
+}
+
+/// Of another version than the newest; its state is not written to disk then.
+fn cluster_of(pose: Option<Pose>, private: u8) -> Cluster {
     let dir = tempfile::tempdir().unwrap();
-    let shared =
-        Shared::open(dir.path(), Arc::new(Pretence { dir: dir.path().join("agents"), ..Pretence::default() }), Options::default()).unwrap();
+    let host = Arc::new(Pretence { dir: dir.path().join("agents"), ..Pretence::default() });
+    let shared = match pose {
+        None => Shared::open(dir.path(), host, Options::default()).unwrap(),
+        Some(pose) => Shared::in_memory(dir.path(), host, Options::default(), pose).unwrap(),
+    };
     shared.change(|state| {
         for n in 0..private {
             agents::register(state, ip(n), Role::Private);
@@ -37,6 +47,12 @@ fn ip(n: u8) -> Ipv4Addr {
 
 impl Cluster {
     fn call(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let (status, _, body) = self.ask(method, path, body);
+        (status, body)
+    }
+
+    /// Status, content type and body.
+    fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Option<String>, Value) {
         let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let router = router(self.shared.clone());
@@ -44,8 +60,9 @@ impl Cluster {
         runtime.block_on(async {
             let answer = router.oneshot(request.body(body).unwrap()).await.unwrap();
             let status = answer.status().as_u16();
+            let kind = answer.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
             let bytes = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
-            (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+            (status, kind, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
         })
     }
 
@@ -365,4 +382,97 @@ fn a_task_that_fails_its_check_still_shows_when_it_passed_it() {
     let (passed, failed) = ("1970-01-01T00:00:10.000Z", "1970-01-01T00:00:20.000Z");
     assert_eq!((&result["firstSuccess"], &result["lastSuccess"], &result["lastFailure"]), (&json!(passed), &json!(passed), &json!(failed)));
     assert_eq!((&result["alive"], &result["lastFailureCause"]), (&json!(false), &json!("")));
+}
+
+/// Every state in which a look can find the tasks: states, results of checks, and agents that are lost. A test of the whole that
+/// sees some of them only at times would fail only at times.
+#[test]
+fn whatever_state_tasks_are_in_what_is_shown_of_them_has_the_shape_of_a_recording() {
+    const STATES: [TaskState; 7] = [
+        TaskState::Staging,
+        TaskState::Starting,
+        TaskState::Running,
+        TaskState::Killing,
+        TaskState::Finished,
+        TaskState::Failed,
+        TaskState::Killed,
+    ];
+    const CHECKS: [&[bool]; 4] = [&[], &[true], &[false], &[true, false]];
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
+    let mut compared = 0;
+    let mut faults = std::collections::BTreeSet::new();
+    for dcos in Pose::versions() {
+        let pose = Pose::of(dcos, Security::Open).unwrap();
+        let recordings = Recordings::of(&fixtures, &pose).unwrap();
+        for (state, checks, lost, passes) in STATES
+            .into_iter()
+            .flat_map(|state| CHECKS.map(|checks| (state, checks)))
+            .flat_map(|(state, checks)| [(false, 0), (false, 1), (true, 0), (true, 1)].map(|(lost, passes)| (state, checks, lost, passes)))
+        {
+            let cluster = cluster_of(Some(pose.clone()), 2);
+            let ports = json!([{ "containerPort": 5000, "hostPort": 0, "protocol": "tcp" }]);
+            let mut checked = json!({
+                "id": "/web", "cpus": 0.1, "mem": 32, "instances": 1,
+                "container": { "type": "DOCKER", "docker": { "image": "registry:2" } },
+                "healthChecks": [{ "protocol": "MESOS_HTTP", "portIndex": 0, "path": "/" }],
+            });
+            if pose.has_apps_of_1_4() {
+                checked["container"]["docker"]["network"] = "BRIDGE".into();
+                checked["container"]["docker"]["portMappings"] = ports;
+            } else {
+                checked["networks"] = json!([{ "mode": "container/bridge" }]);
+                checked["container"]["portMappings"] = ports;
+            }
+            assert_eq!(cluster.call("POST", "/v2/apps", &checked).0, 201);
+            assert_eq!(cluster.call("POST", "/v2/pods", &pod(2, "a")).0, 201);
+            cluster.advance();
+            cluster.shared.change(|all| {
+                assert_eq!(all.tasks.len(), 3, "{dcos}");
+                for task in all.tasks.values_mut() {
+                    if state != TaskState::Staging {
+                        task.enter(TaskState::Running, 5.0);
+                    }
+                    checks.iter().zip([10.0, 20.0]).for_each(|(healthy, at)| task.be_healthy(*healthy, at));
+                    task.enter(state, 30.0);
+                    task.unreachable = lost;
+                }
+            });
+            (0..passes).for_each(|_| cluster.advance());
+            for (path, query) in [
+                ("/v2/apps", ""),
+                ("/v2/apps/web", ""),
+                ("/v2/apps/web", "embed=app.tasks"),
+                ("/v2/apps/web/tasks", ""),
+                ("/v2/tasks", ""),
+                ("/v2/pods/node::status", ""),
+                ("/v2/pods/::status", ""),
+                ("/v2/deployments", ""),
+            ] {
+                let (status, response_type, body) = cluster.ask("GET", &format!("{path}?{query}"), &Value::Null);
+                let exchange = Exchange {
+                    service: "marathon".to_owned(),
+                    method: "GET".to_owned(),
+                    path: path.to_owned(),
+                    query: query.to_owned(),
+                    request_type: None,
+                    accept: None,
+                    request_body: Content::Empty,
+                    status,
+                    response_type,
+                    response_body: Content::Json(body),
+                    unknown: false,
+                };
+                let seen = format!("{dcos}: {state:?}, checks {checks:?}, lost {lost}, {path}?{query}");
+                match recordings.check(&exchange) {
+                    Verdict::Matches(_) => compared += 1,
+                    Verdict::OtherVersion(_) => {}
+                    Verdict::Unrecorded(what) if UNRECORDED.iter().any(|(listed, _)| *listed == what) => {}
+                    Verdict::Differs(how) => faults.extend(how),
+                    other => faults.extend([format!("{seen}: {other:?}")]),
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.into_iter().collect::<Vec<_>>().join("\n"));
+    assert!(compared > 1000, "only {compared} answers were compared");
 }

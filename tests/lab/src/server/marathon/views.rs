@@ -156,9 +156,13 @@ fn app_task(state: &State, instance: &Instance, task: &Task) -> Value {
             result["lastFailure"] = iso(since).into();
             result["lastFailureCause"] = "".into();
         }
-        if healthy && state.pose.has_apps_of_1_4() {
-            result["lastFailure"] = Value::Null;
-            result["lastFailureCause"] = Value::Null;
+        if state.pose.has_apps_of_1_4() {
+            // It shows what there was none of yet.
+            for field in ["firstSuccess", "lastSuccess", "lastFailure", "lastFailureCause"] {
+                if result.get(field).is_none() {
+                    result[field] = Value::Null;
+                }
+            }
         }
         view["healthCheckResults"] = json!([result]);
     }
