@@ -388,6 +388,37 @@ fn key_certificate_and_data_survive_a_restart_without_the_controller() {
     assert_eq!(host.get(&blob), Some((200, "a layer".into())));
 }
 
+/// It may be of a CA that was replaced while no task was here to be told.
+#[test]
+fn a_certificate_that_was_not_served_lately_waits_for_another_and_is_served_where_none_comes() {
+    let mut host = Host::serving();
+    let served = host.status().leaf_fingerprint;
+    let age = |host: &Host| {
+        let file = File::options().write(true).open(host.state("tls.crt")).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    };
+    age(&host);
+    assert!(host.stop());
+    let noted = fs::metadata(host.state("tls.crt")).unwrap().modified().unwrap().elapsed().unwrap();
+    assert!(noted < Duration::from_secs(60), "the end of service was not noted: {noted:?}");
+
+    age(&host);
+    host.start();
+    host.wait_for_phase(RegistryPhase::AwaitingCertificate);
+    host.give_certificate(2);
+    assert_eq!((host.status().starts, host.status().leaf_fingerprint == served), (1, false));
+    let served = host.status().leaf_fingerprint;
+
+    // Nobody is there to give one.
+    assert!(host.stop());
+    age(&host);
+    host.start();
+    host.wait_for_phase(RegistryPhase::AwaitingCertificate);
+    assert_eq!(host.get("/v2/"), None);
+    host.wait_for_phase(RegistryPhase::Serving);
+    assert_eq!((host.status().starts, host.status().leaf_fingerprint), (1, served));
+}
+
 #[test]
 fn a_killed_task_leaves_nothing_that_hinders_the_next() {
     let mut host = Host::serving();

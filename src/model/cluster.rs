@@ -394,12 +394,16 @@ impl World {
 
     /// What clients behind the VIP are shown, by every registry that answers.
     pub(super) fn served(&self) -> Vec<Option<Chain>> {
+        self.served_by(|_| true)
+    }
+
+    fn served_by(&self, counts: impl Fn(&Registry) -> bool) -> Vec<Option<Chain>> {
         let Some(app) = &self.marathon.registry else { return Vec::new() };
         if let Some(machine) = app.hand_made {
             let up = self.machines[machine].up;
             return up.then(|| Some(self.foreign.chains[0].clone())).into_iter().collect();
         }
-        let tasks = app.tasks.iter().filter(|task| self.machines[task.machine].up);
+        let tasks = app.tasks.iter().filter(|task| self.machines[task.machine].up && counts(task));
         tasks.filter_map(|task| task.served().map(|chain| chain.cloned())).collect()
     }
 
@@ -421,12 +425,13 @@ impl World {
         machine.excused &= machine.proven.as_ref() != Some(&self.newest);
     }
 
-    /// Every host that has verified what was served, and was told of every change since, does so now.
+    /// Every host that has verified what was served, and was told of every change since, does so now. A registry that was away, and found no
+    /// controller to ask, may show what it has stored.
     pub(super) fn check_trust(&mut self) {
         if self.unsettled {
             return;
         }
-        let served = self.served();
+        let served = self.served_by(|task| !task.is_unasked());
         if served.is_empty() || self.marathon.registry.as_ref().is_some_and(|app| app.hand_made.is_some()) {
             return;
         }

@@ -125,6 +125,25 @@ fn known() -> Vec<Story> {
             1_883_271_999_783_095,
             vec![Join(Kind::Private), Join(Kind::Gpu), Heal(false), LoseCa, Pass, Age(20), Pass, Rebuild(252), Heal(false)],
         ),
+        // A registry was away for a whole rotation, and then served what it had stored of the retired CA.
+        story(
+            1_883_275_070_014_465,
+            vec![
+                Drain(40),
+                Pass,
+                RunJob(78),
+                ChangeOptions(34),
+                Work(8_312_663_190_538_289_035),
+                KillInStore(0),
+                Pass,
+                DeleteRegistry,
+                SecondController(0),
+                Heal(false),
+                SecondController(50),
+                DeleteRegistry,
+                Heal(true),
+            ],
+        ),
         // Users were changed after everything was gone; what was to stay away was what the registry came to lie on.
         story(207, vec![Uninstall(true), Pass, ChangeUsers(210), Heal(false)]),
         story(152, vec![Join(Kind::Public), KillInStore(5), KillInPass(3), Pass, Age(1), KillInStore(0), DeleteRegistry, Heal(true)]),

@@ -9,18 +9,24 @@ use crate::protocol::{
     AuthBy, CertificateRequest, CollectPhase, CollectStep, Collection, OrderKind, RegistryPhase, RegistrySettings, RegistryStatus,
     SignedOrder, env,
 };
+use crate::registry::role;
 use crate::secret::Secret;
 
 /// So long the controller may say nothing in a collection.
 const PATIENCE: i64 = 60;
 /// So long a restart waits for its turn.
 const TURN: i64 = 600;
+/// A stored certificate that was served within this time is served at once; any other after the second one.
+const LATELY: i64 = role::LATELY.as_secs() as i64;
+const STORED_AFTER: i64 = role::STORED_AFTER.as_secs() as i64;
 
 /// What a registry leaves on its host.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Left {
     pub(super) key: Option<usize>,
     chain: Option<Chain>,
+    /// When the chain was stored, or last served.
+    since: i64,
     last: Option<SignedOrder>,
     users: Option<Secret<String>>,
 }
@@ -38,6 +44,10 @@ pub(super) struct Registry {
     pinned: bool,
     key: Option<usize>,
     chain: Option<Chain>,
+    /// A stored chain that is served from then on, if no other has come.
+    stored: Option<(Chain, i64)>,
+    /// It serves what it has stored, and no controller has said since that this is right.
+    unasked: bool,
     served: Option<Chain>,
     answers: bool,
     /// Looks until it answers.
@@ -69,7 +79,7 @@ impl Registry {
         let order = last.as_ref().and_then(|last| order_key.open(last).ok());
         let kept = matches!(&settings.auth, AuthBy::Htpasswd { file: None });
         let users = kept.then(|| left.users.unwrap_or_else(|| Secret::new(String::new())));
-        let chain =
+        let stored =
             left.chain.filter(|chain| makes_key && key.is_some_and(|key| world.spki(key) == chain.spki) && world.now < chain.not_after);
         let retired = order.as_ref().is_some_and(|order| matches!(order.kind, OrderKind::Retire { .. }));
         let mut registry = Self {
@@ -81,7 +91,9 @@ impl Registry {
             enrolment,
             pinned,
             key,
-            chain,
+            chain: None,
+            stored: stored.map(|chain| (chain, if world.now - left.since < LATELY { 0 } else { world.now + STORED_AFTER })),
+            unasked: false,
             served: None,
             answers: false,
             starting: 2,
@@ -113,10 +125,15 @@ impl Registry {
 
     fn retire(&mut self, world: &mut World) {
         (self.key, self.chain, self.served, self.collecting, self.users) = (None, None, None, None, None);
-        (self.answers, self.retired, self.due_until) = (false, true, None);
+        (self.answers, self.retired, self.due_until, self.stored) = (false, true, None, None);
         if self.pinned {
             world.machines[self.machine].registry = None;
         }
+    }
+
+    /// Whether it serves what no controller has looked at: it could not know of a rotation that it was not there for.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.unasked
     }
 
     /// What clients are shown; none if nobody answers. Without TLS there is no chain.
@@ -149,6 +166,9 @@ impl Registry {
         if self.due_until.is_some_and(|until| world.now >= until) {
             self.restart();
         }
+        if let Some((chain, at)) = self.stored.take_if(|(_, at)| world.now >= *at) {
+            (self.chain, self.unasked) = (Some(chain), at > 0);
+        }
         if !self.answers && (self.chain.is_some() || self.settings.insecure) {
             self.starting = self.starting.saturating_sub(1);
             if self.starting == 0 {
@@ -162,6 +182,10 @@ impl Registry {
                     };
                 }
             }
+        }
+        if self.answers {
+            let now = world.now;
+            self.keep(world, |left| left.since = now);
         }
         self.collect(world.now);
     }
@@ -265,7 +289,9 @@ impl Registry {
         if self.key.is_none_or(|key| world.spki(key) != chain.spki) || world.now >= chain.not_after {
             return false;
         }
-        self.keep(world, |left| left.chain = Some(chain.clone()));
+        let now = world.now;
+        self.keep(world, |left| (left.chain, left.since) = (Some(chain.clone()), now));
+        (self.stored, self.unasked) = (None, false);
         if self.chain.as_ref() != Some(&chain) {
             self.chain = Some(chain);
             self.restart();

@@ -17,7 +17,7 @@ mod images;
 mod leave;
 mod provided;
 mod reaper;
-mod role;
+pub(crate) mod role;
 mod room;
 mod server;
 mod state;

@@ -26,6 +26,12 @@ use crate::protocol::{CertificateRequest, CollectStep, CopyKind, Order, OrderKin
 const STATE_RETRY: Duration = Duration::from_secs(5);
 /// So long a restart waits for its turn. Without a controller it takes place out of turn, and the others' may at the same moment.
 const TURN: Duration = Duration::from_secs(600);
+/// A stored certificate that no task has served in so long a time may be of a CA that was replaced meanwhile. A restart by Marathon takes
+/// less where the image is at hand, and no rotation is over so soon.
+pub(crate) const LATELY: Duration = Duration::from_secs(10);
+/// So long a task with such a certificate waits for a new one. The controller asks every task in each of its passes, which are seldom
+/// further apart; and pulls are not to wait for a controller that is away.
+pub(crate) const STORED_AFTER: Duration = Duration::from_secs(3);
 
 /// SIGTERM and SIGINT. As process 1 of a container we get neither unless we ask for it.
 pub(super) struct Signals {
@@ -90,6 +96,10 @@ pub(super) async fn run(config: RegistryConfig, account: Account, mut outside: O
                 tracing::warn!("the controller has not called this registry to restart, so it does now");
                 role.restart();
             }
+            () = wait_until(role.stored.as_ref().map(|(_, at)| *at)) => {
+                tracing::info!("no controller has sent a certificate, so this registry serves with the one it has stored");
+                role.serve_stored();
+            }
             () = Copier::event(&mut role.copier) => role.copy_goes_on(),
             event = Collecting::event(&mut role.collecting) => role.collection_goes_on(event).await,
             said = say(&mut role.asked_version) => role.read_version(said),
@@ -97,6 +107,7 @@ pub(super) async fn run(config: RegistryConfig, account: Account, mut outside: O
             () = role.reaper.wait() => role.reaper.reap(&role.own_children()),
         }
     }
+    role.note_service();
     // What it collects or copies it can do another time.
     (role.collecting, role.copier) = (None, None);
     role.supervisor.stop();
@@ -196,6 +207,8 @@ struct Role {
     /// A restart that waits for its turn does so until then.
     due_until: Option<Instant>,
     stored_chain: Option<String>,
+    /// A stored certificate that is served from then on, if no other has come.
+    stored: Option<(Chain, Instant)>,
     last_kind: Option<OrderKind>,
     /// The last garbage collection.
     collecting: Option<Collecting>,
@@ -242,6 +255,7 @@ impl Role {
             refusals,
             due_until: None,
             stored_chain: found.stored_chain,
+            stored: None,
             last_kind: last.map(|(_, order)| order.kind),
             collecting: None,
             copier: None,
@@ -268,13 +282,33 @@ impl Role {
         let (Some(text), Some(key)) = (self.stored_chain.take(), &self.key) else { return };
         match Chain::parse(&text, key, now()) {
             Ok(chain) => {
-                self.chain = Some(chain);
-                self.restart();
+                let is_fresh = self.state.served_within(LATELY);
+                self.stored = Some((chain, Instant::now() + if is_fresh { Duration::ZERO } else { STORED_AFTER }));
+                if is_fresh {
+                    self.serve_stored();
+                }
             }
             Err(error) => {
                 let path = self.config.chain_file();
                 self.state_error = Some(format!("{} is not used: {error}; waiting for a certificate", path.display()));
             }
+        }
+    }
+
+    fn serve_stored(&mut self) {
+        if let Some((chain, _)) = self.stored.take() {
+            self.chain = Some(chain);
+            self.restart();
+        }
+    }
+
+    /// The next task on this host is to see that the certificate was in use until now.
+    fn note_service(&self) {
+        if self.key.is_some()
+            && self.served.is_some()
+            && let Err(error) = self.state.note_service()
+        {
+            tracing::warn!(%error, "the next task on this host waits a few seconds for a new certificate");
         }
     }
 
@@ -348,6 +382,7 @@ impl Role {
         self.state.store_chain(&chain).and_then(|()| self.state.store_order(signed)).map_err(|error| Refusal::Failed(error.to_string()))?;
         self.last = this;
         let changed = self.chain.as_ref().is_none_or(|old| old.pem != chain.pem);
+        self.stored = None;
         if changed || self.supervisor.is_stopped() {
             tracing::info!(fingerprint = chain.leaf_fingerprint, "serving with a new certificate");
             self.chain = Some(chain);
@@ -527,6 +562,7 @@ impl Role {
     async fn retire(&mut self, delete_data: bool) {
         (self.answers, self.leaving, self.due_until) = (false, None, None);
         self.retiring = Some(delete_data);
+        self.stored = None;
         (self.collecting, self.copier) = (None, None);
         self.supervisor.stop();
         self.finish_retirement();

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::backup;
 use super::config::{RegistryConfig, Rendered};
@@ -151,6 +152,20 @@ impl State {
 
     pub(super) fn store_chain(&self, chain: &Chain) -> Result<(), StateError> {
         write(&self.config.chain_file(), &chain.pem, 0o644)
+    }
+
+    /// Notes that the stored chain has been served until now, as the time at which its file was changed.
+    pub(super) fn note_service(&self) -> Result<(), StateError> {
+        let path = self.config.chain_file();
+        let noted = File::options().write(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        noted.map_err(failed("set the time of", &path))
+    }
+
+    /// Whether the stored chain was stored, or last known to be served, within that time.
+    pub(super) fn served_within(&self, time: Duration) -> bool {
+        let changed = fs::symlink_metadata(self.config.chain_file()).and_then(|file| file.modified()).ok();
+        // A time to come is one of another clock.
+        changed.and_then(|changed| changed.elapsed().ok()).is_some_and(|elapsed| elapsed < time)
     }
 
     /// Writes the configuration and the files that it names.
