@@ -65,7 +65,7 @@ use collect::Collections;
 use copies::Copies;
 pub use discovery::Discovery;
 pub use images::{ImageReport, ImagesReport};
-use observe::Seen;
+use observe::{Purpose, Seen};
 use others::Others;
 pub use parts::{CertificateReport, RegistryReport, RotationReport};
 use preloads::Preloads;
@@ -357,6 +357,8 @@ struct Controller {
     seen: Seen,
     /// Whether nothing was left to do then.
     calm: bool,
+    /// Whether something has changed lately that is still to be followed to its end.
+    changes: bool,
     /// Ids of the pods that were written in this pass.
     written: Vec<String>,
     /// What Metronome has said last.
@@ -387,6 +389,7 @@ impl Controller {
             refused_schedules: BTreeMap::new(),
             seen: Seen::default(),
             calm: false,
+            changes: false,
             written: Vec::new(),
             jobs: None,
         }
@@ -401,6 +404,7 @@ impl Controller {
             self.shared.metrics.passed(started.elapsed(), passed.is_ok());
             let cost = observe::cpu_time().saturating_sub(before);
             self.calm = matches!(passed, Ok(Pass::Done));
+            self.changes = false;
             let pause = match passed {
                 Ok(Pass::Done | Pass::Refused) => CALM,
                 Ok(Pass::Unfinished) => {
@@ -408,7 +412,8 @@ impl Controller {
                     if now != summary {
                         (summary, changed_at) = (now, Instant::now());
                     }
-                    if changed_at.elapsed() < EAGER_FOR { EAGER } else { CALM }
+                    self.changes = changed_at.elapsed() < EAGER_FOR;
+                    if self.changes { EAGER } else { CALM }
                 }
                 Ok(Pass::Remove) => {
                     tracing::info!("a run of the uninstall job asks for the removal of the service");
@@ -476,14 +481,15 @@ impl Controller {
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
         let (joined, share) = (self.shared.take_joined(), if self.calm { CALM_SHARE } else { WHOLE_SHARE });
+        let is_urgent = !joined.is_empty();
         let mut observed = self.seen.look(&self.cluster, &self.options, joined, share).await?;
-        let passed = self.pass_over(&mut observed).await?;
+        let passed = self.pass_over(&mut observed, is_urgent).await?;
         self.seen.keep(observed, std::mem::take(&mut self.written));
         Ok(passed)
     }
 
     /// The rest of it, after the first look.
-    async fn pass_over(&mut self, observed: &mut Observed) -> Result<Pass, ControllerError> {
+    async fn pass_over(&mut self, observed: &mut Observed, is_urgent: bool) -> Result<Pass, ControllerError> {
         let without_metronome = self.look_at_jobs(observed).await?;
         steps::count_self(observed, &self.setting.task_id, &self.setting.host);
         if plan::is_removal_ordered(&self.options, observed) {
@@ -535,7 +541,9 @@ impl Controller {
             let is_trusted = status.phase == NodePhase::Trusted && status.order_digest == digest && status.errors.is_empty();
             is_trusted && !memory.awaits(host, status) && !preloads.concern(host)
         };
-        self.seen.tasks(&self.cluster, &self.options, observed, is_well).await;
+        let shared = &self.shared;
+        let purpose = Purpose { urgent: &|| is_urgent || shared.has_joined(), others_come: self.changes };
+        self.seen.tasks(&self.cluster, &self.options, observed, &purpose, is_well).await;
         self.strangers = observe::leave_out_strangers(observed, state);
         // Whatever is signed goes above what tasks have taken.
         state.note_taken(steps::newest_taken(observed));

@@ -25,8 +25,12 @@ const TASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// So many tasks are asked at the same time.
 const AT_ONCE: usize = 128;
-/// Of tasks that are well so many a second are asked again, so that very many agents are no more work than a few.
+/// Of tasks that are well so many a second are asked again, so that very many agents are no more work than a few; and so many while
+/// others come to be well, which is what there is to see then.
 const AGAIN_PER_SECOND: f64 = 50.0;
+const AGAIN_PER_SECOND_WHILE_OTHERS_COME: f64 = 10.0;
+/// What can wait for a look that is not urgent waits no longer than so many times its time.
+const URGENT_FOR: u32 = 2;
 /// Where many nodes are silent, for each of which the rest waits a while, one that has not answered so often is asked only now and then.
 const MANY_SILENT: usize = AT_ONCE / 2;
 const PATIENT_TRIES: u32 = 5;
@@ -50,6 +54,14 @@ pub(super) struct Seen {
     answers: BTreeMap<Host, Answer>,
 }
 
+/// What a look is for.
+pub(super) struct Purpose<'a> {
+    /// Whether somebody waits for its end: then only what he waits for is looked at, and what is not well.
+    pub(super) urgent: &'a (dyn Fn() -> bool + Sync),
+    /// Whether agents come to be well one after the other.
+    pub(super) others_come: bool,
+}
+
 /// When a node was asked last.
 struct Answer {
     /// UUID of the instance that was asked.
@@ -68,8 +80,9 @@ impl Seen {
         joined: Vec<Option<Agent>>,
         share: u32,
     ) -> Result<Observed, ApiError> {
-        let due = |(at, cost): (Instant, Duration)| at.elapsed() >= cost * share;
         let reads_all = joined.iter().all(Option::is_some);
+        let share = if joined.is_empty() { share } else { share * URGENT_FOR };
+        let due = |(at, cost): (Instant, Duration)| at.elapsed() >= cost * share;
         let mut last = match self.last.take() {
             Some(last) if reads_all && !self.whole.is_none_or(due) => last,
             last => {
@@ -203,7 +216,7 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
-    nodes(cluster, options, observed, &mut BTreeMap::new(), |_, _| false).await;
+    nodes(cluster, options, observed, &mut BTreeMap::new(), &Purpose { urgent: &|| false, others_come: false }, |_, _| false).await;
     registries(cluster, options, observed).await;
 }
 
@@ -214,9 +227,10 @@ impl Seen {
         cluster: &Cluster,
         options: &Options,
         observed: &mut Observed,
+        purpose: &Purpose<'_>,
         is_well: impl Fn(&Host, &NodeStatus) -> bool,
     ) {
-        nodes(cluster, options, observed, &mut self.answers, is_well).await;
+        nodes(cluster, options, observed, &mut self.answers, purpose, is_well).await;
         registries(cluster, options, observed).await;
     }
 }
@@ -227,29 +241,34 @@ async fn nodes(
     options: &Options,
     observed: &mut Observed,
     answers: &mut BTreeMap<Host, Answer>,
+    purpose: &Purpose<'_>,
     is_well: impl Fn(&Host, &NodeStatus) -> bool,
 ) {
     let now = Instant::now();
     let mut known = std::mem::take(&mut observed.nodes);
     let running: Vec<(Host, u16, String)> =
         observed.instances().filter_map(|instance| Some((instance.host.clone()?, instance.port?, instance.uuid().to_string()))).collect();
-    let again = Duration::from_secs_f64(running.len() as f64 / AGAIN_PER_SECOND);
+    let rate = if purpose.others_come { AGAIN_PER_SECOND_WHILE_OTHERS_COME } else { AGAIN_PER_SECOND };
+    let again = Duration::from_secs_f64(running.len() as f64 / rate);
     let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
     let mut present = BTreeSet::new();
     let mut due = Vec::new();
     for (host, port, uuid) in running {
         let before = answers.get(&host).filter(|answer| answer.uuid == uuid);
-        let waits = match (before, known.get(&host)) {
-            (Some(answer), Some(status)) => is_well(&host, status) && now - answer.at < again,
-            (Some(answer), None) => many_silent && answer.failures > PATIENT_TRIES && now - answer.at < NOW_AND_THEN,
-            (None, _) => false,
+        let (waits, can_wait) = match (before, known.get(&host)) {
+            (Some(answer), Some(status)) => {
+                let (is_well, age) = (is_well(&host, status), now - answer.at);
+                (is_well && age < again, is_well && age < again * URGENT_FOR)
+            }
+            (Some(answer), None) => (many_silent && answer.failures > PATIENT_TRIES && now - answer.at < NOW_AND_THEN, false),
+            (None, _) => (false, false),
         };
-        if let Some(status) = known.remove(&host).filter(|_| waits) {
-            observed.nodes.insert(host.clone(), status);
-        }
+        let status = known.remove(&host).filter(|_| can_wait);
         present.insert(host.clone());
-        if !waits {
-            due.push((host, port, uuid));
+        match (waits, status) {
+            (true, Some(status)) => drop(observed.nodes.insert(host, status)),
+            (true, None) => {}
+            (false, status) => due.push((host, port, uuid, status)),
         }
     }
     answers.retain(|host, _| present.contains(host));
@@ -257,8 +276,12 @@ async fn nodes(
     let (mut asked, mut due) = (JoinSet::new(), due.into_iter());
     loop {
         while asked.len() < AT_ONCE
-            && let Some((host, port, uuid)) = due.next()
+            && let Some((host, port, uuid, status)) = due.next()
         {
+            if let Some(status) = status.filter(|_| (purpose.urgent)()) {
+                observed.nodes.insert(host, status);
+                continue;
+            }
             let (http, service) = (http.clone(), options.service.name.clone());
             asked.spawn(async move {
                 let status: Option<NodeStatus> = get(&http, &format!("http://{host}:{port}/status")).await;
@@ -422,6 +445,8 @@ mod tests {
         Pod { spec: json!({ "scaling": { "instances": instances } }), instances: (0..instances).map(instance).collect() }
     }
 
+    const CALM: Purpose<'static> = Purpose { urgent: &|| false, others_come: false };
+
     #[tokio::test]
     async fn of_many_nodes_those_that_are_well_are_asked_now_and_then_and_the_others_every_time() {
         let node = NodeStatus { executor: "x-1".into(), ..plan::tests::node("127.0.0.1", "d", NodePhase::Trusted, 1).1 };
@@ -431,21 +456,36 @@ mod tests {
         let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
         let mut observed = Observed { pods, ..Observed::default() };
         let questions = || std::mem::take(&mut *asked.lock().unwrap()).len();
-        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
         assert_eq!((questions(), observed.nodes.len()), (100, 100));
         // A hundred of them are asked again after two seconds.
         let unwell: Host = "127.0.1.7".parse().unwrap();
-        seen.tasks(&cluster, &options, &mut observed, |host, _| *host != unwell).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, |host, _| *host != unwell).await;
         assert_eq!((questions(), observed.nodes.len()), (1, 100));
         seen.answers.values_mut().take(30).for_each(|answer| answer.at -= Duration::from_secs(3));
-        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
         assert_eq!((questions(), observed.nodes.len()), (30, 100));
+        // Whoever waits does not wait for those, unless they have waited long; and while others come there are fewer of them.
+        let take_back =
+            |seen: &mut Seen, seconds| seen.answers.values_mut().take(30).for_each(|answer| answer.at -= Duration::from_secs(seconds));
+        take_back(&mut seen, 3);
+        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (0, 100));
+        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| false, others_come: true }, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (0, 100));
+        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, |host, _| *host != unwell).await;
+        assert_eq!((questions(), observed.nodes.len()), (1, 100));
+        take_back(&mut seen, 2);
+        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (29, 100));
+        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
+        assert_eq!((questions(), observed.nodes.len()), (1, 100));
         // Another instance on the same host is another node.
         seen.answers.values_mut().take(2).for_each(|answer| answer.uuid = "0".into());
-        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
         assert_eq!((questions(), observed.nodes.len()), (2, 100));
         observed.pods.clear();
-        seen.tasks(&cluster, &options, &mut observed, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
         assert_eq!((questions(), observed.nodes.len(), seen.answers.len()), (0, 0, 0));
     }
 

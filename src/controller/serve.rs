@@ -178,6 +178,11 @@ impl Shared {
         self.wake.notify_one();
     }
 
+    /// Whether an agent has registered since.
+    pub(super) fn has_joined(&self) -> bool {
+        !self.joined.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Agents that have registered since this was asked the last time.
     pub(super) fn take_joined(&self) -> Vec<Option<Agent>> {
         std::mem::take(&mut *self.joined.lock().unwrap_or_else(PoisonError::into_inner))
