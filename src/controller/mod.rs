@@ -82,12 +82,10 @@ const EAGER: Duration = Duration::from_millis(500);
 const EAGER_FOR: Duration = Duration::from_secs(60);
 /// Between two passes when all is in place. Mesos 1.2 sends no event for a dead agent, so the poll is the truth.
 const CALM: Duration = Duration::from_secs(3);
-/// A pass takes no more than such a part of the time, when all is in place and when something is still to be done: a hundredth of one
-/// processor, and a twelfth.
-const CALM_SHARE: u32 = 100;
-const EAGER_SHARE: u32 = 12;
-/// In that time everything is looked at less often than what is being done.
-const WHOLE_SHARE: u32 = 60;
+/// A pass takes no more than such a part of the time, when all is in place and when something is still to be done: less than a hundredth
+/// of one processor, and a twenty-fifth.
+const CALM_SHARE: u32 = 125;
+const EAGER_SHARE: u32 = 25;
 /// But it is never put off for longer; while things change, for no longer than in a small cluster where nothing does.
 const LONGEST: Duration = Duration::from_secs(60);
 /// So many agents that are sent the same are named one by one.
@@ -480,9 +478,10 @@ impl Controller {
 
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
-        let (joined, share) = (self.shared.take_joined(), if self.calm { CALM_SHARE } else { WHOLE_SHARE });
+        let joined = self.shared.take_joined();
         let is_urgent = !joined.is_empty();
-        let mut observed = self.seen.look(&self.cluster, &self.options, joined, share).await?;
+        // While something is to be done, that is looked at, and everything no more often than else.
+        let mut observed = self.seen.look(&self.cluster, &self.options, joined, CALM_SHARE).await?;
         let passed = self.pass_over(&mut observed, is_urgent).await?;
         self.seen.keep(observed, std::mem::take(&mut self.written));
         Ok(passed)
