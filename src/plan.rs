@@ -326,6 +326,18 @@ pub struct Plan {
     pub waiting: Vec<String>,
 }
 
+impl Plan {
+    /// Whether it takes a step of a rotation, or the first of what a registry needs: they end within a second, and others come after them.
+    /// `few`: an order that goes to no more agents than that is none, for one of them may refuse it for ever.
+    pub(crate) fn takes_a_step(&self, few: usize) -> bool {
+        let is_step = |action: &Action| {
+            matches!(action, Action::BeginRotation { .. } | Action::SwitchCa { .. } | Action::RetireCa { .. } | Action::Certify { .. })
+        };
+        let is_order = |action: &&Action| matches!(action, Action::SendTrust { .. });
+        self.actions.iter().any(is_step) || self.actions.iter().filter(is_order).count() > few
+    }
+}
+
 /// How an agent stands, for page, table and job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -935,6 +947,15 @@ pub(crate) mod tests {
             Action::PutPod { instances, .. } => Some(*instances),
             _ => None,
         })
+    }
+
+    #[test]
+    fn a_step_is_what_ends_soon_and_has_another_one_behind_it() {
+        let sends = |number: u8| Action::SendTrust { host: format!("10.0.0.{number}").parse().unwrap() };
+        let takes_a_step = |actions: Vec<Action>| Plan { actions, waiting: vec![] }.takes_a_step(2);
+        assert!(takes_a_step(vec![sends(1), Action::SwitchCa { left_behind: vec![] }]));
+        assert!(takes_a_step(vec![sends(1), sends(2), sends(3)]));
+        assert!(!takes_a_step(vec![sends(1), sends(2), Action::StartRun { id: "job".into() }]));
     }
 
     #[test]

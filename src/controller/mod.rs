@@ -302,6 +302,8 @@ enum Pass {
     Done,
     /// Something is still to be done or waited for.
     Unfinished,
+    /// The same, and a step was taken that ends soon, after which comes the next.
+    Stepped,
     /// Something was refused, and will hardly be taken in a moment.
     Refused,
     /// A run of the uninstall job is active.
@@ -399,13 +401,14 @@ impl Controller {
         loop {
             let (started, before) = (Instant::now(), observe::cpu_time());
             let passed = self.pass().await;
+            let stepped = matches!(passed, Ok(Pass::Stepped));
             self.shared.metrics.passed(started.elapsed(), passed.is_ok());
             let cost = observe::cpu_time().saturating_sub(before);
             self.calm = matches!(passed, Ok(Pass::Done));
             self.changes = false;
             let pause = match passed {
                 Ok(Pass::Done | Pass::Refused) => CALM,
-                Ok(Pass::Unfinished) => {
+                Ok(Pass::Unfinished | Pass::Stepped) => {
                     let now = self.shared.summary();
                     if now != summary {
                         (summary, changed_at) = (now, Instant::now());
@@ -438,7 +441,11 @@ impl Controller {
             };
             self.shared.beat();
             // In a large cluster a pass is work, and another one is not worth more than its share.
-            let longest = if pause < CALM { CALM } else { LONGEST };
+            let longest = match pause {
+                EAGER if stepped => EAGER,
+                EAGER => CALM,
+                _ => LONGEST,
+            };
             let pause = pause.max((cost * self.share()).min(longest));
             self.rest(pause).await;
         }
@@ -478,10 +485,8 @@ impl Controller {
 
     /// One pass.
     async fn pass(&mut self) -> Result<Pass, ControllerError> {
-        let joined = self.shared.take_joined();
-        let is_urgent = !joined.is_empty();
         // While something is to be done, that is looked at, and everything no more often than else.
-        let mut observed = self.seen.look(&self.cluster, &self.options, joined, CALM_SHARE).await?;
+        let (mut observed, is_urgent) = self.seen.look(&self.cluster, &self.options, &self.shared, CALM_SHARE).await?;
         let passed = self.pass_over(&mut observed, is_urgent).await?;
         self.seen.keep(observed, std::mem::take(&mut self.written));
         Ok(passed)
@@ -632,6 +637,7 @@ impl Controller {
         Ok(match () {
             () if is_refused => Pass::Refused,
             () if done => Pass::Done,
+            () if plan.takes_a_step(TOLD) => Pass::Stepped,
             () => Pass::Unfinished,
         })
     }

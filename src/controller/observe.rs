@@ -8,9 +8,10 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
+use super::serve::Shared;
 use super::state::State;
 use crate::dcos::marathon::{Marathon, Pod};
-use crate::dcos::mesos::{Agent, Mesos};
+use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::{Job, Metronome};
 use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
@@ -72,28 +73,40 @@ struct Answer {
 }
 
 impl Seen {
-    /// Looks at Mesos and Marathon. `share`: of how much time everything may take a part to be looked at, as `60` for a sixtieth.
+    /// Looks at Mesos and Marathon, and says whether somebody waits for it: an agent that has registered. `share`: of how much time
+    /// everything may take a part to be looked at, as `60` for a sixtieth.
     pub(super) async fn look(
         &mut self,
         cluster: &Cluster,
         options: &Options,
-        joined: Vec<Option<Agent>>,
+        shared: &Shared,
         share: u32,
-    ) -> Result<Observed, ApiError> {
-        let reads_all = joined.iter().all(Option::is_some);
-        let share = if joined.is_empty() { share } else { share * URGENT_FOR };
-        let due = |(at, cost): (Instant, Duration)| at.elapsed() >= cost * share;
-        let mut last = match self.last.take() {
-            Some(last) if reads_all && !self.whole.is_none_or(due) => last,
-            last => {
-                self.whole = None;
-                let before = cpu_time();
-                let observed = without_jobs(&cluster.mesos, &cluster.marathon, options).await?;
-                self.whole = Some((Instant::now(), cpu_time().saturating_sub(before)));
-                let nodes = last.map(|last| last.nodes).unwrap_or_default();
-                return Ok(Observed { nodes, ..observed });
+    ) -> Result<(Observed, bool), ApiError> {
+        let mut joined = shared.take_joined();
+        let mut last = loop {
+            let (is_named, is_urgent) = (joined.iter().all(Option::is_some), !joined.is_empty());
+            let due = |times: u32| self.whole.is_none_or(|(at, cost)| at.elapsed() >= cost * share * times);
+            let can_wait = is_named && !due(URGENT_FOR);
+            let last = self.last.take_if(|_| can_wait && (is_urgent || !due(1)));
+            if let Some(last) = last {
+                break last;
             }
+            let before = cpu_time();
+            let seen = tokio::select! {
+                seen = without_jobs(&cluster.mesos, &cluster.marathon, options) => seen,
+                // Who comes in the middle of it does not wait for its end.
+                () = shared.woken(), if can_wait && self.last.is_some() => {
+                    joined.extend(shared.take_joined());
+                    continue;
+                }
+            };
+            self.whole = None;
+            let nodes = self.last.take().map(|last| last.nodes).unwrap_or_default();
+            let seen = seen?;
+            self.whole = Some((Instant::now(), cpu_time().saturating_sub(before)));
+            return Ok((Observed { nodes, ..seen }, is_urgent));
         };
+        let is_urgent = !joined.is_empty();
         for agent in joined.into_iter().flatten() {
             last.agents.retain(|known| known.host != agent.host);
             last.agents.push(agent);
@@ -123,7 +136,7 @@ impl Seen {
         }
         (last.registry, last.own_app, last.locked) = (registry, own_app, locked);
         last.stuck.clear();
-        Ok(last)
+        Ok((last, is_urgent))
     }
 
     /// Whether registry and jobs are as they were seen last, as far as there may be something to do about them.
@@ -408,14 +421,19 @@ mod tests {
     use crate::plan;
     use crate::protocol::NodePhase;
 
-    /// Answers with what `answer` has for a path, and notes what was asked.
+    /// Answers with what `answer` has for a path, never where that is null, and notes what was asked.
     async fn answering(answer: impl Fn(&str) -> Option<Value> + Clone + Send + Sync + 'static) -> (u16, Arc<Mutex<Vec<String>>>) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&asked);
         let router = Router::new().fallback(move |uri: Uri| {
             noted.lock().unwrap().push(uri.path().to_string());
             let (status, json) = answer(uri.path()).map_or((StatusCode::NOT_FOUND, json!({})), |json| (StatusCode::OK, json));
-            async move { (status, axum::Json(json)) }
+            async move {
+                if json.is_null() {
+                    std::future::pending::<()>().await;
+                }
+                (status, axum::Json(json))
+            }
         });
         let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -512,8 +530,8 @@ mod tests {
             asked.sort();
             asked
         };
-        let mut seen = Seen::default();
-        let observed = seen.look(&cluster, &options, vec![], 30).await.unwrap();
+        let (mut seen, shared) = (Seen::default(), Shared::new(vec![7], "00".into()));
+        let (observed, _) = seen.look(&cluster, &options, &shared, 30).await.unwrap();
         assert_eq!(observed.agents.len(), 1);
         assert!(questions().iter().any(|path| path == "/slaves"));
         // Running as ordered, being deployed, and not yet running.
@@ -522,7 +540,9 @@ mod tests {
         seen.keep(Observed { pods: pods.into(), ..observed.clone() }, vec!["/private-registry-node-4".into()]);
         seen.whole = Some((Instant::now(), Duration::from_secs(60)));
         let joined = plan::tests::agent("10.0.0.2");
-        let observed = seen.look(&cluster, &options, vec![Some(joined.clone())], 30).await.unwrap();
+        shared.joined(Some(joined));
+        let (observed, is_urgent) = seen.look(&cluster, &options, &shared, 30).await.unwrap();
+        assert!(is_urgent);
         assert_eq!(observed.agents.iter().map(|agent| agent.host.to_string()).collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
         let own = ["/v2/apps/private-registry", "/v2/apps/registry", "/v2/deployments"].map(String::from);
         let pods = ["2", "3", "4"].map(|digit| format!("/v2/pods/private-registry-node-{digit}::status"));
@@ -530,9 +550,41 @@ mod tests {
         assert_eq!(observed.pods.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4].map(Shard::Digit));
         // One that cannot be read is looked for.
         seen.keep(observed, vec![]);
-        let observed = seen.look(&cluster, &options, vec![None], 30).await.unwrap();
+        shared.joined(None);
+        let (observed, _) = seen.look(&cluster, &options, &shared, 30).await.unwrap();
         assert!(questions().iter().any(|path| path == "/slaves") && observed.agents.len() == 1);
         // As is what was seen last after a look that has failed.
         assert!(seen.last.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_registers_does_not_wait_for_the_end_of_a_look_at_everything() {
+        let (port, asked) = answering(|path| match path {
+            "/slaves" => Some(Value::Null),
+            "/v2/info" => Some(json!({ "version": "1.11.24" })),
+            "/v2/apps" => Some(json!({ "apps": [] })),
+            "/v2/deployments" | "/v2/pods/::status" => Some(json!([])),
+            _ => None,
+        })
+        .await;
+        let (cluster, options) = cluster(port);
+        let (mut seen, shared) = (Seen::default(), Shared::new(vec![7], "00".into()));
+        seen.keep(Observed::default(), vec![]);
+        let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
+        seen.whole = Some((ago(45), Duration::from_secs(1)));
+        let joins = async {
+            while !asked.lock().unwrap().iter().any(|path| path == "/slaves") {
+                tokio::task::yield_now().await;
+            }
+            shared.joined(Some(plan::tests::agent("10.0.0.2")));
+        };
+        let ((observed, is_urgent), ()) = tokio::join!(async { seen.look(&cluster, &options, &shared, 30).await.unwrap() }, joins);
+        assert_eq!((observed.agents.len(), is_urgent), (1, true));
+        // Where that look has been put off before, it does.
+        seen.keep(observed, vec![]);
+        seen.whole = Some((ago(61), Duration::from_secs(1)));
+        shared.joined(Some(plan::tests::agent("10.0.0.3")));
+        let look = seen.look(&cluster, &options, &shared, 30);
+        assert!(tokio::time::timeout(Duration::from_millis(300), look).await.is_err());
     }
 }
