@@ -3,6 +3,7 @@
 //! A name ends up as a directory below `/etc/docker/certs.d` that root writes to, as a SAN in a certificate and as a
 //! constraint of the CA. So nothing else than [`Host`] may carry one: it cannot hold a `/`, a `..` or a NUL.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
@@ -36,7 +37,7 @@ pub enum NameError {
 }
 
 /// A lower-case DNS name or an IPv4 address.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Host {
     /// An IPv4 address.
@@ -52,6 +53,25 @@ impl Host {
             Host::Ip(ip) => Some(IpAddr::V4(*ip)),
             Host::Dns(_) => None,
         }
+    }
+}
+
+/// Addresses come first, in their order. Agents are looked up by host everywhere, and what `derive` makes compares addresses byte by
+/// byte: a fifth of what the controller of 10,000 agents did.
+impl Ord for Host {
+    fn cmp(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Self::Ip(one), Self::Ip(other)) => one.to_bits().cmp(&other.to_bits()),
+            (Self::Dns(one), Self::Dns(other)) => one.cmp(other),
+            (Self::Ip(_), Self::Dns(_)) => Ordering::Less,
+            (Self::Dns(_), Self::Ip(_)) => Ordering::Greater,
+        }
+    }
+}
+
+impl PartialOrd for Host {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -182,6 +202,16 @@ mod tests {
     fn addresses_and_names_are_told_apart() {
         assert_eq!("192.168.0.1".parse(), Ok(Host::Ip(Ipv4Addr::new(192, 168, 0, 1))));
         assert_eq!("Registry.Example.com".parse(), Ok(Host::Dns("registry.example.com".into())));
+    }
+
+    #[test]
+    fn addresses_come_in_their_order_and_before_names() {
+        let sorted = ["9.0.0.1", "10.0.0.2", "10.0.0.10", "192.168.0.1", "a.example.com", "b"].map(|text| text.parse::<Host>().unwrap());
+        let mut hosts = sorted.clone();
+        hosts.reverse();
+        hosts.sort();
+        assert_eq!(hosts, sorted);
+        assert!(sorted.iter().all(|host| host.cmp(host) == Ordering::Equal));
     }
 
     #[test]

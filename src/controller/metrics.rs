@@ -106,8 +106,8 @@ impl Metrics {
     pub(super) fn see(&self, wanted: &Wanted, observed: &Observed, report: &Report) {
         let mut counted = self.counted();
         let now = Instant::now();
-        let known: BTreeSet<&str> = report.agents.iter().map(|agent| agent.host.as_str()).collect();
-        counted.proofs.retain(|host, _| known.contains(host.to_string().as_str()));
+        let known: BTreeSet<&Host> = observed.agents.iter().map(|agent| &agent.host).collect();
+        counted.proofs.retain(|host, _| known.contains(host));
         for (host, status) in observed.nodes.iter().filter(|(_, status)| status.phase == NodePhase::Trusted) {
             let proof = counted.proofs.entry(host.clone()).or_insert((status.passes, now));
             if proof.0 != status.passes {

@@ -401,7 +401,11 @@ impl State {
     /// When the state cannot be written.
     pub async fn note_covered<'a>(&mut self, hosts: impl IntoIterator<Item = &'a Host>) -> Result<(), StateError> {
         let before = self.record.covered.len();
-        self.record.covered.extend(hosts.into_iter().cloned());
+        for host in hosts {
+            if !self.record.covered.contains(host) {
+                self.record.covered.insert(host.clone());
+            }
+        }
         if self.record.covered.len() == before { Ok(()) } else { self.save().await }
     }
 
