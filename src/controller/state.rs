@@ -413,9 +413,11 @@ impl State {
     ///
     /// # Errors
     /// When the state cannot be written.
-    pub async fn note_restored(&mut self, hosts: &BTreeSet<Host>) -> Result<(), StateError> {
+    pub async fn note_restored(&mut self, hosts: impl IntoIterator<Item = &Host>) -> Result<(), StateError> {
         let before = self.record.covered.len();
-        self.record.covered.retain(|host| !hosts.contains(host));
+        for host in hosts {
+            self.record.covered.remove(host);
+        }
         if self.record.covered.len() == before { Ok(()) } else { self.save().await }
     }
 
@@ -463,7 +465,7 @@ impl State {
         self.record.version
     }
 
-    /// Version of the order by which the registry was last told to retire; 0 if it has a certificate since.
+    /// Version of the order by which the registry was first told to retire; 0 if it has a certificate since.
     pub fn retirement(&self) -> u64 {
         self.record.retirement
     }
@@ -861,7 +863,8 @@ impl State {
     /// When the state cannot be written: then the order is not given.
     pub async fn order(&mut self, kind: OrderKind) -> Result<SignedOrder, StateError> {
         self.record.version = self.next_version();
-        if matches!(kind, OrderKind::Retire { .. }) {
+        // Whoever has taken the first of several, as of a controller before this one, has retired as well.
+        if matches!(kind, OrderKind::Retire { .. }) && self.record.retirement == 0 {
             self.record.retirement = self.record.version;
         }
         self.save().await?;

@@ -144,6 +144,43 @@ fn known() -> Vec<Story> {
                 Heal(true),
             ],
         ),
+        // A registry had retired by the order of an earlier controller than the one that told it last, and stayed dead when wanted again.
+        story(
+            1_883_285_363_884_389,
+            vec![
+                ChangeOptions(13),
+                Heal(false),
+                ChangeOptions(90),
+                Pass,
+                SilenceRegistry(150),
+                KillInPass(4),
+                KillInPass(2),
+                ChangeOptions(1),
+                Heal(true),
+            ],
+        ),
+        // In a removal a node was started anew on an agent that had been restored, and ended before it was heard of: nobody named that agent.
+        story(
+            1_883_285_977_304_753,
+            vec![
+                Join(Kind::Private),
+                Heal(true),
+                Join(Kind::Private),
+                GiveUp(100),
+                Work(4_523_275_442_502_959_919),
+                Heal(false),
+                Uninstall(true),
+                Pass,
+                Pass,
+                GiveUp(8),
+                Pass,
+                Work(17_147_253_975_025_559_466),
+                ScalePod(1),
+                Pass,
+                Work(400_881_411_213_697_627),
+                Heal(false),
+            ],
+        ),
         // Users were changed after everything was gone; what was to stay away was what the registry came to lie on.
         story(207, vec![Uninstall(true), Pass, ChangeUsers(210), Heal(false)]),
         story(152, vec![Join(Kind::Public), KillInStore(5), KillInPass(3), Pass, Age(1), KillInStore(0), DeleteRegistry, Heal(true)]),
