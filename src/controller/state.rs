@@ -413,11 +413,9 @@ impl State {
     ///
     /// # Errors
     /// When the state cannot be written.
-    pub async fn note_restored(&mut self, hosts: impl IntoIterator<Item = &Host>) -> Result<(), StateError> {
+    pub async fn note_restored(&mut self, hosts: &BTreeSet<Host>) -> Result<(), StateError> {
         let before = self.record.covered.len();
-        for host in hosts {
-            self.record.covered.remove(host);
-        }
+        self.record.covered.retain(|host| !hosts.contains(host));
         if self.record.covered.len() == before { Ok(()) } else { self.save().await }
     }
 

@@ -3,7 +3,7 @@
 //! Each step looks at what is still there and acts on that, so a restarted controller goes on where things stand. Where no
 //! controller is left, because its app was deleted behind Cosmos' back, the run of the job `….uninstall` takes the same steps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::cluster::Cluster;
@@ -145,8 +145,10 @@ pub(crate) struct Orders {
     pub(crate) retire: SignedOrder,
     /// Agents that have files of ours.
     covered: BTreeSet<Host>,
-    /// Agents that are as they were, and the executors of the nodes that have said so.
-    restored: BTreeMap<Host, String>,
+    /// Agents that are as they were.
+    restored: BTreeSet<Host>,
+    /// UUIDs of the instances that have said so.
+    restored_by: BTreeSet<String>,
     /// Since when the registry is waited for, or, when it is gone, the hosts. Each has all of the time: that a registry does not answer is
     /// no reason to leave files on agents that do.
     waits: Option<(For, Instant)>,
@@ -186,7 +188,8 @@ impl Orders {
     pub(crate) async fn sign(state: &mut State, delete_data: bool) -> Result<Self, StateError> {
         let retire = state.order(OrderKind::Retire { delete_data }).await?;
         let restore = state.order(OrderKind::Restore).await?;
-        Ok(Self { restore, retire, covered: state.covered().clone(), restored: BTreeMap::new(), waits: None })
+        let (restored, restored_by) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { restore, retire, covered: state.covered().clone(), restored, restored_by, waits: None })
     }
 
     /// What comes next, while there is a registry or a pod. Nobody is waited for longer than `patience`.
@@ -201,16 +204,16 @@ impl Orders {
             return if retired || late { Step::DeleteRegistry { retired } } else { Step::Retire };
         }
         let is_restored = |(_, status): &(&Host, &NodeStatus)| status.phase == NodePhase::Restored;
-        let said: Vec<(&Host, &NodeStatus)> = observed.nodes.iter().filter(is_restored).collect();
-        let restored: BTreeSet<&Host> = said.iter().map(|(host, _)| *host).collect();
+        let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
         // A node that was started anew has written again, until it is told once more; also one that is not heard of before it ends.
-        self.restored.retain(|host, _| !observed.nodes.contains_key(host));
-        for (host, instance) in observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance))) {
-            if self.restored.get(host).is_some_and(|executor| !executor.ends_with(instance.uuid())) {
+        for (host, uuid) in observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance.uuid()))) {
+            if restored.contains(host) {
+                self.restored_by.insert(uuid.to_string());
+            } else if observed.nodes.contains_key(host) || !self.restored_by.contains(uuid) {
                 self.restored.remove(host);
             }
         }
-        self.restored.extend(said.iter().map(|(host, status)| ((*host).clone(), status.executor.clone())));
+        self.restored.extend(restored.iter().copied().cloned());
         let instances = observed.instances().filter_map(|instance| instance.host.as_ref());
         let mut awaited: BTreeSet<&Host> = instances.collect();
         self.covered.extend(awaited.iter().copied().cloned());
@@ -221,7 +224,7 @@ impl Orders {
         let remaining: Vec<Host> = awaited.into_iter().filter(|host| !restored.contains(host)).cloned().collect();
         if remaining.is_empty() || late {
             // Agents that Mesos does not know any more are not waited for: they may be gone for good.
-            let absent = self.covered.iter().chain(&remaining).filter(|host| !self.restored.contains_key(*host)).cloned().collect();
+            let absent = self.covered.iter().chain(&remaining).filter(|host| !self.restored.contains(*host)).cloned().collect();
             return Step::DeletePods { absent };
         }
         let hosts = observed.nodes.keys().filter(|host| !restored.contains(host)).cloned().collect();
@@ -238,7 +241,7 @@ pub(crate) async fn left_behind(store: &Store, orders: Option<&Orders>) -> Resul
     let mut hosts = super::state::covered_by(store).await?;
     if let Some(orders) = orders {
         hosts.extend(orders.covered.iter().cloned());
-        hosts.retain(|host| !orders.restored.contains_key(host));
+        hosts.retain(|host| !orders.restored.contains(host));
     }
     Ok(hosts)
 }
@@ -323,7 +326,7 @@ async fn step(
 /// When the state cannot be read or written.
 pub(crate) async fn note_left_behind(state: Result<State, StateError>, orders: &Orders, absent: &BTreeSet<Host>) -> Result<(), StateError> {
     let mut state = state?;
-    state.note_restored(orders.restored.keys()).await?;
+    state.note_restored(&orders.restored).await?;
     state.note_covered(absent).await
 }
 
@@ -359,7 +362,7 @@ mod tests {
         // Nobody has restored anything when the pod is gone.
         assert_eq!(left_behind(&store(), None).await.unwrap(), hosts(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]));
         let mut orders = Orders::sign(&mut state, false).await.unwrap();
-        orders.restored = [("10.0.0.1".parse().unwrap(), "x-1".into())].into();
+        orders.restored = hosts(&["10.0.0.1"]);
         assert_eq!(left_behind(&store(), Some(&orders)).await.unwrap(), hosts(&["10.0.0.2", "10.0.0.3"]));
         // Before it deletes the pod itself, the record learns it, and so does the next controller.
         let absent = hosts(&["10.0.0.2", "10.0.0.3", "10.0.0.4"]);
