@@ -269,8 +269,6 @@ fn bound(kind: &str, runs: u64) -> Option<u64> {
         "retire_ca" => 4 + runs,
         // It was begun for names that nobody asks for now.
         "drop_rotation" => 1,
-        // The task has another certificate.
-        "restart" => 1,
         _ => return None,
     })
 }
