@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use private_registry::certificates::{Authority, Certificate, EnrolmentKey, OrderSigner, RegistryKey};
@@ -417,6 +418,27 @@ fn a_certificate_that_was_not_served_lately_waits_for_another_and_is_served_wher
     assert_eq!(host.get("/v2/"), None);
     host.wait_for_phase(RegistryPhase::Serving);
     assert_eq!((host.status().starts, host.status().leaf_fingerprint), (1, served));
+}
+
+/// Else the VIP would lead nowhere until the next check, several seconds later.
+#[test]
+fn a_health_check_during_a_restart_of_the_only_registry_waits_for_its_end() {
+    let host = Host::serving();
+    let (url, done) = (format!("http://{}/health", host.status), AtomicBool::new(false));
+    let answers = std::thread::scope(|scope| {
+        let checks = scope.spawn(|| {
+            let mut answers = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                answers.push(http(&[&url]).map(|(code, _)| code));
+            }
+            answers
+        });
+        (2..6).for_each(|version| drop(host.give_certificate(version)));
+        done.store(true, Ordering::Relaxed);
+        checks.join().unwrap()
+    });
+    assert_eq!(host.status().starts, 5);
+    assert!(answers.len() > 10 && answers.iter().all(|answer| *answer == Some(200)), "{answers:?}");
 }
 
 #[test]

@@ -390,6 +390,11 @@ impl World {
         if self.base.divided { Layout::Ten(Number::OfName).shard(host) } else { Shard::All }
     }
 
+    /// Runs of jobs that wait for their end.
+    pub(super) fn active_runs(&self) -> u64 {
+        self.metronome.jobs.values().map(|job| job.active_runs.len() as u64).sum()
+    }
+
     // What is served, and who accepts it.
 
     /// What clients behind the VIP are shown, by every registry that answers.

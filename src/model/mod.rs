@@ -205,6 +205,8 @@ struct Tally {
     most: (u64, u64, u64),
     /// Actions since something has changed from outside, or faults were there, by kind and whom or what they are about.
     since_change: BTreeMap<(&'static str, String), u64>,
+    /// Runs of jobs that waited for their end by then.
+    runs: u64,
     /// The most of one kind about one thing, and in which story.
     most_of: BTreeMap<&'static str, (u64, u64)>,
 }
@@ -223,12 +225,18 @@ impl Tally {
         *self.since_change.entry((kind(action), subject(action))).or_default() += 1;
     }
 
+    /// After a change the count begins anew.
+    fn counts_anew(&mut self, runs: u64) {
+        self.since_change.clear();
+        self.runs = runs;
+    }
+
     /// Whether more was done of one kind than anything could be a reason for.
     fn thrashes(&mut self, seed: u64) -> Option<Broken> {
         for ((kind, subject), times) in &self.since_change {
             let most = self.most_of.entry(kind).or_default();
             *most = (*most).max((*times, seed));
-            if let Some(bound) = bound(kind).filter(|bound| times > bound) {
+            if let Some(bound) = bound(kind, self.runs).filter(|bound| times > bound) {
                 let what = format!("{times} times {kind} {subject} after one change, and {bound} would do");
                 return Some(Broken { property: "the number of writes after a change is bounded", what });
             }
@@ -243,9 +251,9 @@ impl Tally {
     }
 }
 
-/// How often an action of a kind can be needed, about the same thing, after anything has changed from outside, however much that was. Of
-/// orders none: who does not take one is sent it again at every pass, and who has taken it is not, which is a property of its own.
-fn bound(kind: &str) -> Option<u64> {
+/// How often an action of a kind can be needed, about the same thing, after anything has changed from outside, however much that was, and
+/// while so many runs of jobs wait. Of orders none: who does not take one is sent it again at every pass, and who has taken it is not, which is a property of its own.
+fn bound(kind: &str, runs: u64) -> Option<u64> {
     Some(match kind {
         // For its definition, which follows from options and keys; as agents have come; and as others have not come back for an hour.
         "put_pod" => 3,
@@ -255,14 +263,12 @@ fn bound(kind: &str) -> Option<u64> {
         "put_job" | "put_schedule" | "drop_schedule" | "start_run" => 1,
         // There is nothing of that kind any more.
         "take_over" | "delete_registry" => 1,
-        // A key is lost; the names are others; a run asks for it, or the CA is old. Each is a reason once.
-        "begin_rotation" | "switch_ca" => 3,
+        // A key is lost; the names are others; the CA is old; and each run asks for one. Each is a reason once.
+        "begin_rotation" | "switch_ca" => 3 + runs,
         // And one that was begun before.
-        "retire_ca" => 4,
+        "retire_ca" => 4 + runs,
         // It was begun for names that nobody asks for now.
         "drop_rotation" => 1,
-        // The task has another certificate.
-        "restart" => 1,
         _ => return None,
     })
 }

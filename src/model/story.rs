@@ -53,7 +53,7 @@ impl Story {
     /// Plays it to its end.
     pub(super) fn play(&self, mutation: Mutation, tally: &mut Tally) -> Result<(), Broken> {
         // What was counted in another story is none of this one's.
-        tally.since_change.clear();
+        tally.counts_anew(0);
         let mut run = Run::new(self.seed, mutation);
         for (index, event) in self.events.iter().enumerate() {
             tally.event(event);
@@ -194,7 +194,7 @@ impl Run {
     /// See [`super::bound`]; `disturbed`: something from outside has happened meanwhile, after which the count begins anew.
     fn bound_writes(&self, disturbed: bool, tally: &mut Tally) -> Result<(), Broken> {
         if disturbed || self.is_disturbed() {
-            tally.since_change.clear();
+            tally.counts_anew(self.world.active_runs());
         }
         tally.thrashes(self.seed).map_or(Ok(()), Err)
     }
@@ -511,7 +511,7 @@ impl Run {
 
     /// Faults end, and all must be well within bounds, and stay so without anything being written.
     fn heal(&mut self, keeps_one_away: bool, tally: &mut Tally) -> Result<(), Broken> {
-        tally.since_change.clear();
+        tally.counts_anew(self.world.active_runs());
         let world = &mut self.world;
         world.faults = Default::default();
         world.marathon.foreign_locks.clear();

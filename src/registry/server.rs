@@ -70,6 +70,8 @@ pub(super) struct Desk {
     pub(super) orders: mpsc::Sender<Delivery>,
     /// How often the health check was answered with 503.
     refused: watch::Sender<u64>,
+    /// Nobody else serves while this one restarts.
+    alone: bool,
     client: reqwest::Client,
     /// The registry's own metrics.
     metrics_url: String,
@@ -87,7 +89,8 @@ impl Desk {
     ) -> Result<Self, reqwest::Error> {
         let metrics_url = format!("http://{}/metrics", config.debug_listen);
         let (lister, enrolment_key) = (Lister::new(config, access)?, config.enrolment_key.clone());
-        Ok(Self { status, orders, refused, client: Api::client()?, metrics_url, lister, enrolment_key })
+        let alone = !config.settings.replicated;
+        Ok(Self { status, orders, refused, alone, client: Api::client()?, metrics_url, lister, enrolment_key })
     }
 }
 
@@ -120,11 +123,16 @@ async fn answer(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>>
 /// Whether new connections are to come here. Mesos asks this, and nobody else.
 ///
 /// A task that has no certificate yet will have it within a second or two, mostly. Its answer waits for that, so that the VIP leads
-/// there at once and not only after Mesos' next question.
+/// there at once and not only after Mesos' next question. Nor is a restart for another certificate, which takes less, a reason to be out of
+/// the VIP until that question, where nobody else is in it.
 async fn health(desk: &Desk) -> Response<Full<Bytes>> {
     let mut status = desk.status.clone();
-    let begins = status.borrow().phase == RegistryPhase::AwaitingCertificate;
-    if begins {
+    let waits = match status.borrow().phase {
+        RegistryPhase::AwaitingCertificate => true,
+        RegistryPhase::Restarting => desk.alone,
+        _ => false,
+    };
+    if waits {
         let begun = |status: &RegistryStatus| !matches!(status.phase, RegistryPhase::AwaitingCertificate | RegistryPhase::Restarting);
         // Not in time, or the role has ended: it is as it is.
         let _ = timeout(HEALTH_TIME, status.wait_for(begun)).await;
