@@ -18,7 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -27,6 +27,11 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 const STALLED: Duration = Duration::from_secs(60);
 /// The head of a request, and what is read ahead of its body. A name of an image and its tag have 400 characters at most.
 const BUFFER: usize = 16 * 1024;
+
+/// Who is answered while he still sends, as with a body that is too large, gets such a time and amount to come to the answer. A connection
+/// that is closed with something unread takes the answer back (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1024 * 1024;
 
 /// What a server has room and time for.
 #[derive(Debug, Clone, Copy)]
@@ -90,12 +95,27 @@ where
 {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(BUFFER).keep_alive(limits.exchange.is_none());
-    let exchange = http.serve_connection(TokioIo::new(Patient::new(stream)), service);
-    match limits.exchange {
-        Some(time) => timeout(time, exchange).await??,
-        None => exchange.await?,
-    }
-    Ok(())
+    let mut stream = Patient::new(stream);
+    let exchange = http.serve_connection(TokioIo::new(&mut stream), service);
+    let exchanged = match limits.exchange {
+        Some(time) => timeout(time, exchange).await?,
+        None => exchange.await,
+    };
+    linger(&mut stream.stream).await;
+    Ok(exchanged?)
+}
+
+/// Reads what still comes, and forgets it.
+async fn linger(stream: &mut TcpStream) {
+    let (mut buffer, mut left) = (vec![0; BUFFER], LINGER_BYTES);
+    let all = async {
+        while let Ok(read @ 1..) = stream.read(&mut buffer).await
+            && read < left
+        {
+            left -= read;
+        }
+    };
+    let _ = timeout(LINGER, all).await;
 }
 
 /// A connection that is open.
@@ -227,6 +247,8 @@ impl AsyncWrite for Patient {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     fn held(peers: &[(u8, bool)]) -> Vec<Held> {
@@ -237,6 +259,44 @@ mod tests {
             task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
         };
         peers.iter().enumerate().map(one).collect()
+    }
+
+    /// A server that answers everything with 400 and reads no body.
+    async fn refusing() -> std::net::SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = hyper::service::service_fn(|_| async {
+            let mut response = Response::new("no".to_string());
+            *response.status_mut() = hyper::StatusCode::BAD_REQUEST;
+            Ok::<_, std::convert::Infallible>(response)
+        });
+        let limits = Limits { connections: 8, head: Duration::from_secs(5), exchange: Some(Duration::from_secs(5)) };
+        tokio::spawn(serve(listener, service, limits));
+        address
+    }
+
+    #[tokio::test]
+    async fn who_is_answered_while_he_still_sends_comes_to_read_the_answer() {
+        let address = refusing().await;
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: 600000\r\n\r\n").await.unwrap();
+            for _ in 0..100 {
+                stream.write_all(&[b'x'; 6000]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_never_stops_sending_is_cut_off() {
+        let mut stream = TcpStream::connect(refusing().await).await.unwrap();
+        stream.write_all(b"PUT / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let sends = async { while stream.write_all(b"1\r\nx\r\n").await.is_ok() {} };
+        assert!(timeout(2 * LINGER, sends).await.is_ok());
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ const STATE_RETRY: Duration = Duration::from_secs(5);
 /// So long a restart waits for its turn. Without a controller it takes place out of turn, and the others' may at the same moment.
 const TURN: Duration = Duration::from_secs(600);
 /// A stored certificate that no task has served in so long a time may be of a CA that was replaced meanwhile. A restart by Marathon takes
-/// less where the image is at hand, and no rotation is over so soon.
+/// less where the image is at hand; and a rotation, which waits for a registry that is, would have to begin and end in it.
 pub(crate) const LATELY: Duration = Duration::from_secs(10);
 /// So long a task with such a certificate waits for a new one. The controller asks every task in each of its passes, which are seldom
 /// further apart; and pulls are not to wait for a controller that is away.
@@ -97,7 +97,7 @@ pub(super) async fn run(config: RegistryConfig, account: Account, mut outside: O
                 role.restart();
             }
             () = wait_until(role.stored.as_ref().map(|(_, at)| *at)) => {
-                tracing::info!("no controller has sent a certificate, so this registry serves with the one it has stored");
+                tracing::info!("no controller has sent a certificate; serving with the stored one");
                 role.serve_stored();
             }
             () = Copier::event(&mut role.copier) => role.copy_goes_on(),
@@ -282,9 +282,8 @@ impl Role {
         let (Some(text), Some(key)) = (self.stored_chain.take(), &self.key) else { return };
         match Chain::parse(&text, key, now()) {
             Ok(chain) => {
-                let is_fresh = self.state.served_within(LATELY);
-                self.stored = Some((chain, Instant::now() + if is_fresh { Duration::ZERO } else { STORED_AFTER }));
-                if is_fresh {
+                self.stored = Some((chain, Instant::now() + STORED_AFTER));
+                if self.state.served_within(LATELY) {
                     self.serve_stored();
                 }
             }
@@ -308,7 +307,7 @@ impl Role {
             && self.served.is_some()
             && let Err(error) = self.state.note_service()
         {
-            tracing::warn!(%error, "the next task on this host waits a few seconds for a new certificate");
+            tracing::warn!(%error, "the next task here will wait for a certificate");
         }
     }
 

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use axum::body::{Body, to_bytes};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
@@ -204,8 +205,8 @@ fn is_from_the_controller(request: &Request<Incoming>, key: &EnrolmentKey) -> Re
 }
 
 async fn order(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>> {
-    let body = match timeout(REQUEST_TIME, Limited::new(request.into_body(), MAX_MESSAGE_BYTES).collect()).await {
-        Ok(Ok(body)) => body.to_bytes(),
+    let body = match timeout(REQUEST_TIME, to_bytes(Body::new(request.into_body()), MAX_MESSAGE_BYTES)).await {
+        Ok(Ok(body)) => body,
         Ok(Err(error)) => return text(StatusCode::BAD_REQUEST, format!("the order cannot be read, it may be too large: {error}")),
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the order did not arrive in time".into()),
     };

@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::OFlag;
+
 use super::backup;
 use super::config::{RegistryConfig, Rendered};
 use crate::certificates::{Certificate, CertificateError, RegistryKey, RegistryKeyError};
@@ -157,7 +159,8 @@ impl State {
     /// Notes that the stored chain has been served until now, as the time at which its file was changed.
     pub(super) fn note_service(&self) -> Result<(), StateError> {
         let path = self.config.chain_file();
-        let noted = File::options().write(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        let file = File::options().write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(&path);
+        let noted = file.and_then(|file| file.set_modified(SystemTime::now()));
         noted.map_err(failed("set the time of", &path))
     }
 
@@ -382,6 +385,25 @@ mod tests {
             (entry.file_name().into_string().unwrap(), (mode, fs::read_to_string(entry.path()).unwrap()))
         };
         entries.map(read).collect()
+    }
+
+    #[test]
+    fn that_a_chain_was_served_is_noted_at_its_own_file_and_through_no_link() {
+        let dir = directory();
+        let state = state(dir.path());
+        assert_eq!(does("first", &state), "");
+        let (chain, ago) = (state.config.chain_file(), SystemTime::now() - Duration::from_secs(3600));
+        let age = |path: &Path| File::options().write(true).open(path).unwrap().set_modified(ago).unwrap();
+        age(&chain);
+        assert!(!state.served_within(Duration::from_secs(60)));
+        state.note_service().unwrap();
+        assert!(state.served_within(Duration::from_secs(60)));
+        let foreign = dir.path().join("foreign");
+        fs::rename(&chain, &foreign).unwrap();
+        age(&foreign);
+        std::os::unix::fs::symlink(&foreign, &chain).unwrap();
+        assert!(state.note_service().is_err());
+        assert_eq!(fs::metadata(&foreign).unwrap().modified().unwrap(), ago);
     }
 
     #[test]
