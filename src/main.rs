@@ -13,6 +13,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use private_registry::controller::{self, Report, Setting};
@@ -254,8 +255,22 @@ const BAD_INPUT: u8 = 64;
 /// Exit code when the cluster does not answer (EX_UNAVAILABLE).
 const UNAVAILABLE: u8 = 69;
 
+/// dcos CLI 0.6 passes on what a plugin says on standard error only while that runs: of what it says at its end some is lost, and on a
+/// busy machine mostly all (`SubcommandProcess.run_and_capture` in its subcommand.py). So it is given time to read.
+const TIME_TO_READ: Duration = Duration::from_millis(100);
+
 fn main() -> ExitCode {
-    let arguments = without_command(std::env::args_os().collect());
+    let given: Vec<OsString> = std::env::args_os().collect();
+    let arguments = without_command(given.clone());
+    let is_plugin = arguments.len() < given.len();
+    let code = obey(arguments);
+    if is_plugin {
+        std::thread::sleep(TIME_TO_READ);
+    }
+    code
+}
+
+fn obey(arguments: Vec<OsString>) -> ExitCode {
     // Conventions of the dcos CLI for plugins.
     if arguments.get(1).is_some_and(|argument| argument == "--info") {
         say(format_args!("{ABOUT}\n"));
