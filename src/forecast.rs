@@ -5,6 +5,7 @@
 //! again until it has nothing left to do. So the steps, their order, their reasons and the documents are those of the controller.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -464,8 +465,8 @@ fn bundle(number: usize) -> SignedOrder {
     SignedOrder { payload, signature: String::new() }
 }
 
-fn node(host: &Host, trust: &SignedOrder) -> NodeStatus {
-    NodeStatus {
+fn node(host: &Host, trust: &SignedOrder) -> Arc<NodeStatus> {
+    Arc::new(NodeStatus {
         service: String::new(),
         executor: String::new(),
         host: host.to_string(),
@@ -481,7 +482,7 @@ fn node(host: &Host, trust: &SignedOrder) -> NodeStatus {
         exposed_key: None,
         cleaned: Vec::new(),
         preload: None,
-    }
+    })
 }
 
 fn registry(host: &Host) -> RegistryStatus {

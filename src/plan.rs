@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -49,7 +50,7 @@ pub struct Observed {
     /// The node pods.
     pub pods: BTreeMap<Shard, Pod>,
     /// Answers of node tasks, by agent. Only tasks that Marathon knows are asked.
-    pub nodes: BTreeMap<Host, NodeStatus>,
+    pub nodes: BTreeMap<Host, Arc<NodeStatus>>,
     /// The registry app.
     pub registry: Option<App>,
     /// The controller's own app.
@@ -478,10 +479,11 @@ pub fn order_digest(order: &SignedOrder) -> String {
 ///
 /// Never more: an instance without a place would make the deployment hang and lock the pod.
 pub fn wanted_instances(observed: &Observed, layout: Layout) -> BTreeMap<Shard, u64> {
-    let placed = placed_hosts(observed);
+    let others: BTreeSet<&Host> = observed.agents.iter().filter(|agent| !can_take_node(agent)).map(|agent| &agent.host).collect();
+    let placed: BTreeSet<&Host> = placed_hosts(observed).filter(|host| others.contains(host)).collect();
     // Of several, one without agents is not made.
     let mut wanted: BTreeMap<Shard, u64> = if layout == Layout::One { [(Shard::All, 0)].into() } else { BTreeMap::new() };
-    for agent in observed.agents.iter().filter(|agent| placed.contains(&agent.host) || can_take_node(agent)) {
+    for agent in observed.agents.iter().filter(|agent| can_take_node(agent) || placed.contains(&agent.host)) {
         *wanted.entry(layout.shard(&agent.host)).or_default() += 1;
     }
     wanted
@@ -498,14 +500,14 @@ fn can_take_node(agent: &Agent) -> bool {
     agent.active && agent.free.covers(&NODE_NEEDS)
 }
 
-fn placed_hosts(observed: &Observed) -> BTreeSet<&Host> {
-    observed.instances().filter_map(|i| i.host.as_ref()).collect()
+fn placed_hosts(observed: &Observed) -> impl Iterator<Item = &Host> {
+    observed.instances().filter_map(|i| i.host.as_ref())
 }
 
 /// Where a node is, or is about to be.
 fn node_hosts(observed: &Observed) -> BTreeSet<&Host> {
     let about_to_be = observed.agents.iter().filter(|agent| can_take_node(agent)).map(|agent| &agent.host);
-    placed_hosts(observed).into_iter().chain(about_to_be).collect()
+    placed_hosts(observed).chain(about_to_be).collect()
 }
 
 fn plan_pods(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
@@ -802,20 +804,31 @@ pub fn matched_host(pattern: &str) -> Option<Host> {
     pattern.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".").parse().ok()
 }
 
-/// How each agent stands.
-pub fn rows(wanted: &Wanted, observed: &Observed) -> Vec<Row> {
-    let digest = order_digest(&wanted.trust);
-    let mut instances: BTreeMap<&Host, &Instance> = BTreeMap::new();
-    for (host, instance) in observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance))) {
-        instances.entry(host).or_insert(instance);
+/// The instances on those agents, the first on each.
+pub fn instances_on<'a>(agents: &BTreeSet<&Host>, observed: &'a Observed) -> BTreeMap<&'a Host, &'a Instance> {
+    let mut instances = BTreeMap::new();
+    if !agents.is_empty() {
+        let placed = observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance)));
+        for (host, instance) in placed.filter(|(host, _)| agents.contains(host)) {
+            instances.entry(host).or_insert(instance);
+        }
     }
-    observed.agents.iter().map(|agent| row(agent, instances.get(&agent.host).copied(), &digest, wanted, observed)).collect()
+    instances
 }
 
-fn row(agent: &Agent, instance: Option<&Instance>, digest: &str, wanted: &Wanted, observed: &Observed) -> Row {
+/// How an agent stands. `digest`: of the order that its node should have taken; `status`: what that says; `instance`: counts where it
+/// says nothing.
+pub fn row(
+    agent: &Agent,
+    status: Option<&NodeStatus>,
+    instance: Option<&Instance>,
+    digest: &str,
+    wanted: &Wanted,
+    observed: &Observed,
+) -> Row {
     let until = observed.passes_at_takeover.get(&agent.host);
     let is_about_another = |status: &NodeStatus| wanted.takeover.is_some() || until.is_some_and(|passes| status.passes <= *passes);
-    let (state, detail) = match (observed.nodes.get(&agent.host), instance) {
+    let (state, detail) = match (status, instance) {
         (Some(status), _) if status.order_digest != digest => (RowState::Pending, "is about to get the newest bundle".to_string()),
         (Some(status), _) if status.in_place && is_about_another(status) => {
             (RowState::Pending, "knows the new CA; it is proven as soon as the new registry serves".into())
@@ -1166,6 +1179,10 @@ pub(crate) mod tests {
         (host.parse().unwrap(), status)
     }
 
+    pub(crate) fn answering<const N: usize>(nodes: [(Host, NodeStatus); N]) -> BTreeMap<Host, Arc<NodeStatus>> {
+        nodes.map(|(host, status)| (host, Arc::new(status))).into()
+    }
+
     const ADDRESS: &str = "10.0.0.1:31000";
 
     pub(crate) fn task(status: RegistryStatus) -> RegistryTask {
@@ -1285,11 +1302,11 @@ pub(crate) mod tests {
         wanted.leaves = [(ADDRESS.to_string(), Leaf { fingerprint: "new".into(), renew_at: i64::MAX })].into();
         let mut observed = Observed { pods: pods(&wanted, 2, &["10.0.0.1", "10.0.0.2"]), ..Observed::default() };
         let trusted = |passes| node("10.0.0.1", &digest, NodePhase::Trusted, passes);
-        observed.nodes = [trusted(1), node("10.0.0.2", "older", NodePhase::Trusted, 1)].into();
+        observed.nodes = answering([trusted(1), node("10.0.0.2", "older", NodePhase::Trusted, 1)]);
         assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be known on 10.0.0.2"]);
-        observed.nodes = [trusted(1), node("10.0.0.2", &digest, NodePhase::Pending, 1)].into();
+        observed.nodes = answering([trusted(1), node("10.0.0.2", &digest, NodePhase::Pending, 1)]);
         assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be known on 10.0.0.2"]);
-        observed.nodes = [trusted(1), node("10.0.0.2", &digest, NodePhase::Trusted, 1)].into();
+        observed.nodes = answering([trusted(1), node("10.0.0.2", &digest, NodePhase::Trusted, 1)]);
         assert_eq!(rotation_steps(&wanted, &observed), ["sign with the new CA: it is known to every agent"]);
 
         wanted.ca.rotation = Some(Rotation::at(Stage::Switched, Reason::Order, 0));
@@ -1298,7 +1315,7 @@ pub(crate) mod tests {
         observed.registries = vec![task(registry_status("new"))];
         observed.passes_at_switch = [("10.0.0.1".parse().unwrap(), 1), ("10.0.0.2".parse().unwrap(), 1)].into();
         assert_eq!(rotation_steps(&wanted, &observed), ["the new CA to be proven on 10.0.0.1, 10.0.0.2"]);
-        observed.nodes = [trusted(2), node("10.0.0.2", &digest, NodePhase::Trusted, 2)].into();
+        observed.nodes = answering([trusted(2), node("10.0.0.2", &digest, NodePhase::Trusted, 2)]);
         assert_eq!(rotation_steps(&wanted, &observed), ["trust the old CA no more: the new one is proven on every agent"]);
     }
 
@@ -1387,20 +1404,20 @@ pub(crate) mod tests {
         let not_written = NodeStatus { in_place: false, ..node("10.0.0.2", &digest, NodePhase::Pending, 1).1 };
         let other_order = node("10.0.0.2", "older", NodePhase::Trusted, 1).1;
         let second: Host = "10.0.0.2".parse().unwrap();
-        observed.nodes = [(first.clone(), written.clone())].into();
+        observed.nodes = answering([(first.clone(), written.clone())]);
         for unfinished in [not_written.clone(), other_order] {
-            observed.nodes.insert(second.clone(), unfinished);
+            observed.nodes.insert(second.clone(), unfinished.into());
             assert_eq!(steps(&wanted, &observed), [format!("the new CA to be known on 10.0.0.2; {until}")]);
         }
         // Whoever answers is waited for as long as it takes; whoever does not, until the deadline.
-        observed.nodes.insert(second.clone(), not_written);
+        observed.nodes.insert(second.clone(), not_written.into());
         wanted.takeover = of(10_000);
         assert_eq!(steps(&wanted, &observed), [format!("the new CA to be known on 10.0.0.2; {until}")]);
         observed.nodes.remove(&second);
         let action = "take over from the registry made by hand, and go on with its images in /data/images on 10.0.0.1: \
                       the new CA is known to every agent";
         assert_eq!(steps(&wanted, &observed), [format!("{action} but 10.0.0.2, which did not answer in time and will catch up")]);
-        observed.nodes.insert(second, written);
+        observed.nodes.insert(second, written.into());
         wanted.takeover = of(0);
         wanted.ca.holds_names_back = true;
         assert_eq!(steps(&wanted, &observed), ["a CA that may speak for the new names; until then the registry stays as it is"]);
@@ -1410,7 +1427,9 @@ pub(crate) mod tests {
         (wanted.ca.holds_names_back, wanted.ca.rotation) = (false, None);
         assert_eq!(steps(&wanted, &observed), [action]);
         let words = |wanted: &Wanted, observed: &Observed| -> Vec<_> {
-            rows(wanted, observed).into_iter().map(|row| (row.state, row.detail)).collect()
+            let node = |agent: &Agent| observed.nodes.get(&agent.host).map(Arc::as_ref);
+            let rows = observed.agents.iter().map(|agent| row(agent, node(agent), None, &digest, wanted, observed));
+            rows.map(|row| (row.state, row.detail)).collect()
         };
         let known = "knows the new CA; it is proven as soon as the new registry serves";
         let known = (RowState::Pending, known.to_string());

@@ -177,7 +177,12 @@ impl Layout {
 
     /// The pod that a host belongs to.
     pub fn shard(self, host: &Host) -> Shard {
-        let digits = |number| last_digits(&host.to_string(), number);
+        let digits = |number| match (host, number) {
+            // As below, without the text: a fifth of what is decided about 10,000 agents.
+            (Host::Ip(ip), Number::OfName) => Some(ip.octets()[3] % 100),
+            (Host::Ip(ip), Number::OfFirstLabel) => Some(ip.octets()[0] % 100),
+            (Host::Dns(name), number) => last_digits(name, number),
+        };
         match self {
             Self::One => Shard::All,
             Self::Ten(number) => digits(number).map_or(Shard::Other, |digits| Shard::Digit(digits % 10)),

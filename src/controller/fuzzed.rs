@@ -9,6 +9,7 @@ use super::events::View;
 use super::metrics::Metrics;
 use super::page;
 use super::report::Report;
+use super::rows::Rows;
 use crate::dcos::marathon::App;
 use crate::dcos::mesos::{Agent, Ports, Resources};
 use crate::distribution::Published;
@@ -85,7 +86,7 @@ pub(crate) fn status(answers: &[u8]) {
                 ports: Ports::default(),
             });
             let _ = preload::lines(Some(&status));
-            observed.nodes.insert(host, status);
+            observed.nodes.insert(host, status.into());
         } else if let Ok(status) = serde_json::from_value::<RegistryStatus>(answer.clone()) {
             let _ = (security::names_lacking(&[], &status), security::end_nearing(&status, NOW));
             observed.registries.push(RegistryTask { address: ADDRESS.into(), status });
@@ -95,7 +96,9 @@ pub(crate) fn status(answers: &[u8]) {
     }
     observed.registry = Some(App { spec: wanted.documents.registry.clone(), tasks: Vec::new() });
     let plan = plan::converge(wanted, &observed);
-    let report = Report::new(options, wanted, &observed, &plan, Vec::new(), &[]).expect("there is no certificate that could be damaged");
+    let rows = Rows::default().look(wanted, &observed);
+    let report = Report::new(options, wanted, &observed, &plan, rows, Vec::new(), &[]);
+    let report = report.expect("there is no certificate that could be damaged");
     let _ = (report.table(), report.progress());
     let metrics = Metrics::default();
     metrics.see(wanted, &observed, &report);

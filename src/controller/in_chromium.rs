@@ -59,7 +59,7 @@ fn agent(n: usize) -> AgentReport {
 /// A report of so many agents.
 fn report(agents: usize) -> Report {
     let day = 24 * 60 * 60;
-    let agents: Vec<AgentReport> = (0..agents).map(agent).collect();
+    let agents: Vec<Arc<AgentReport>> = (0..agents).map(agent).map(Arc::new).collect();
     let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
     let certificate = |n: u32, fingerprint: &str| CertificateReport {
         subject: format!("CN=private-registry CA {n}"),
@@ -407,7 +407,7 @@ fn news_come_by_themselves_and_leave_search_scroll_and_focus_alone() {
     let mut next = report(301);
     next.summary = "The CA is being replaced.".into();
     next.agents.remove(5);
-    next.agents[40].state = "trusted".into();
+    Arc::make_mut(&mut next.agents[40]).state = "trusted".into();
     next.problems = vec!["Something stands in the way.".into()];
     next.rotating = Some(RotationReport { switched: true, reason: "it was asked for".into(), since: unix_now() });
     let newest = CertificateReport { subject: "CN=private-registry CA 2".into(), fingerprint: "6c".repeat(32), not_after: unix_now() };
@@ -429,9 +429,9 @@ fn news_come_by_themselves_and_leave_search_scroll_and_focus_alone() {
     // An agent alone, with the focus on something that is drawn anew around it.
     browser.eval("document.querySelector('#use-app .copy').focus(), 0");
     next.problems.clear();
-    next.agents[41].detail = "all new".into();
+    Arc::make_mut(&mut next.agents[41]).detail = "all new".into();
     next.converged = true;
-    next.agents.iter_mut().for_each(|agent| agent.state = "trusted".into());
+    next.agents.iter_mut().for_each(|agent| Arc::make_mut(agent).state = "trusted".into());
     server.shared.publish(next);
     browser.wait_for("document.querySelector('.badge').textContent === 'All is well' && !document.querySelector('#problems')");
     browser.wait_for("[...document.querySelectorAll('#rows tr')].some((row) => row.textContent.includes('all new'))");
@@ -462,10 +462,11 @@ fn behind_a_proxy_that_holds_answers_back_the_page_asks_again_and_again() {
 #[ignore = "needs chromium: ci/page"]
 fn what_hosts_images_and_others_are_called_is_text_and_nothing_else() {
     let mut hostile = report(2);
-    hostile.agents[0].host = HOSTILE.into();
-    hostile.agents[0].detail = HOSTILE.into();
+    let first = Arc::make_mut(&mut hostile.agents[0]);
+    first.host = HOSTILE.into();
+    first.detail = HOSTILE.into();
     (hostile.service, hostile.summary) = (HOSTILE.into(), HOSTILE.into());
-    hostile.agents[1].state = HOSTILE.into();
+    Arc::make_mut(&mut hostile.agents[1]).state = HOSTILE.into();
     hostile.problems = vec![HOSTILE.into()];
     hostile.names = vec!["192.168.0.1:443".into(), HOSTILE.into()];
     hostile.registries[0].host = HOSTILE.into();
@@ -611,9 +612,10 @@ fn without_script_it_is_a_table_that_says_how_much_of_it_there_is() {
 #[ignore = "needs chromium: ci/page"]
 fn the_pictures_for_the_documentation() {
     let mut twelve = report(12);
-    twelve.agents[11].state = "pending".into();
-    twelve.agents[11].detail = "not proven yet".into();
-    twelve.agents[11].proven_at = None;
+    let twelfth = Arc::make_mut(&mut twelve.agents[11]);
+    twelfth.state = "pending".into();
+    twelfth.detail = "not proven yet".into();
+    twelfth.proven_at = None;
     twelve.summary = "11 of 12 agents are proven to trust the registry; the registry is serving on 10.0.0.2.".into();
     twelve.converged = false;
     twelve.next = vec!["waiting for 10.0.0.12 to prove that it trusts the registry".into()];

@@ -64,9 +64,38 @@ struct Counted {
     jobs: BTreeMap<(&'static str, &'static str), u64>,
     /// Runs of jobs that are counted and still known.
     runs: BTreeSet<String>,
-    /// When each node's passes were last seen to grow, and what they were.
-    proofs: BTreeMap<Host, (u64, Instant)>,
+    /// What was proven last on each agent, in the agents' order.
+    proofs: Vec<LastProof>,
     seen: Option<Seen>,
+}
+
+struct LastProof {
+    host: Host,
+    /// Passes of the node.
+    passes: u64,
+    /// When they were seen to have grown to that.
+    at: Instant,
+}
+
+impl Counted {
+    fn see_proofs(&mut self, observed: &Observed, now: Instant) {
+        let mut before = std::mem::take(&mut self.proofs).into_iter().peekable();
+        let mut others = Vec::new();
+        for (host, status) in observed.nodes.iter().filter(|(_, status)| status.phase == NodePhase::Trusted) {
+            while let Some(other) = before.next_if(|proof| proof.host < *host) {
+                others.push(other);
+            }
+            let earlier = before.next_if(|proof| proof.host == *host).filter(|proof| proof.passes == status.passes);
+            self.proofs.push(LastProof { host: host.clone(), passes: status.passes, at: earlier.map_or(now, |proof| proof.at) });
+        }
+        others.extend(before);
+        // Agents that have proven before, and now do not.
+        if !others.is_empty() {
+            let known: BTreeSet<&Host> = observed.agents.iter().map(|agent| &agent.host).collect();
+            self.proofs.extend(others.into_iter().filter(|proof| known.contains(&proof.host)));
+            self.proofs.sort_by(|one, other| one.host.cmp(&other.host));
+        }
+    }
 }
 
 /// How things stood at the last pass that came to its end.
@@ -105,15 +134,7 @@ impl Metrics {
 
     pub(super) fn see(&self, wanted: &Wanted, observed: &Observed, report: &Report) {
         let mut counted = self.counted();
-        let now = Instant::now();
-        let known: BTreeSet<&Host> = observed.agents.iter().map(|agent| &agent.host).collect();
-        counted.proofs.retain(|host, _| known.contains(host));
-        for (host, status) in observed.nodes.iter().filter(|(_, status)| status.phase == NodePhase::Trusted) {
-            let proof = counted.proofs.entry(host.clone()).or_insert((status.passes, now));
-            if proof.0 != status.passes {
-                *proof = (status.passes, now);
-            }
-        }
+        counted.see_proofs(observed, Instant::now());
         let collections = report.collections.iter().filter(|c| !c.dry_run).map(|c| (&c.run, "collection", c.ended, c.failed));
         let copies = report.copies.iter().map(|c| (&c.run, "copy", c.ended, c.failed));
         let ended: Vec<_> = collections.chain(copies).filter(|(_, _, ended, _)| *ended).collect();
@@ -133,9 +154,9 @@ impl Metrics {
         page.one("private_registry_build_info", &[("version", env!("CARGO_PKG_VERSION")), ("sha256", binary_sha256)], 1);
         if let Some(seen) = &counted.seen {
             seen.write(&mut page);
-            let oldest = counted.proofs.values().map(|(_, at)| at.elapsed()).max();
+            let oldest = counted.proofs.iter().map(|proof| proof.at).min();
             if let Some(oldest) = oldest {
-                page.one("private_registry_oldest_proof_age_seconds", &[], oldest.as_secs());
+                page.one("private_registry_oldest_proof_age_seconds", &[], oldest.elapsed().as_secs());
             }
         }
         page.title("private_registry_reconcile_duration_seconds");
@@ -162,10 +183,11 @@ impl Seen {
     fn new(wanted: &Wanted, observed: &Observed, report: &Report) -> Self {
         let mut agents: BTreeMap<_, _> = BTreeMap::new();
         for state in ["trusted", "pending", "failed"] {
-            for role in ["private", "public"] {
-                let count = report.agents.iter().filter(|agent| agent.state == state && agent.role == role).count();
-                agents.insert((state, role), count);
-            }
+            agents.extend(["private", "public"].map(|role| ((state, role), 0)));
+        }
+        for agent in &report.agents {
+            let its = agents.iter_mut().find(|((state, role), _)| agent.state == *state && agent.role == *role);
+            its.into_iter().for_each(|(_, count)| *count += 1);
         }
         let mut bundles = BTreeMap::new();
         observed.nodes.values().for_each(|status| *bundles.entry(status.order_version).or_default() += 1);
@@ -348,7 +370,7 @@ mod tests {
     fn filled() -> Metrics {
         let metrics = Metrics::default();
         metrics.counted().seen = Some(seen());
-        metrics.counted().proofs.insert("10.0.0.1".parse().unwrap(), (1, Instant::now()));
+        metrics.counted().proofs.push(LastProof { host: "10.0.0.1".parse().unwrap(), passes: 1, at: Instant::now() });
         metrics.counted().jobs.insert(("copy", "failed"), 1);
         metrics.acted(&Action::RetireRegistry);
         metrics.passed(Duration::from_millis(300), true);

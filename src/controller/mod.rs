@@ -27,6 +27,7 @@ mod page;
 mod parts;
 mod preloads;
 mod report;
+mod rows;
 mod serve;
 mod shown;
 pub mod state;
@@ -71,6 +72,7 @@ pub use parts::{CertificateReport, RegistryReport, RotationReport};
 use preloads::Preloads;
 pub(crate) use report::aligned;
 pub use report::{AgentReport, CollectionReport, CopyReport, OrderReport, OtherReport, Report, RunReport};
+use rows::Rows;
 use state::{OwnCa, State, StateError};
 use steps::{Home, Intent, Memory};
 pub use uninstall::run_job as uninstall;
@@ -344,6 +346,7 @@ struct Controller {
     others: Others,
     marathon_lb: marathon_lb::Watch,
     users: users::Kept,
+    rows: Rows,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
     collections: Collections,
@@ -381,6 +384,7 @@ impl Controller {
             others: Others::default(),
             marathon_lb: marathon_lb::Watch::default(),
             users: users::Kept::default(),
+            rows: Rows::default(),
             retirement: None,
             collections: Collections::default(),
             copies: Copies::default(),
@@ -858,13 +862,14 @@ impl Controller {
         }
     }
 
-    fn report(&self, wanted: &Wanted, observed: &Observed, plan: &Plan, anchor: &Anchor) -> Result<Report, ControllerError> {
+    fn report(&mut self, wanted: &Wanted, observed: &Observed, plan: &Plan, anchor: &Anchor) -> Result<Report, ControllerError> {
         let state = self.state.as_ref();
         let mut runs = self.memory.runs(observed);
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
         runs.extend(rotations.map(|run| (run.clone(), steps::is_rotated(anchor, state, run))));
         let certificates = state.map(State::certificates_in_force).unwrap_or_default();
-        let mut report = Report::new(&self.options, wanted, observed, plan, runs, &certificates)?;
+        let agents = self.rows.look(wanted, observed);
+        let mut report = Report::new(&self.options, wanted, observed, plan, agents, runs, &certificates)?;
         if state.is_some_and(|state| anchor.certificates(state, self.memory.settled) != certificates) {
             report.converged = false;
             report.next.push("waiting for the next look, to make known that an earlier CA is not in use any more".into());

@@ -1,6 +1,7 @@
 //! What the cluster looks like now. Nothing in here decides.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -70,6 +71,10 @@ struct Answer {
     at: Instant,
     /// Questions without an answer since the last one.
     failures: u32,
+    /// Begin of the last look by which that host had an instance.
+    looked: Instant,
+    /// Begin of the last one by which what was answered counted.
+    counts: Instant,
 }
 
 impl Seen {
@@ -229,6 +234,7 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
+    observed.nodes.clear();
     nodes(cluster, options, observed, &mut BTreeMap::new(), &Purpose { urgent: &|| false, others_come: false }, |_, _| false).await;
     registries(cluster, options, observed).await;
 }
@@ -248,7 +254,7 @@ impl Seen {
     }
 }
 
-/// Asks the nodes whose turn it is. `observed` holds what the others have said.
+/// Asks the nodes whose turn it is. `observed` holds what nodes have said before, each with its entry in `answers`.
 async fn nodes(
     cluster: &Cluster,
     options: &Options,
@@ -258,41 +264,56 @@ async fn nodes(
     is_well: impl Fn(&Host, &NodeStatus) -> bool,
 ) {
     let now = Instant::now();
-    let mut known = std::mem::take(&mut observed.nodes);
-    let running: Vec<(Host, u16, String)> =
-        observed.instances().filter_map(|instance| Some((instance.host.clone()?, instance.port?, instance.uuid().to_string()))).collect();
+    let Observed { pods, nodes: known, .. } = observed;
+    let running = || {
+        let instances = pods.values().flat_map(|pod| &pod.instances);
+        instances.filter_map(|instance| Some((instance.host.as_ref()?, instance.port?, instance)))
+    };
+    let number = running().count();
     let rate = if purpose.others_come { AGAIN_PER_SECOND_WHILE_OTHERS_COME } else { AGAIN_PER_SECOND };
-    let again = Duration::from_secs_f64(running.len() as f64 / rate);
+    let again = Duration::from_secs_f64(number as f64 / rate);
     let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
-    let mut present = BTreeSet::new();
     let mut due = Vec::new();
-    for (host, port, uuid) in running {
-        let before = answers.get(&host).filter(|answer| answer.uuid == uuid);
-        let (waits, can_wait) = match (before, known.get(&host)) {
+    // Of very many nodes nearly all wait; so nothing is copied for them, or moved.
+    for (host, port, instance) in running() {
+        let before = answers.get_mut(host).and_then(|answer| {
+            answer.looked = now;
+            Some(answer).filter(|answer| instance.has_uuid(&answer.uuid))
+        });
+        let (waits, can_wait) = match (&before, known.get(host)) {
             (Some(answer), Some(status)) => {
-                let (is_well, age) = (is_well(&host, status), now - answer.at);
+                let (is_well, age) = (is_well(host, status), now - answer.at);
                 (is_well && age < again, is_well && age < again * URGENT_FOR)
             }
             (Some(answer), None) => (many_silent && answer.failures > PATIENT_TRIES && now - answer.at < NOW_AND_THEN, false),
             (None, _) => (false, false),
         };
-        let status = known.remove(&host).filter(|_| can_wait);
-        present.insert(host.clone());
-        match (waits, status) {
-            (true, Some(status)) => drop(observed.nodes.insert(host, status)),
-            (true, None) => {}
-            (false, status) => due.push((host, port, uuid, status)),
+        if let Some(answer) = before.filter(|_| can_wait) {
+            answer.counts = now;
+        }
+        if !waits {
+            due.push((host.clone(), port, instance.uuid().to_string(), can_wait));
         }
     }
-    answers.retain(|host, _| present.contains(host));
-    let http = cluster.http_for(present.len());
+    answers.retain(|host, answer| {
+        let is_there = answer.looked == now;
+        if !is_there {
+            known.remove(host);
+        }
+        is_there
+    });
+    // What another instance has said there may still count.
+    let counts = |answers: &BTreeMap<Host, Answer>, host: &Host| answers.get(host).is_some_and(|answer| answer.counts == now);
+    for (host, ..) in due.iter().filter(|(host, _, _, can_wait)| !can_wait && !counts(answers, host)) {
+        known.remove(host);
+    }
+    let http = cluster.http_for(number);
     let (mut asked, mut due) = (JoinSet::new(), due.into_iter());
     loop {
         while asked.len() < AT_ONCE
-            && let Some((host, port, uuid, status)) = due.next()
+            && let Some((host, port, uuid, can_wait)) = due.next()
         {
-            if let Some(status) = status.filter(|_| (purpose.urgent)()) {
-                observed.nodes.insert(host, status);
+            if can_wait && (purpose.urgent)() {
                 continue;
             }
             let (http, service) = (http.clone(), options.service.name.clone());
@@ -306,14 +327,16 @@ async fn nodes(
         let Some(answer) = asked.join_next().await else { break };
         // None of them panics.
         let Ok((host, uuid, status)) = answer else { continue };
-        let before = answers.get(&host).filter(|answer| answer.uuid == uuid).map_or(0, |answer| answer.failures);
-        let failures = if status.is_some() { 0 } else { before.saturating_add(1) };
-        answers.insert(host.clone(), Answer { uuid, at: Instant::now(), failures });
+        let before = answers.get(&host).filter(|answer| answer.uuid == uuid);
+        let failures = if status.is_some() { 0 } else { before.map_or(0, |answer| answer.failures).saturating_add(1) };
         if let Some(mut status) = status {
             // The node's own affair, and a good part of what there is to remember of it.
             status.files = Vec::new();
-            observed.nodes.insert(host, status);
+            known.insert(host.clone(), Arc::new(status));
+        } else if before.is_some() {
+            known.remove(&host);
         }
+        answers.insert(host, Answer { uuid, at: Instant::now(), failures, looked: now, counts: now });
     }
 }
 
@@ -409,7 +432,7 @@ pub(super) async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use axum::Router;
     use axum::http::{StatusCode, Uri};

@@ -65,7 +65,7 @@ pub(super) fn headers() -> [(HeaderName, &'static str); 4] {
 
 /// Renders the page. Every value is escaped by the template engine.
 pub(super) fn render(report: &Report, discovery: Option<&Discovery>, actions: &[String]) -> String {
-    let mut agents: Vec<&AgentReport> = report.agents.iter().collect();
+    let mut agents: Vec<&AgentReport> = report.agents.iter().map(AsRef::as_ref).collect();
     agents.sort_by_key(|agent| ["failed", "pending"].iter().position(|state| *state == agent.state).unwrap_or(2));
     let row = |agent: &&AgentReport| {
         let AgentReport { host, role, state, detail, sysctl, proven_at, .. } = agent;

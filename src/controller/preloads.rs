@@ -61,7 +61,7 @@ impl Controller {
         report.problems.extend(preload::refused(&self.options));
         let Some((host, ..)) = &self.preloads.asked else { return };
         let node = observed.nodes.get(host);
-        let (going, failed) = preload::lines(node);
+        let (going, failed) = preload::lines(node.map(AsRef::as_ref));
         report.next.extend(going);
         report.problems.extend(failed);
         report.preload = node.and_then(|node| node.preload.clone()).map(|preload| preload.images).unwrap_or_default();

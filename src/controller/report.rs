@@ -1,5 +1,7 @@
 //! How things stand, for people and programs: what `/v1/status` answers and what the job's table shows.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::others::{self, Others};
@@ -26,7 +28,7 @@ pub struct Report {
     /// Whether the options were refused; `problems` then has one line a fault.
     pub refused: bool,
     /// Every registered agent.
-    pub agents: Vec<AgentReport>,
+    pub agents: Vec<Arc<AgentReport>>,
     /// Registries that this package has not installed.
     #[serde(default)]
     pub others: Vec<OtherReport>,
@@ -91,7 +93,7 @@ pub struct Report {
 }
 
 /// One agent.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentReport {
     /// Host name as Mesos shows it.
     pub host: String,
@@ -193,10 +195,10 @@ impl Report {
         wanted: &Wanted,
         observed: &Observed,
         plan: &Plan,
+        agents: Vec<Arc<AgentReport>>,
         runs: Vec<(String, bool)>,
         certificates: &[String],
     ) -> Result<Self, CertificateError> {
-        let agents: Vec<AgentReport> = plan::rows(wanted, observed).into_iter().map(|row| AgentReport::new(row, observed)).collect();
         let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
         let (registry, serving) = registry(wanted, observed);
         let registry = if options.registry.read_only && serving { format!("{registry}, for pulls only") } else { registry };
@@ -271,8 +273,11 @@ impl Report {
 
     /// Adds how the other registries stand. None of them keeps the service from being done: they are others' affair.
     pub(super) fn with_others(mut self, options: &Options, wanted: &Wanted, observed: &Observed, others: &Others) -> Self {
+        if options.others.is_empty() {
+            return self;
+        }
         let digest = plan::order_digest(&wanted.trust);
-        let nodes: Vec<(&Host, &NodeStatus)> = observed.nodes.iter().filter(|(_, status)| status.order_digest == digest).collect();
+        let nodes: Vec<(&Host, &Arc<NodeStatus>)> = observed.nodes.iter().filter(|(_, status)| status.order_digest == digest).collect();
         let known = others.trusted();
         let mut registries: Vec<&OtherRegistry> = options.others.iter().collect();
         registries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -294,10 +299,8 @@ impl Report {
             .collect();
         let problem = |other: &OtherReport| format!("{}: {}", other.name, other.detail);
         self.problems.extend(self.others.iter().filter(|other| !other.detail.is_empty()).map(problem));
-        if !self.others.is_empty() {
-            let proven = self.others.iter().filter(|other| other.proven == self.agents.len()).count();
-            self.summary += &format!(" Every agent is proven to trust {proven} of {} other registries.", self.others.len());
-        }
+        let proven = self.others.iter().filter(|other| other.proven == self.agents.len()).count();
+        self.summary += &format!(" Every agent is proven to trust {proven} of {} other registries.", self.others.len());
         self
     }
 
@@ -327,7 +330,7 @@ impl Report {
 
     /// One row per agent, aligned, for a log or a terminal; and where there are other registries, one row for each of them.
     pub fn table(&self) -> String {
-        let agent = |a: &AgentReport| [a.host.clone(), a.role.clone(), a.state.clone(), a.sysctl.clone(), a.detail.clone()];
+        let agent = |a: &Arc<AgentReport>| [a.host.clone(), a.role.clone(), a.state.clone(), a.sysctl.clone(), a.detail.clone()];
         let agents = aligned(["AGENT", "ROLE", "STATE", "SYSCTL", "DETAIL"], self.agents.iter().map(agent));
         if self.others.is_empty() {
             return agents;
@@ -360,7 +363,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn on(nodes: &[(&Host, &NodeStatus)], name: &HostPort) -> Self {
+    fn on(nodes: &[(&Host, &Arc<NodeStatus>)], name: &HostPort) -> Self {
         let (spellings, mut seen) = (name.spellings(), Self::default());
         for (host, status) in nodes {
             let proofs: Vec<&Proof> = status.proofs.iter().filter(|proof| spellings.contains(&proof.name)).collect();
@@ -420,7 +423,7 @@ fn registry(wanted: &Wanted, observed: &Observed) -> (String, bool) {
 }
 
 /// Whoever has read the key of a registry made by hand is that registry to every agent that trusts its certificate.
-fn exposed_keys(options: &Options, agents: &[AgentReport]) -> Option<String> {
+fn exposed_keys(options: &Options, agents: &[Arc<AgentReport>]) -> Option<String> {
     let holders = || agents.iter().filter_map(|agent| Some((agent.exposed_key.as_deref()?, agent.host.as_str())));
     let (path, _) = holders().next()?;
     let hosts: Vec<&str> = holders().map(|(_, host)| host).collect();
@@ -465,15 +468,15 @@ fn not_stored(wanted: &Wanted, observed: &Observed) -> Vec<String> {
 }
 
 impl AgentReport {
-    fn new(row: plan::Row, observed: &Observed) -> Self {
+    /// `node`: what the agent's node says.
+    pub(super) fn new(row: plan::Row, node: Option<&NodeStatus>) -> Self {
         let state = match row.state {
             RowState::Trusted => "trusted",
             RowState::Pending => "pending",
             RowState::Failed => "failed",
         };
-        let sysctl = observed.nodes.get(&row.host).map_or("unknown".to_string(), sysctl_words);
+        let sysctl = node.map_or("unknown".to_string(), sysctl_words);
         let role = if row.public { "public" } else { "private" };
-        let node = observed.nodes.get(&row.host);
         let exposed_key = node.and_then(|status| status.exposed_key.clone());
         let cleaned = node.map(|status| status.cleaned.clone()).unwrap_or_default();
         let accepted = node.iter().flat_map(|status| &status.proofs).filter(|proof| proof.outcome == ProofOutcome::Trusted);
@@ -516,6 +519,7 @@ pub(super) fn words(phase: &RegistryPhase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rows::Rows;
     use super::*;
 
     #[test]
@@ -530,7 +534,7 @@ mod tests {
             cleaned: vec![],
             proven_at: None,
         };
-        let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).collect(), ..Report::default() };
+        let report = Report { summary: "Twenty.".into(), agents: (0..20).map(agent).map(Arc::new).collect(), ..Report::default() };
         assert_eq!(
             report.progress(),
             "Twenty. Waiting for 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.6, 10.0.0.7 and 12 more."
@@ -540,7 +544,7 @@ mod tests {
     #[test]
     fn a_registry_whose_store_does_not_answer_is_not_converged_though_every_agent_trusts_it() {
         use crate::dcos::marathon::App;
-        use crate::plan::tests::{agent, node, registry_status, task, wanted};
+        use crate::plan::tests::{agent, answering, node, registry_status, task, wanted};
         use crate::protocol::{NodePhase, RegistryStatus};
         let wanted = wanted();
         let full = "the disk of /data is full: 3 MiB are left; make room";
@@ -548,13 +552,14 @@ mod tests {
             let errors = errors.iter().map(ToString::to_string).collect();
             let observed = Observed {
                 agents: vec![agent("10.0.0.1")],
-                nodes: [node("10.0.0.1", &plan::order_digest(&wanted.trust), NodePhase::Trusted, 1)].into(),
+                nodes: answering([node("10.0.0.1", &plan::order_digest(&wanted.trust), NodePhase::Trusted, 1)]),
                 registry: Some(App { spec: wanted.documents.registry.clone(), tasks: vec![] }),
                 registries: vec![task(RegistryStatus { host: "10.0.0.1".into(), errors, ..registry_status("leaf") })],
                 ..Observed::default()
             };
             let options = Options::from_json(&serde_json::json!({})).unwrap();
-            Report::new(&options, &wanted, &observed, &Plan::default(), vec![], &[]).unwrap()
+            let rows = Rows::default().look(&wanted, &observed);
+            Report::new(&options, &wanted, &observed, &Plan::default(), rows, vec![], &[]).unwrap()
         };
         let well = report(&[]);
         assert!(well.converged, "{well:#?}");
@@ -578,7 +583,7 @@ mod tests {
         };
         let said = |agents: usize, clean: bool| {
             let options = Options::from_json(&serde_json::json!({ "takeover": { "clean_agents": clean } })).unwrap();
-            exposed_keys(&options, &(0..agents).map(agent).collect::<Vec<_>>())
+            exposed_keys(&options, &(0..agents).map(agent).map(Arc::new).collect::<Vec<_>>())
         };
         assert_eq!(said(2, false), None);
         assert_eq!(
@@ -623,7 +628,8 @@ mod tests {
             cleaned: vec![],
             proven_at: None,
         };
-        let report = Report { agents: vec![agent("10.0.0.1", "proven by docker"), agent("10.0.0.100", "")], ..Report::default() };
+        let agents = [agent("10.0.0.1", "proven by docker"), agent("10.0.0.100", "")].map(Arc::new).to_vec();
+        let report = Report { agents, ..Report::default() };
         assert_eq!(
             report.table(),
             "AGENT       ROLE     STATE    SYSCTL  DETAIL\n\

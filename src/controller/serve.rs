@@ -190,9 +190,14 @@ impl Shared {
 }
 
 /// A line for every agent that stands otherwise than before, with the reason.
-fn tell_agents(before: &[AgentReport], now: &[AgentReport]) {
-    let known: BTreeMap<&str, &AgentReport> = before.iter().map(|agent| (agent.host.as_str(), agent)).collect();
-    for AgentReport { host, state, detail, .. } in now {
+fn tell_agents(before: &[Arc<AgentReport>], now: &[Arc<AgentReport>]) {
+    let is_same = |(before, now): &(&Arc<AgentReport>, &Arc<AgentReport>)| Arc::ptr_eq(before, now);
+    let first = before.iter().zip(now).take_while(is_same).count();
+    let (before, now) = (&before[first..], &now[first..]);
+    let last = before.iter().rev().zip(now.iter().rev()).take_while(is_same).count();
+    let (before, now) = (&before[..before.len() - last], &now[..now.len() - last]);
+    let known: BTreeMap<&str, &AgentReport> = before.iter().map(|agent| (agent.host.as_str(), agent.as_ref())).collect();
+    for AgentReport { host, state, detail, .. } in now.iter().map(Arc::as_ref) {
         if known.get(host.as_str()).is_none_or(|earlier| (&earlier.state, &earlier.detail) != (state, detail)) {
             tracing::info!(agent = host, "{state}: {detail}");
         }

@@ -2,6 +2,7 @@
 //! keeps. The loop and the model test (`src/model`) take the same steps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::RotationOrder;
@@ -193,7 +194,7 @@ pub(crate) async fn layout(options: &Options, observed: &Observed, state: &mut S
 
 /// The newest version that a task says it has taken.
 pub(crate) fn newest_taken(observed: &Observed) -> u64 {
-    let of_node = |status: &NodeStatus| status.order_version.max(status.preload.as_ref().map_or(0, |preload| preload.version));
+    let of_node = |status: &Arc<NodeStatus>| status.order_version.max(status.preload.as_ref().map_or(0, |preload| preload.version));
     let nodes = observed.nodes.values().map(of_node);
     nodes.chain(observed.registries.iter().map(|task| task.status.order_version)).max().unwrap_or(0)
 }
@@ -434,7 +435,7 @@ mod tests {
         let host: Host = "10.0.0.1".parse().unwrap();
         let seen = |passes: u64| {
             let status = NodeStatus { passes, ..plan::tests::node("10.0.0.1", "", NodePhase::Trusted, 1).1 };
-            Observed { nodes: [(host.clone(), status)].into(), ..Observed::default() }
+            Observed { nodes: [(host.clone(), status.into())].into(), ..Observed::default() }
         };
         let (mut memory, began) = (Memory { runs: [("run".to_string(), passes(&seen(40)))].into(), ..Memory::default() }, Instant::now());
         let is_fresh = |memory: &Memory, passes: u64| memory.runs(&seen(passes))[0].1;
@@ -493,7 +494,7 @@ mod tests {
     fn a_node_that_was_away_at_the_switch_owes_a_proof_when_it_is_back() {
         let node = |host: &str, passes: u64| {
             let (host, status) = plan::tests::node(host, "", NodePhase::Trusted, 1);
-            (host, NodeStatus { passes, ..status })
+            (host, Arc::new(NodeStatus { passes, ..status }))
         };
         let mut memory = Memory { passes_at_switch: Some([("10.0.0.1".parse().unwrap(), 4)].into()), ..Memory::default() };
         let mut observed = Observed { nodes: [node("10.0.0.1", 5), node("10.0.0.2", 7)].into(), ..Observed::default() };
@@ -517,7 +518,7 @@ mod tests {
         let ours = plan::order_digest(&trust);
         let seen = |digest: &str, order_version: u64| {
             let (host, status) = plan::tests::node("10.0.0.1", digest, NodePhase::Trusted, 1);
-            Observed { nodes: [(host, NodeStatus { order_version, ..status })].into(), ..Observed::default() }
+            Observed { nodes: [(host, NodeStatus { order_version, ..status }.into())].into(), ..Observed::default() }
         };
         let (mut memory, began) = (Memory::default(), Instant::now());
         assert!(!memory.surpasses(&seen(&ours, 5), &trust, began) && !memory.surpasses(&seen("other", 4), &trust, began));

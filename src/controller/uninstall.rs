@@ -4,6 +4,7 @@
 //! controller is left, because its app was deleted behind Cosmos' back, the run of the job `….uninstall` takes the same steps.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cluster::Cluster;
@@ -203,7 +204,7 @@ impl Orders {
             let retired = observed.all_registries_answer() && observed.registries.iter().all(is_retired);
             return if retired || late { Step::DeleteRegistry { retired } } else { Step::Retire };
         }
-        let is_restored = |(_, status): &(&Host, &NodeStatus)| status.phase == NodePhase::Restored;
+        let is_restored = |(_, status): &(&Host, &Arc<NodeStatus>)| status.phase == NodePhase::Restored;
         let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
         // A node that was started anew has written again, until it is told once more; also one that is not heard of before it ends.
         for (host, uuid) in observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance.uuid()))) {

@@ -58,10 +58,17 @@ pub struct Instance {
     pub port: Option<u16>,
 }
 
+const BEFORE_UUID: &str = "instance-";
+
 impl Instance {
     /// The UUID that ids of the instance, its tasks and its executor have in common.
     pub fn uuid(&self) -> &str {
-        self.id.rsplit_once("instance-").map_or(self.id.as_str(), |(_, uuid)| uuid)
+        self.id.rsplit_once(BEFORE_UUID).map_or(self.id.as_str(), |(_, uuid)| uuid)
+    }
+
+    /// Whether [`Instance::uuid`] is this one.
+    pub fn has_uuid(&self, uuid: &str) -> bool {
+        self.id.strip_suffix(uuid).is_some_and(|before| before.is_empty() || before.ends_with(BEFORE_UUID))
     }
 }
 

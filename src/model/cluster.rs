@@ -569,7 +569,7 @@ impl World {
             let (host, _) = (instance.host.clone()?, instance.port?);
             let machine = self.machine_of(&host).filter(|machine| self.reaches(*machine))?;
             let node = self.instance_on(machine).filter(|now| now.uuid == instance.uuid())?.node.as_ref()?;
-            Some((host, node.board.status()))
+            Some((host, node.board.status().into()))
         };
         observed.nodes = observed.instances().filter_map(answer).collect();
         observed.registries.clear();

@@ -184,7 +184,7 @@ impl Service {
         if agents.len() > AGENTS {
             gathered.missing.push(format!("logs of {} agents: {AGENTS} at most", agents.len() - AGENTS));
         }
-        let agents = agents.into_iter().take(AGENTS).map(|agent| Target::Agent(agent.host));
+        let agents = agents.into_iter().take(AGENTS).map(|agent| Target::Agent(agent.host.clone()));
         for target in [Target::Controller, Target::Registry].into_iter().chain(agents) {
             let name = match &target {
                 Target::Controller => "log-controller".to_string(),
