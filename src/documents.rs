@@ -50,7 +50,7 @@ pub struct TemplateError {
 }
 
 /// What the documents need beside the options.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
     /// Agent on which the registry stores its images.
     pub registry_host: Host,
@@ -145,6 +145,11 @@ pub fn pod_id(options: &Options) -> String {
 /// The same without a slash.
 fn pod_name(service: &str) -> String {
     format!("{}-node", service.replace('/', "."))
+}
+
+/// Id of one of a service's node pods.
+pub fn shard_id(options: &Options, shard: Shard) -> String {
+    format!("{}{}", pod_id(options), shard.suffix())
 }
 
 /// Which of a service's node pods has this id, if one of them can have it.

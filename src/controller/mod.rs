@@ -50,12 +50,12 @@ use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::Job;
 use crate::dcos::{ApiError, chain, versions};
 use crate::distribution::{Distribution, Published};
-use crate::documents::{self, Facts, TemplateError};
+use crate::documents::{self, Documents, Facts, TemplateError};
 use crate::exposure;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
-use crate::protocol::{Collection, NodePhase, NodeStatus, OrderKind, SignedOrder, env};
+use crate::protocol::{Collection, NodeStatus, OrderKind, SignedOrder, env};
 use crate::secret::Secret;
 use crate::security;
 use crate::settings;
@@ -66,7 +66,7 @@ use collect::Collections;
 use copies::Copies;
 pub use discovery::Discovery;
 pub use images::{ImageReport, ImagesReport};
-use observe::{Purpose, Seen};
+use observe::{Few, Purpose, Seen, Wellness};
 use others::Others;
 pub use parts::{CertificateReport, RegistryReport, RotationReport};
 use preloads::Preloads;
@@ -347,6 +347,8 @@ struct Controller {
     marathon_lb: marathon_lb::Watch,
     users: users::Kept,
     rows: Rows,
+    /// What the documents were made of last, and they.
+    rendered: Option<(Facts, Documents)>,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
     retirement: Option<(SignedOrder, u64)>,
     collections: Collections,
@@ -385,6 +387,7 @@ impl Controller {
             marathon_lb: marathon_lb::Watch::default(),
             users: users::Kept::default(),
             rows: Rows::default(),
+            rendered: None,
             retirement: None,
             collections: Collections::default(),
             copies: Copies::default(),
@@ -450,22 +453,32 @@ impl Controller {
                 EAGER => CALM,
                 _ => LONGEST,
             };
-            let pause = pause.max((cost * self.share()).min(longest));
-            self.rest(pause).await;
+            let mut pause = pause.max((cost * self.share()).min(longest));
+            let mut few = None;
+            if self.changes && !stepped && pause > EAGER {
+                few = self.seen.few(&self.options);
+                pause = few.as_ref().map_or(pause, |_| CALM);
+            }
+            self.rest(pause, few).await;
         }
     }
 
     /// Waits for the next pass. An agent that registers does not wait, nor does what a small cluster's next pass would see: a registry
-    /// that needs something, a run of a job.
-    async fn rest(&mut self, pause: Duration) {
+    /// that needs something, a run of a job. Of what is waited for, a `few` things are asked by themselves, which costs less than a pass.
+    async fn rest(&mut self, pause: Duration, few: Option<Few>) {
         let until = Instant::now() + pause;
+        let asks_every = if few.is_some() { EAGER } else { CALM };
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             tokio::select! {
-                () = tokio::time::sleep(left.min(CALM)) => {}
+                () = tokio::time::sleep(left.min(asks_every)) => {}
                 () = self.shared.woken() => return,
             }
             self.shared.beat();
-            if left > CALM && self.is_called().await {
+            let is_called = match &few {
+                Some(few) => left > EAGER && self.seen.has_news(&self.cluster, &self.options, few).await,
+                None => left > CALM && self.is_called().await,
+            };
+            if is_called {
                 return;
             }
         }
@@ -545,13 +558,12 @@ impl Controller {
         let upstream_certificates = upstream.flat_map(|other| &other.certificates).map(|pem| format!("{}\n", pem.trim_end())).collect();
         let digest = state.trust_in_force(&bundle).map(plan::order_digest).unwrap_or_default();
         let (memory, preloads) = (&self.memory, &self.preloads);
-        let is_well = |host: &Host, status: &NodeStatus| {
-            let is_trusted = status.phase == NodePhase::Trusted && status.order_digest == digest && status.errors.is_empty();
-            is_trusted && !memory.awaits(host, status) && !preloads.concern(host)
-        };
+        let is_awaited = |host: &Host, status: &NodeStatus| memory.awaits(host, status) || preloads.concern(host);
+        let awaits_any = memory.awaits_any() || preloads.concern_any();
+        let wellness = Wellness { digest: &digest, is_awaited: awaits_any.then_some(&is_awaited) };
         let shared = &self.shared;
         let purpose = Purpose { urgent: &|| is_urgent || shared.has_joined(), others_come: self.changes };
-        self.seen.tasks(&self.cluster, &self.options, observed, &purpose, is_well).await;
+        self.seen.tasks(&self.cluster, &self.options, observed, &purpose, &wellness).await;
         self.strangers = observe::leave_out_strangers(observed, state);
         // Whatever is signed goes above what tasks have taken.
         state.note_taken(steps::newest_taken(observed));
@@ -604,7 +616,13 @@ impl Controller {
         let retirement = if runs_registry { state.retirement() } else { self.retirement.as_ref().map_or(0, |(_, version)| *version) };
         let retirement_is_late = self.memory.see_retirement(&self.options, observed, Instant::now());
         let users = self.users.look(&self.options, state).await?;
-        let documents = documents::render(&self.options, &facts)?;
+        let documents = match &self.rendered {
+            Some((known, documents)) if *known == facts => documents.clone(),
+            _ => {
+                let documents = documents::render(&self.options, &facts)?;
+                self.rendered.insert((facts, documents)).1.clone()
+            }
+        };
         let takeover = self.memory.see_takeover(&self.options, observed, Instant::now());
         let wanted = Wanted { documents, trust, now, leaves, ca, registry: runs_registry, retirement, retirement_is_late, takeover, users };
         if self.memory.proves_after_switch(&wanted, observed) {

@@ -11,15 +11,15 @@ use tokio::task::JoinSet;
 use super::cluster::Cluster;
 use super::serve::Shared;
 use super::state::State;
-use crate::dcos::marathon::{Marathon, Pod};
+use crate::dcos::marathon::{Instance, Marathon, Pod};
 use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::{Job, Metronome};
 use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
 use crate::names::Host;
 use crate::options::Options;
-use crate::plan::{Observed, RegistryTask};
-use crate::protocol::{MAX_MESSAGE_BYTES, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder};
+use crate::plan::{self, Observed, RegistryTask};
+use crate::protocol::{MAX_MESSAGE_BYTES, NodePhase, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder};
 use crate::shards::{Layout, Shard};
 
 /// How long a task may take to answer. It is on the same network and has the answer at hand.
@@ -54,6 +54,22 @@ pub(super) struct Seen {
     /// When everything was looked at, and what CPU time that took.
     whole: Option<(Instant, Duration)>,
     answers: BTreeMap<Host, Answer>,
+    /// Digest of the order by which it was judged last who is well.
+    digest: String,
+}
+
+/// Which nodes are well, so that they are asked again only now and then.
+pub(super) struct Wellness<'a> {
+    /// Digest of the order that they should have taken.
+    pub(super) digest: &'a str,
+    /// Whether somebody waits for what this node says, however well it is; none where nobody waits for any.
+    pub(super) is_awaited: Option<&'a (dyn Fn(&Host, &NodeStatus) -> bool + Sync)>,
+}
+
+impl Wellness<'_> {
+    fn is_well(&self, status: &NodeStatus) -> bool {
+        status.phase == NodePhase::Trusted && status.order_digest == self.digest && status.errors.is_empty()
+    }
 }
 
 /// What a look is for.
@@ -62,6 +78,32 @@ pub(super) struct Purpose<'a> {
     pub(super) urgent: &'a (dyn Fn() -> bool + Sync),
     /// Whether agents come to be well one after the other.
     pub(super) others_come: bool,
+}
+
+/// What a change is about that goes on: pods that are being deployed, and instances whose nodes are not well.
+pub(super) struct Few {
+    pods: Vec<Shard>,
+    nodes: Vec<Instance>,
+}
+
+/// So much is few: asked one after the other, it is less than a pass.
+const FEW: usize = 4;
+
+/// Whether as many instances run as are to, and there are no others.
+fn is_settled(pod: &Pod) -> bool {
+    let running = pod.instances.iter().filter(|instance| instance.port.is_some()).count() as u64;
+    running == pod.scale() && running == pod.instances.len() as u64
+}
+
+/// Pods that were being deployed at the last look, that are by now, or that have come to be since.
+fn moving(last: &Observed, locked: &BTreeSet<String>, options: &Options) -> Vec<Shard> {
+    let moves = |(shard, pod): &(&Shard, &Pod)| {
+        let id = documents::shard_id(options, **shard);
+        locked.contains(&id) || last.locked.contains(&id) || !is_settled(pod)
+    };
+    let known = last.pods.iter().filter(moves).map(|(shard, _)| *shard);
+    let new = locked.union(&last.locked).filter_map(|id| documents::shard_of(options, id));
+    known.chain(new.filter(|shard| !last.pods.contains_key(shard))).collect()
 }
 
 /// When a node was asked last.
@@ -75,6 +117,8 @@ struct Answer {
     looked: Instant,
     /// Begin of the last one by which what was answered counted.
     counts: Instant,
+    /// Whether what was answered is still remembered and has been found to be well, so that it need not be looked at again.
+    well: bool,
 }
 
 impl Seen {
@@ -120,21 +164,8 @@ impl Seen {
         let (registry_id, own_id) = (documents::registry_id(options), format!("/{}", options.service.name));
         let (registry, own_app, locked) = tokio::try_join!(marathon.app(&registry_id), marathon.app(&own_id), marathon.locked())?;
         let locked: BTreeSet<String> = locked.into_iter().collect();
-        let id = |shard: Shard| format!("{}{}", documents::pod_id(options), shard.suffix());
-        let is_settled = |pod: &Pod| {
-            let running = pod.instances.iter().filter(|instance| instance.port.is_some()).count() as u64;
-            running == pod.scale() && running == pod.instances.len() as u64
-        };
-        let moves = |(shard, pod): &(&Shard, &Pod)| {
-            let id = id(**shard);
-            locked.contains(&id) || last.locked.contains(&id) || !is_settled(pod)
-        };
-        let moving: Vec<Shard> = last.pods.iter().filter(moves).map(|(shard, _)| *shard).collect();
-        // What was made since.
-        let new = locked.union(&last.locked).filter_map(|id| documents::shard_of(options, id));
-        let new: Vec<Shard> = new.filter(|shard| !last.pods.contains_key(shard)).collect();
-        for shard in moving.into_iter().chain(new) {
-            match marathon.pod(&id(shard)).await? {
+        for shard in moving(&last, &locked, options) {
+            match marathon.pod(&documents::shard_id(options, shard)).await? {
                 Some(pod) => drop(last.pods.insert(shard, pod)),
                 None => drop(last.pods.remove(&shard)),
             }
@@ -142,6 +173,54 @@ impl Seen {
         (last.registry, last.own_app, last.locked) = (registry, own_app, locked);
         last.stuck.clear();
         Ok((last, is_urgent))
+    }
+
+    /// What is waited for of pods and nodes; none where it is nothing, or much.
+    pub(super) fn few(&self, options: &Options) -> Option<Few> {
+        let last = self.last.as_ref()?;
+        let pods = moving(last, &BTreeSet::new(), options);
+        let wellness = Wellness { digest: &self.digest, is_awaited: None };
+        let is_ill =
+            |(host, answer): &(&Host, &Answer)| !answer.well && !last.nodes.get(host).is_some_and(|status| wellness.is_well(status));
+        let ill: BTreeSet<&Host> = self.answers.iter().filter(is_ill).map(|(host, _)| host).take(FEW + 1).collect();
+        let is_little = (1..=FEW).contains(&(pods.len() + ill.len()));
+        let nodes = plan::instances_on(&ill, last).into_values().filter(|instance| instance.port.is_some()).cloned();
+        is_little.then(|| Few { nodes: nodes.collect(), pods })
+    }
+
+    /// Whether there is something to be said about that, or done: a deployment has ended, a node is proven, or has another reason not to
+    /// be. Also where Marathon does not answer, which the next pass has to say.
+    pub(super) async fn has_news(&self, cluster: &Cluster, options: &Options, few: &Few) -> bool {
+        let (Some(last), Ok(locked)) = (&self.last, cluster.marathon.locked().await) else { return true };
+        let locked: BTreeSet<String> = locked.into_iter().collect();
+        let mut nodes = few.nodes.clone();
+        for id in few.pods.iter().map(|shard| documents::shard_id(options, *shard)).filter(|id| !locked.contains(id)) {
+            let Ok(Some(pod)) = cluster.marathon.pod(&id).await else { return true };
+            if !is_settled(&pod) {
+                continue;
+            }
+            let is_known = |instance: &Instance| {
+                let answer = instance.host.as_ref().and_then(|host| self.answers.get(host));
+                answer.is_some_and(|answer| instance.has_uuid(&answer.uuid))
+            };
+            let new: Vec<Instance> = pod.instances.into_iter().filter(|instance| !is_known(instance)).take(FEW).collect();
+            if new.is_empty() {
+                return true;
+            }
+            nodes.extend(new);
+        }
+        for instance in nodes {
+            let (Some(host), Some(port)) = (&instance.host, instance.port) else { continue };
+            let Some(now) = status(&cluster.http, &options.service.name, host, port, instance.uuid()).await else { continue };
+            let is_new = match last.nodes.get(host) {
+                Some(then) => (now.phase, &now.order_digest, &now.errors) != (then.phase, &then.order_digest, &then.errors),
+                None => now.phase != NodePhase::Pending,
+            };
+            if is_new {
+                return true;
+            }
+        }
+        false
     }
 
     /// Whether registry and jobs are as they were seen last, as far as there may be something to do about them.
@@ -235,21 +314,27 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     observed.nodes.clear();
-    nodes(cluster, options, observed, &mut BTreeMap::new(), &Purpose { urgent: &|| false, others_come: false }, |_, _| false).await;
+    let wellness = Wellness { digest: "", is_awaited: Some(&|_, _| true) };
+    nodes(cluster, options, observed, &mut BTreeMap::new(), &Purpose { urgent: &|| false, others_come: false }, &wellness).await;
     registries(cluster, options, observed).await;
 }
 
 impl Seen {
-    /// The same, but nodes that are well, as `is_well` says, are not asked every time.
+    /// The same, but nodes that are well are not asked every time.
     pub(super) async fn tasks(
         &mut self,
         cluster: &Cluster,
         options: &Options,
         observed: &mut Observed,
         purpose: &Purpose<'_>,
-        is_well: impl Fn(&Host, &NodeStatus) -> bool,
+        wellness: &Wellness<'_>,
     ) {
-        nodes(cluster, options, observed, &mut self.answers, purpose, is_well).await;
+        // After a failure nothing is remembered.
+        if self.digest != wellness.digest || observed.nodes.is_empty() {
+            self.answers.values_mut().for_each(|answer| answer.well = false);
+            self.digest = wellness.digest.to_string();
+        }
+        nodes(cluster, options, observed, &mut self.answers, purpose, wellness).await;
         registries(cluster, options, observed).await;
     }
 }
@@ -261,7 +346,7 @@ async fn nodes(
     observed: &mut Observed,
     answers: &mut BTreeMap<Host, Answer>,
     purpose: &Purpose<'_>,
-    is_well: impl Fn(&Host, &NodeStatus) -> bool,
+    wellness: &Wellness<'_>,
 ) {
     let now = Instant::now();
     let Observed { pods, nodes: known, .. } = observed;
@@ -280,17 +365,22 @@ async fn nodes(
             answer.looked = now;
             Some(answer).filter(|answer| instance.has_uuid(&answer.uuid))
         });
-        let (waits, can_wait) = match (&before, known.get(host)) {
-            (Some(answer), Some(status)) => {
-                let (is_well, age) = (is_well(host, status), now - answer.at);
-                (is_well && age < again, is_well && age < again * URGENT_FOR)
+        let (waits, can_wait) = before.map_or((false, false), |answer| {
+            let status = if answer.well && wellness.is_awaited.is_none() { None } else { known.get(host) };
+            if let Some(status) = status {
+                answer.well = wellness.is_well(status);
             }
-            (Some(answer), None) => (many_silent && answer.failures > PATIENT_TRIES && now - answer.at < NOW_AND_THEN, false),
-            (None, _) => (false, false),
-        };
-        if let Some(answer) = before.filter(|_| can_wait) {
-            answer.counts = now;
-        }
+            let age = now - answer.at;
+            let is_awaited = || wellness.is_awaited.zip(status).is_some_and(|(is_awaited, status)| is_awaited(host, status));
+            match answer.well {
+                true if !is_awaited() && age < again * URGENT_FOR => {
+                    answer.counts = now;
+                    (age < again, true)
+                }
+                true => (false, false),
+                false => (status.is_none() && many_silent && answer.failures > PATIENT_TRIES && age < NOW_AND_THEN, false),
+            }
+        });
         if !waits {
             due.push((host.clone(), port, instance.uuid().to_string(), can_wait));
         }
@@ -304,8 +394,11 @@ async fn nodes(
     });
     // What another instance has said there may still count.
     let counts = |answers: &BTreeMap<Host, Answer>, host: &Host| answers.get(host).is_some_and(|answer| answer.counts == now);
-    for (host, ..) in due.iter().filter(|(host, _, _, can_wait)| !can_wait && !counts(answers, host)) {
-        known.remove(host);
+    for (host, ..) in due.iter().filter(|(_, _, _, can_wait)| !can_wait) {
+        if !counts(answers, host) {
+            known.remove(host);
+            answers.entry(host.clone()).and_modify(|answer| answer.well = false);
+        }
     }
     let http = cluster.http_for(number);
     let (mut asked, mut due) = (JoinSet::new(), due.into_iter());
@@ -318,9 +411,7 @@ async fn nodes(
             }
             let (http, service) = (http.clone(), options.service.name.clone());
             asked.spawn(async move {
-                let status: Option<NodeStatus> = get(&http, &format!("http://{host}:{port}/status")).await;
-                // A port that a task has left may be taken by a stranger: Marathon must know this very task.
-                let status = status.filter(|status| status.service == service && status.executor.ends_with(&uuid));
+                let status = status(&http, &service, &host, port, &uuid).await;
                 (host, uuid, status)
             });
         }
@@ -336,8 +427,15 @@ async fn nodes(
         } else if before.is_some() {
             known.remove(&host);
         }
-        answers.insert(host, Answer { uuid, at: Instant::now(), failures, looked: now, counts: now });
+        answers.insert(host, Answer { uuid, at: Instant::now(), failures, looked: now, counts: now, well: false });
     }
+}
+
+/// What the node says that is this instance.
+async fn status(http: &reqwest::Client, service: &str, host: &Host, port: u16, uuid: &str) -> Option<NodeStatus> {
+    let status: Option<NodeStatus> = get(http, &format!("http://{host}:{port}/status")).await;
+    // A port that a task has left may be taken by a stranger: Marathon must know this very task.
+    status.filter(|status| status.service == service && status.executor.ends_with(uuid))
 }
 
 /// Asks the registry's tasks.
@@ -440,9 +538,6 @@ mod tests {
 
     use super::super::{Setting, serve};
     use super::*;
-    use crate::dcos::marathon::Instance;
-    use crate::plan;
-    use crate::protocol::NodePhase;
 
     /// Answers with what `answer` has for a path, never where that is null, and notes what was asked.
     async fn answering(answer: impl Fn(&str) -> Option<Value> + Clone + Send + Sync + 'static) -> (u16, Arc<Mutex<Vec<String>>>) {
@@ -486,6 +581,7 @@ mod tests {
         Pod { spec: json!({ "scaling": { "instances": instances } }), instances: (0..instances).map(instance).collect() }
     }
 
+    const WELL: Wellness<'static> = Wellness { digest: "d", is_awaited: None };
     const CALM: Purpose<'static> = Purpose { urgent: &|| false, others_come: false };
 
     #[tokio::test]
@@ -497,36 +593,44 @@ mod tests {
         let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
         let mut observed = Observed { pods, ..Observed::default() };
         let questions = || std::mem::take(&mut *asked.lock().unwrap()).len();
-        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (100, 100));
         // A hundred of them are asked again after two seconds.
         let unwell: Host = "127.0.1.7".parse().unwrap();
-        seen.tasks(&cluster, &options, &mut observed, &CALM, |host, _| *host != unwell).await;
+        let is_unwell = |host: &Host, _: &NodeStatus| *host == unwell;
+        let others_well = Wellness { is_awaited: Some(&is_unwell), ..WELL };
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &others_well).await;
         assert_eq!((questions(), observed.nodes.len()), (1, 100));
         seen.answers.values_mut().take(30).for_each(|answer| answer.at -= Duration::from_secs(3));
-        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (30, 100));
         // Whoever waits does not wait for those, unless they have waited long; and while others come there are fewer of them.
         let take_back =
             |seen: &mut Seen, seconds| seen.answers.values_mut().take(30).for_each(|answer| answer.at -= Duration::from_secs(seconds));
         take_back(&mut seen, 3);
-        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (0, 100));
-        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| false, others_come: true }, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| false, others_come: true }, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (0, 100));
-        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, |host, _| *host != unwell).await;
+        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, &others_well).await;
         assert_eq!((questions(), observed.nodes.len()), (1, 100));
         take_back(&mut seen, 2);
-        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (29, 100));
-        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (1, 100));
+        // What is not remembered, as after a failure, has to be asked for, and so has what is about another order.
+        observed.nodes.clear();
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        assert_eq!((questions(), observed.nodes.len()), (100, 100));
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &Wellness { digest: "another", ..WELL }).await;
+        assert_eq!((questions(), observed.nodes.len()), (100, 100));
         // Another instance on the same host is another node.
         seen.answers.values_mut().take(2).for_each(|answer| answer.uuid = "0".into());
-        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (2, 100));
         observed.pods.clear();
-        seen.tasks(&cluster, &options, &mut observed, &CALM, |_, _| true).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len(), seen.answers.len()), (0, 0, 0));
     }
 
@@ -609,5 +713,81 @@ mod tests {
         shared.joined(Some(plan::tests::agent("10.0.0.3")));
         let look = seen.look(&cluster, &options, &shared, 30);
         assert!(tokio::time::timeout(Duration::from_millis(300), look).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn of_a_few_that_are_waited_for_an_end_or_another_reason_is_news_and_nothing_else() {
+        // What is locked, who runs beside the first instance, and what that one says.
+        let world = Arc::new(Mutex::new((true, false, Value::Null)));
+        let (told, own_port) = (Arc::clone(&world), Arc::new(Mutex::new(0)));
+        let node_port = Arc::clone(&own_port);
+        let (port, _) = answering(move |path| {
+            let (locked, runs, status) = &*told.lock().unwrap();
+            let instance = |number: u16, runs: bool| {
+                let endpoints = json!([{ "name": crate::protocol::NODE_ENDPOINT, "allocatedHostPort": *node_port.lock().unwrap() }]);
+                let containers = if runs { json!([{ "status": "TASK_RUNNING", "endpoints": endpoints }]) } else { json!([]) };
+                json!({ "id": format!("x.instance-{number}"), "agentHostname": format!("127.0.0.{number}"), "containers": containers })
+            };
+            match path {
+                "/v2/deployments" if *locked => Some(json!([{ "affectedPods": ["/private-registry-node-2"] }])),
+                "/v2/deployments" => Some(json!([])),
+                "/status" => (!status.is_null()).then(|| status.clone()),
+                path if path.ends_with("-2::status") => {
+                    let instances = [instance(1, true), instance(2, *runs)];
+                    Some(json!({ "spec": { "scaling": { "instances": 2 } }, "instances": instances }))
+                }
+                _ => None,
+            }
+        })
+        .await;
+        *own_port.lock().unwrap() = port;
+        let (cluster, options) = cluster(port);
+        let says = |executor: &str, phase, errors: &[&str]| {
+            let errors = errors.iter().map(ToString::to_string).collect();
+            NodeStatus { executor: executor.into(), errors, ..plan::tests::node("127.0.0.1", "d", phase, 1).1 }
+        };
+        // One of two runs and is well, the other one was ordered just now.
+        world.lock().unwrap().2 = json!(says("x-1", NodePhase::Trusted, &[]));
+        let two = |second| {
+            let instance =
+                |number: u16, port| Instance { id: format!("x.instance-{number}"), host: format!("127.0.0.{number}").parse().ok(), port };
+            Pod { spec: json!({ "scaling": { "instances": 2 } }), instances: vec![instance(1, Some(port)), instance(2, second)] }
+        };
+        let mut seen = Seen::default();
+        let mut observed = Observed { pods: [(Shard::Digit(2), two(None))].into(), ..Observed::default() };
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        seen.keep(observed.clone(), vec![]);
+        let few = seen.few(&options).unwrap();
+        assert_eq!((few.pods.len(), few.nodes.len()), (1, 0));
+        assert!(!seen.has_news(&cluster, &options, &few).await, "it is being deployed");
+        world.lock().unwrap().0 = false;
+        assert!(!seen.has_news(&cluster, &options, &few).await, "it does not run yet");
+        world.lock().unwrap().1 = true;
+        assert!(!seen.has_news(&cluster, &options, &few).await, "whoever answers there is another node");
+        world.lock().unwrap().2 = json!(says("x-2", NodePhase::Pending, &[]));
+        assert!(!seen.has_news(&cluster, &options, &few).await, "it has proven nothing yet");
+        world.lock().unwrap().2 = json!(says("x-2", NodePhase::Trusted, &[]));
+        assert!(seen.has_news(&cluster, &options, &few).await);
+        // It has come, and fails: another reason is news.
+        world.lock().unwrap().2 = json!(says("x-2", NodePhase::Failed, &["one"]));
+        observed.pods = [(Shard::Digit(2), two(Some(port)))].into();
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        seen.keep(observed.clone(), vec![]);
+        let few = seen.few(&options).unwrap();
+        assert_eq!((few.pods.len(), few.nodes.len()), (0, 1));
+        assert!(!seen.has_news(&cluster, &options, &few).await);
+        world.lock().unwrap().2 = json!(says("x-2", NodePhase::Failed, &["another"]));
+        assert!(seen.has_news(&cluster, &options, &few).await);
+        // A deployment that ends with nobody new, as when a pod shrinks, is news as well.
+        let ended = Few { pods: vec![Shard::Digit(2)], nodes: vec![] };
+        assert!(seen.has_news(&cluster, &options, &ended).await);
+        // All well is nothing to wait for, and very many are too many to be asked one by one.
+        world.lock().unwrap().2 = json!(says("x-2", NodePhase::Trusted, &[]));
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        seen.keep(observed.clone(), vec![]);
+        assert!(seen.few(&options).is_none());
+        let locked = (0..5).map(|digit| format!("/private-registry-node-{digit}"));
+        seen.keep(observed, locked.collect());
+        assert!(seen.few(&options).is_none());
     }
 }

@@ -14,6 +14,11 @@ pub(super) struct Preloads {
 }
 
 impl Preloads {
+    /// Whether any was.
+    pub(super) fn concern_any(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// Whether this agent's node was asked to copy images.
     pub(super) fn concern(&self, host: &Host) -> bool {
         self.asked.as_ref().is_some_and(|(asked, ..)| asked == host)

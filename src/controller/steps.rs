@@ -199,10 +199,9 @@ pub(crate) fn newest_taken(observed: &Observed) -> u64 {
     nodes.chain(observed.registries.iter().map(|task| task.status.order_version)).max().unwrap_or(0)
 }
 
-/// Agents that have files of ours: a node answers there, or has been started, and may only be out of reach.
+/// Agents that have files of ours: a node has been started there, and may only be out of reach.
 pub(crate) fn covered(observed: &Observed) -> impl Iterator<Item = &Host> {
-    let started = observed.instances().filter(|instance| instance.port.is_some());
-    observed.nodes.keys().chain(started.filter_map(|instance| instance.host.as_ref()))
+    observed.instances().filter(|instance| instance.port.is_some()).filter_map(|instance| instance.host.as_ref())
 }
 
 /// Tells the enrolment key from another one.
@@ -403,10 +402,18 @@ impl Memory {
         due && !asked
     }
 
+    fn all_awaited(&self) -> impl Iterator<Item = &Passes> {
+        self.passes_at_switch.iter().chain([&self.passes_at_takeover]).chain(self.runs.values())
+    }
+
+    /// Whether somebody waits for a proof of any node's.
+    pub(crate) fn awaits_any(&self) -> bool {
+        self.all_awaited().any(|before| !before.is_empty())
+    }
+
     /// Whether somebody waits for a proof of this node's.
     pub(crate) fn awaits(&self, host: &Host, status: &NodeStatus) -> bool {
-        let all = self.passes_at_switch.iter().chain([&self.passes_at_takeover]).chain(self.runs.values());
-        all.filter_map(|before| before.get(host)).any(|before| status.passes <= *before)
+        self.all_awaited().filter_map(|before| before.get(host)).any(|before| status.passes <= *before)
     }
 
     /// Those runs, and whether every node has made a pass since each was seen.
