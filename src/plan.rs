@@ -483,9 +483,9 @@ pub fn wanted_instances(observed: &Observed, layout: Layout) -> BTreeMap<Shard, 
     let placed: BTreeSet<&Host> = placed_hosts(observed).filter(|host| others.contains(host)).collect();
     // Of several, one without agents is not made.
     let mut wanted: BTreeMap<Shard, u64> = if layout == Layout::One { [(Shard::All, 0)].into() } else { BTreeMap::new() };
-    for agent in observed.agents.iter().filter(|agent| can_take_node(agent) || placed.contains(&agent.host)) {
-        *wanted.entry(layout.shard(&agent.host)).or_default() += 1;
-    }
+    let takers = observed.agents.iter().filter(|agent| can_take_node(agent) || placed.contains(&agent.host));
+    let counts = layout.count(takers.map(|agent| &agent.host));
+    wanted.extend(counts.into_iter().filter(|(_, agents)| *agents > 0));
     wanted
 }
 

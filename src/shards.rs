@@ -159,11 +159,22 @@ impl Layout {
 
     /// How many agents of these the largest pod has.
     fn largest<'a>(self, hosts: impl Iterator<Item = &'a Host>) -> usize {
-        let mut sizes = std::collections::BTreeMap::new();
+        self.count(hosts).into_iter().map(|(_, agents)| agents as usize).max().unwrap_or(0)
+    }
+
+    /// How many of these agents each pod has, in the order of [`Layout::shards`].
+    pub fn count<'a>(self, hosts: impl Iterator<Item = &'a Host>) -> Vec<(Shard, u64)> {
+        let mut counts: Vec<(Shard, u64)> = self.shards().into_iter().map(|shard| (shard, 0)).collect();
+        let last = counts.len() - 1;
         for host in hosts {
-            *sizes.entry(self.shard(host)).or_insert(0) += 1;
+            let at = match self.shard(host) {
+                Shard::All => 0,
+                Shard::Digit(digit) | Shard::Digits(digit) => usize::from(digit),
+                Shard::Other => last,
+            };
+            counts[at].1 += 1;
         }
-        sizes.into_values().max().unwrap_or(0)
+        counts
     }
 
     /// What the options would have to say for it.

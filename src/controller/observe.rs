@@ -157,8 +157,10 @@ impl Seen {
         };
         let is_urgent = !joined.is_empty();
         for agent in joined.into_iter().flatten() {
-            last.agents.retain(|known| known.host != agent.host);
-            last.agents.push(agent);
+            match last.agents.binary_search_by(|known| known.host.cmp(&agent.host)) {
+                Ok(at) => last.agents[at] = agent,
+                Err(at) => last.agents.insert(at, agent),
+            }
         }
         let marathon = &cluster.marathon;
         let (registry_id, own_id) = (documents::registry_id(options), format!("/{}", options.service.name));
@@ -287,7 +289,7 @@ pub(super) async fn jobs(
 pub(super) async fn without_jobs(mesos: &Mesos, marathon_client: &Marathon, options: &Options) -> Result<Observed, ApiError> {
     let registry_id = documents::registry_id(options);
     let own_id = format!("/{}", options.service.name);
-    let (marathon, agents, pods, registry, own_app, locked, claims) = tokio::try_join!(
+    let (marathon, mut agents, pods, registry, own_app, locked, claims) = tokio::try_join!(
         marathon_client.version(),
         mesos.agents(),
         pods(marathon_client, options),
@@ -296,6 +298,8 @@ pub(super) async fn without_jobs(mesos: &Mesos, marathon_client: &Marathon, opti
         marathon_client.locked(),
         marathon_client.claims(),
     )?;
+    // Mesos has no order of its own that lasts.
+    agents.sort_by(|one, other| one.host.cmp(&other.host));
     Ok(Observed { marathon, agents, pods, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() })
 }
 

@@ -32,7 +32,14 @@ impl Rows {
         let is_same_basis = self.basis == basis;
         self.basis = basis;
         let takes_over = wanted.takeover.is_some() || !observed.passes_at_takeover.is_empty();
-        let statuses: Vec<Option<&Arc<NodeStatus>>> = observed.agents.iter().map(|agent| observed.nodes.get(&agent.host)).collect();
+        let mut nodes = observed.nodes.iter().peekable();
+        // Mostly both are in the hosts' order, and nothing has to be looked up.
+        let mut status_of = |agent: &Agent| {
+            while nodes.next_if(|(host, _)| **host < agent.host).is_some() {}
+            let next = nodes.peek().filter(|(host, _)| **host == agent.host).map(|(_, status)| *status);
+            next.or_else(|| observed.nodes.get(&agent.host))
+        };
+        let statuses: Vec<Option<&Arc<NodeStatus>>> = observed.agents.iter().map(&mut status_of).collect();
         let agents = || observed.agents.iter().zip(&statuses);
         let silent: BTreeSet<&Host> = agents().filter(|(_, status)| status.is_none()).map(|(agent, _)| &agent.host).collect();
         let instances = plan::instances_on(&silent, observed);
