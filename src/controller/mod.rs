@@ -90,6 +90,8 @@ const CALM_SHARE: u32 = 125;
 const EAGER_SHARE: u32 = 25;
 /// But it is never put off for longer; while things change, for no longer than in a small cluster where nothing does.
 const LONGEST: Duration = Duration::from_secs(60);
+/// A pass that costs more is not made to see how a few things stand.
+const WORK: Duration = Duration::from_millis(5);
 /// So many agents that are sent the same are named one by one.
 const TOLD: usize = 8;
 
@@ -455,7 +457,7 @@ impl Controller {
             };
             let mut pause = pause.max((cost * self.share()).min(longest));
             let mut few = None;
-            if self.changes && !stepped && pause > EAGER {
+            if self.changes && !stepped && cost > WORK {
                 few = self.seen.few(&self.options);
                 pause = few.as_ref().map_or(pause, |_| CALM);
             }
