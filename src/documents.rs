@@ -270,7 +270,7 @@ pub fn render(options: &Options, facts: &Facts) -> Result<Documents, TemplateErr
         values.extend(extra.as_object().cloned().unwrap_or_default());
         let broken = |reason: String| TemplateError { name, reason };
         let text = engine.render_template(template, &values).map_err(|error| broken(error.to_string()))?;
-        let mut document: Value = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+        let mut document: Value = crate::json::of_text(&text).map_err(|error| broken(error.to_string()))?;
         // Open DC/OS refuses the word itself in some versions, and Metronome a user that is none.
         for part in ["", "/run"] {
             if let Some(fields) = document.pointer_mut(part).and_then(Value::as_object_mut) {
@@ -671,7 +671,7 @@ pub(crate) mod tests {
             let bytes = std::fs::read(file.unwrap().path()).unwrap();
             let text = String::from_utf8_lossy(&bytes);
             let body = text.split_once("\r\n\r\n").or_else(|| text.split_once("\n\n")).map_or("", |(_, body)| body);
-            let Ok(answer) = serde_json::from_str::<Value>(body) else { continue };
+            let Ok(answer) = crate::json::of_text::<Value>(body) else { continue };
             collect_keys(answer.get("app").unwrap_or(&answer), "", &mut keys);
         }
         assert!(keys.len() > 100, "only {} keys of {version}", keys.len());

@@ -295,7 +295,7 @@ impl Play {
         let home = plan::home(&observed).or_else(|| own.and_then(|app| Some(app.tasks.first()?.host.clone())));
         // What the controller has found of the upstream's CA stands in the stored definition.
         let stored = text(app, "env", env::REGISTRY_SETTINGS);
-        let stored: Value = serde_json::from_str(&stored).unwrap_or_default();
+        let stored: Value = crate::json::of_text(&stored).unwrap_or_default();
         let facts = Facts {
             upstream_certificates: stored["proxy"]["certificates"].as_str().unwrap_or_default().to_string(),
             home: home.unwrap_or_else(|| registry_host.clone()),

@@ -27,6 +27,7 @@ pub mod init;
 mod interrupted;
 #[cfg(test)]
 mod model;
+pub mod json;
 pub mod names;
 pub mod node;
 pub mod operator;

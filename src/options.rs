@@ -759,7 +759,7 @@ pub fn put_variables(vars: &mut BTreeMap<String, String>, given: &Value) {
 }
 
 fn schema() -> Value {
-    serde_json::from_str(CONFIG_SCHEMA).expect("config.json is part of the program and checked by a test")
+    crate::json::of_text(CONFIG_SCHEMA).expect("config.json is part of the program and checked by a test")
 }
 
 fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
@@ -769,7 +769,7 @@ fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
 /// A text from the environment as the type that the schema asks for; left as text where it does not fit, which the validation then says.
 fn typed(text: &str, schema: &Value) -> Value {
     match schema["type"].as_str() {
-        Some("integer" | "number" | "boolean") => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
+        Some("integer" | "number" | "boolean") => crate::json::of_text(text).unwrap_or_else(|_| Value::from(text)),
         _ => Value::from(text),
     }
 }

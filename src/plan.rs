@@ -586,7 +586,7 @@ fn plan_registry(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
 fn is_certifiable(stored: &Value, wanted: &Value) -> bool {
     let is_same = |section: &str, name: &str| stored[section][name].is_string() && stored[section][name] == wanted[section][name];
     let serves_with = |app: &Value| {
-        let settings: RegistrySettings = serde_json::from_str(app["env"][env::REGISTRY_SETTINGS].as_str()?).ok()?;
+        let settings: RegistrySettings = crate::json::of_text(app["env"][env::REGISTRY_SETTINGS].as_str()?).ok()?;
         Some((settings.insecure, settings.provided.is_some()))
     };
     is_same("env", env::ORDER_KEY) && is_same("labels", documents::ENROLMENT_LABEL) && serves_with(stored) == serves_with(wanted)
@@ -993,7 +993,7 @@ pub(crate) mod tests {
         assert_eq!(lost_home(&options, &observed), None);
 
         let labels: Value =
-            serde_json::from_str(&wanted().documents.registry["labels"].to_string().replace("10.0.0.1", "10.0.0.9")).unwrap();
+            crate::json::of_text(&wanted().documents.registry["labels"].to_string().replace("10.0.0.1", "10.0.0.9")).unwrap();
         let spec = json!({ "constraints": [["hostname", "LIKE", documents::exactly(&"10.0.0.9".parse().unwrap())]], "labels": labels });
         observed.registry = Some(App { spec, tasks: vec![] });
         // Its images lie elsewhere here, which is another matter.

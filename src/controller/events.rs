@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn data(event: &str) -> Value {
-        serde_json::from_str(event.strip_prefix("data: ").unwrap().trim_end()).unwrap()
+        crate::json::of_text(event.strip_prefix("data: ").unwrap().trim_end()).unwrap()
     }
 
     #[test]

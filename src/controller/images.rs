@@ -107,7 +107,7 @@ pub(super) async fn list(source: &Source, asked_for: &Asked) -> Result<ImagesRep
     if !status.is_success() {
         return Err(text.trim().into());
     }
-    let page: ImagesPage = serde_json::from_str(&text).map_err(|error| format!("the registry's answer cannot be read: {error}"))?;
+    let page: ImagesPage = crate::json::of_text(&text).map_err(|error| format!("the registry's answer cannot be read: {error}"))?;
     let images = page.images.into_iter().map(|image| judged(image, source.marathon, &source.version)).collect();
     Ok(ImagesReport { images, next: page.next })
 }

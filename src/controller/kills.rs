@@ -130,7 +130,7 @@ impl Controller {
         let mut sent = BTreeMap::new();
         for line in fs::read_to_string(&self.sent).unwrap().lines() {
             // The last line of somebody who was killed.
-            let Ok(order) = serde_json::from_str::<SignedOrder>(line) else { continue };
+            let Ok(order) = crate::json::of_text::<SignedOrder>(line) else { continue };
             let version = self.opened(&order).version;
             let before = sent.insert(version, order.payload.clone());
             assert!(before.is_none_or(|before| before == order.payload), "{point}: version {version} came twice");

@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn dashboard_and_alerts_ask_for_names_that_there_are() {
-        let board: Value = serde_json::from_str(include_str!("../../docs/monitoring/dashboard.json")).unwrap();
+        let board: Value = crate::json::of_text(include_str!("../../docs/monitoring/dashboard.json")).unwrap();
         let panels = board["panels"].as_array().unwrap();
         let asked: BTreeSet<String> = panels
             .iter()

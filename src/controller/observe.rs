@@ -526,7 +526,7 @@ pub(super) async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) 
             End::Broken(error) => error.to_string(),
             End::TooMuch(bytes) => format!("more than {bytes} bytes"),
         })?;
-        serde_json::from_str(&text).map_err(|error| error.to_string())
+        crate::json::of_text(&text).map_err(|error| error.to_string())
     };
     let read: Result<T, String> = read.await;
     read.inspect_err(|reason| tracing::debug!(url, reason, "no status")).ok()

@@ -16,7 +16,7 @@ mod tests {
     use crate::options::Options;
 
     fn document() -> Value {
-        serde_json::from_str(DOCUMENT).unwrap()
+        crate::json::of_text(DOCUMENT).unwrap()
     }
 
     /// Every difference between a value and its schema.

@@ -579,7 +579,7 @@ mod tests {
         let agent = |n: usize| AgentReport {
             host: format!("10.0.0.{n}"),
             exposed_key: (n > 1).then(|| "/etc/privateregistry/certs/domain.key".into()),
-            ..serde_json::from_str(r#"{"host":"","role":"","state":"","detail":"","sysctl":""}"#).unwrap()
+            ..crate::json::of_text(r#"{"host":"","role":"","state":"","detail":"","sysctl":""}"#).unwrap()
         };
         let said = |agents: usize, clean: bool| {
             let options = Options::from_json(&serde_json::json!({ "takeover": { "clean_agents": clean } })).unwrap();

@@ -275,7 +275,7 @@ impl State {
     pub async fn open(store: Store, own: Option<OwnCa<'_>>, now: i64) -> Result<Self, StateError> {
         let damaged = |entry: Entry, reason: String| StateError::Damaged(store.place(entry), reason);
         let mut record: Record = match store.read(Entry::Record).await? {
-            Some(text) => serde_json::from_str(text.expose()).map_err(|error| damaged(Entry::Record, error.to_string()))?,
+            Some(text) => crate::json::of_text(text.expose()).map_err(|error| damaged(Entry::Record, error.to_string()))?,
             None => Record::default(),
         };
         let signer = match store.read(Entry::OrderKey).await? {
@@ -392,7 +392,7 @@ impl State {
     /// When it cannot be read. One that is damaged has none.
     pub async fn layout_in(store: &Store) -> Result<Option<Layout>, StateError> {
         let record = store.read(Entry::Record).await?;
-        Ok(record.and_then(|text| serde_json::from_str::<Record>(text.expose()).ok()).and_then(|record| record.layout))
+        Ok(record.and_then(|text| crate::json::of_text::<Record>(text.expose()).ok()).and_then(|record| record.layout))
     }
 
     /// Remembers agents that have files of ours, so that an uninstall can name those that are away by then.
@@ -887,7 +887,7 @@ impl State {
     async fn is_newest(&self) -> Result<(), StateError> {
         let Some(text) = self.store.read(Entry::Record).await? else { return Ok(()) };
         let ours = |stamp: Stamp| stamp.writer == self.record.writer && stamp.revision == self.record.revision;
-        if serde_json::from_str(text.expose()).is_ok_and(ours) { Ok(()) } else { Err(StateError::Outdated) }
+        if crate::json::of_text(text.expose()).is_ok_and(ours) { Ok(()) } else { Err(StateError::Outdated) }
     }
 }
 
@@ -898,7 +898,7 @@ impl State {
 pub(crate) async fn covered_by(store: &Store) -> Result<BTreeSet<Host>, StateError> {
     let Some(text) = store.read(Entry::Record).await? else { return Ok(BTreeSet::new()) };
     let record: Record =
-        serde_json::from_str(text.expose()).map_err(|error| StateError::Damaged(store.place(Entry::Record), error.to_string()))?;
+        crate::json::of_text(text.expose()).map_err(|error| StateError::Damaged(store.place(Entry::Record), error.to_string()))?;
     Ok(record.covered)
 }
 

@@ -159,7 +159,7 @@ pub(crate) fn version_of(order: &SignedOrder) -> u64 {
 pub(crate) fn trusted_before(observed: &Observed) -> Vec<String> {
     let read = |pod: &Pod| -> Option<Order> {
         let text = pod.spec["environment"][env::FIRST_ORDER].as_str()?;
-        content(&serde_json::from_str(text).ok()?)
+        content(&crate::json::of_text(text).ok()?)
     };
     let mut certificates = Vec::new();
     // Where an update was interrupted, some were started with another one than the rest.
@@ -176,7 +176,7 @@ pub(crate) fn trusted_before(observed: &Observed) -> Vec<String> {
 pub(crate) fn first_order(observed: &Observed, order_key: &str) -> Option<SignedOrder> {
     let environments = observed.pods.values().map(|pod| &pod.spec["environment"]);
     let mut ours = environments.filter(|environment| environment[env::ORDER_KEY] == order_key);
-    ours.find_map(|environment| serde_json::from_str(environment[env::FIRST_ORDER].as_str()?).ok())
+    ours.find_map(|environment| crate::json::of_text(environment[env::FIRST_ORDER].as_str()?).ok())
 }
 
 /// How the agents are divided among node pods: as the pods say that there are, else as it was decided, else as it is decided now.

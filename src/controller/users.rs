@@ -107,7 +107,7 @@ pub async fn apply() -> Result<(), ControllerError> {
     let var = |name: &'static str| std::env::var(name).map_err(|_| ControllerError::Environment(name));
     let (service, change) = (var(env::SERVICE)?, Secret::new(var(CHANGE_VARIABLE)?));
     // The reader's error could quote a hash.
-    let change: Change = serde_json::from_str(change.expose()).map_err(|_| ControllerError::Environment(CHANGE_VARIABLE))?;
+    let change: Change = crate::json::of_text(change.expose()).map_err(|_| ControllerError::Environment(CHANGE_VARIABLE))?;
     apply_on(&HostRoot::default(), &service, &change).await?;
     println!("{}: done; the controller hands it to the registry", change.name());
     Ok(())

@@ -56,7 +56,7 @@ impl Cosmos {
 
 /// What an answer means.
 pub(super) fn judge(status: u16, text: &str, base: &str) -> Result<(), CosmosError> {
-    let answer: Value = serde_json::from_str(text).unwrap_or_default();
+    let answer: Value = crate::json::of_text(text).unwrap_or_default();
     match status {
         200..=299 if answer["packageName"].is_string() => Ok(()),
         409 if answer["type"] == "PackageAlreadyInstalled" => Ok(()),
@@ -89,7 +89,7 @@ mod tests {
 
     /// Answer of a recorded call of the real Cosmos.
     fn recorded(text: &str) -> (u16, Value) {
-        let recorded: Value = serde_json::from_str(text).unwrap();
+        let recorded: Value = crate::json::of_text(text).unwrap();
         let status = recorded["response"]["status"].as_u64().unwrap();
         (u16::try_from(status).unwrap(), recorded["response"]["body"].clone())
     }

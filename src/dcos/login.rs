@@ -94,7 +94,7 @@ impl Credential {
     /// It is something else.
     pub fn parse(text: &Secret<String>) -> Result<Self, CredentialError> {
         // The message of the JSON parser may quote what it read.
-        let stored: Stored = serde_json::from_str(text.expose())
+        let stored: Stored = crate::json::of_text(text.expose())
             .map_err(|_| CredentialError::Form("it is not JSON with scheme, uid, private_key and login_endpoint"))?;
         if stored.scheme != "RS256" {
             return Err(CredentialError::Scheme(stored.scheme.chars().take(20).collect()));
@@ -158,7 +158,7 @@ struct Token {
 
 /// The token in an answer. The message of the JSON parser could quote it.
 pub(super) fn token_in(text: &str) -> Option<Secret<String>> {
-    serde_json::from_str::<Token>(text).ok().map(|answer| Secret::new(answer.token))
+    crate::json::of_text::<Token>(text).ok().map(|answer| Secret::new(answer.token))
 }
 
 impl Login {

@@ -197,7 +197,7 @@ impl Api {
         let text = self.text(method, &url, body).await?;
         // Some writes answer with nothing.
         let text = if text.is_empty() { "null" } else { &text };
-        serde_json::from_str(text).map_err(|error| ApiError::Unexpected { url, reason: error.to_string() })
+        crate::json::of_text(text).map_err(|error| ApiError::Unexpected { url, reason: error.to_string() })
     }
 
     /// Hands the objects in the lists of an answer to `each`, one by one as they come, with the name of the list's field. It must have

@@ -154,7 +154,7 @@ impl Mutation {
     pub(super) fn spoil_start(self, shelf: &Shelf) {
         if self == Self::ForgetVersions
             && let Some(record) = shelf.look().entries.get_mut("state.json")
-            && let Ok(mut parsed) = serde_json::from_str::<serde_json::Value>(record)
+            && let Ok(mut parsed) = crate::json::of_text::<serde_json::Value>(record)
         {
             let version = parsed["version"].as_u64().unwrap_or_default();
             parsed["version"] = version.saturating_sub(2).into();

@@ -38,7 +38,7 @@ impl Node {
     pub(super) fn start(world: &World, machine: usize, spec: &serde_json::Value, uuid: &str) -> Result<Self, String> {
         let environment = &spec["environment"];
         let first = world.text_of(&environment[env::FIRST_ORDER]).ok_or("it has no first order")?;
-        let first: SignedOrder = serde_json::from_str(&first).map_err(|error| error.to_string())?;
+        let first: SignedOrder = crate::json::of_text(&first).map_err(|error| error.to_string())?;
         let order_key = environment[env::ORDER_KEY].as_str().unwrap_or_default().to_string();
         let host = &world.machines[machine];
         let config = NodeConfig {

@@ -70,7 +70,7 @@ impl Registry {
         let environment = &spec["env"];
         let order_key = OrderKey::from_base64(environment[env::ORDER_KEY].as_str()?).ok()?;
         let enrolment = EnrolmentKey::from_base64(&Secret::new(world.text_of(&environment[env::ENROLMENT_KEY])?)).ok()?;
-        let settings: RegistrySettings = serde_json::from_str(environment[env::REGISTRY_SETTINGS].as_str()?).ok()?;
+        let settings: RegistrySettings = crate::json::of_text(environment[env::REGISTRY_SETTINGS].as_str()?).ok()?;
         let pinned = spec["constraints"][0][1] == "LIKE";
         let left = if pinned { world.machines[machine].registry.clone().unwrap_or_default() } else { Left::default() };
         let makes_key = !settings.insecure && settings.provided.is_none();

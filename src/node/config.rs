@@ -55,7 +55,7 @@ impl NodeConfig {
             root: HostRoot::default(),
             service: service_name(get(env::SERVICE)?)?,
             order_key: parse(env::ORDER_KEY, &get(env::ORDER_KEY)?, OrderKey::from_base64)?,
-            first_order: parse(env::FIRST_ORDER, &get(env::FIRST_ORDER)?, |text: &str| serde_json::from_str(text))?,
+            first_order: parse(env::FIRST_ORDER, &get(env::FIRST_ORDER)?, |text: &str| crate::json::of_text(text))?,
             port: parse("ENDPOINT_STATUS", &get("ENDPOINT_STATUS")?, str::parse)?,
             host: parse("HOST", &get("HOST")?, str::parse)?,
             executor: get("MESOS_EXECUTOR_ID")?,

@@ -58,7 +58,7 @@ pub(crate) fn daemon_json(content: &[u8]) {
     let entry = "192.168.0.1:443";
     let mut new = old.clone();
     new.add(entry);
-    let value: serde_json::Value = serde_json::from_str(new.text()).expect("what was JSON is JSON");
+    let value: serde_json::Value = crate::json::of_text(new.text()).expect("what was JSON is JSON");
     assert!(value["insecure-registries"].as_array().is_some_and(|list| list.iter().any(|listed| listed == entry)), "{}", new.text());
     new.add(entry);
     if old.entries().iter().any(|listed| listed == entry) {
@@ -75,5 +75,5 @@ pub(crate) fn daemon_json(content: &[u8]) {
     let mut without = old.clone();
     old.entries().iter().for_each(|listed| without.remove(listed));
     assert!(without.entries().is_empty());
-    assert!(serde_json::from_str::<serde_json::Value>(without.text()).is_ok(), "{}", without.text());
+    assert!(crate::json::of_text::<serde_json::Value>(without.text()).is_ok(), "{}", without.text());
 }

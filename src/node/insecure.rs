@@ -48,7 +48,7 @@ impl DaemonJson {
     pub(crate) fn parse(content: Option<&[u8]>) -> Result<Self, Unusable> {
         let Some(content) = content else { return Ok(Self { text: "{}\n".into() }) };
         let text = std::str::from_utf8(content).map_err(|error| Unusable::NotJson(error.to_string()))?.to_string();
-        let value: Value = serde_json::from_str(&text).map_err(|error| Unusable::NotJson(error.to_string()))?;
+        let value: Value = crate::json::of_text(&text).map_err(|error| Unusable::NotJson(error.to_string()))?;
         let object = value.as_object().ok_or(Unusable::NotAnObject)?;
         if object.get(KEY).is_some_and(|list| !list.as_array().is_some_and(|list| list.iter().all(Value::is_string))) {
             return Err(Unusable::NotAList);
@@ -73,7 +73,7 @@ impl DaemonJson {
     /// Entries of the list, in order.
     pub(crate) fn entries(&self) -> Vec<String> {
         let elements = self.places().list.map(|(_, elements)| elements).unwrap_or_default();
-        elements.into_iter().filter_map(|element| serde_json::from_str(&self.text[element]).ok()).collect()
+        elements.into_iter().filter_map(|element| crate::json::of_text(&self.text[element]).ok()).collect()
     }
 
     /// Whether the object is empty.
@@ -222,7 +222,7 @@ fn value_of(text: &str, member: &Range<usize>) -> usize {
 }
 
 fn key_of(member: &str) -> Option<String> {
-    serde_json::from_str(&member[..skip_string(member, 0)]).ok()
+    crate::json::of_text(&member[..skip_string(member, 0)]).ok()
 }
 
 #[cfg(test)]
@@ -279,7 +279,7 @@ mod tests {
             let all: Vec<String> = before.entries().into_iter().chain(OURS.map(String::from)).collect();
             assert_eq!(json.entries(), all, "{}", json.text());
             // It must be JSON still, and say the same but for our entries.
-            let (mut then, now): (Value, Value) = (serde_json::from_str(text).unwrap(), serde_json::from_str(json.text()).unwrap());
+            let (mut then, now): (Value, Value) = (crate::json::of_text(text).unwrap(), crate::json::of_text(json.text()).unwrap());
             then[KEY] = now[KEY].clone();
             assert_eq!(then, now);
             OURS.iter().for_each(|entry| json.remove(entry));

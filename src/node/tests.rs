@@ -248,7 +248,7 @@ async fn before_a_registry_made_by_hand_is_replaced_the_new_trust_is_in_place_an
     *docker.says.lock().unwrap() = SUCCEEDED;
     let clean = TrustBundle { clean_agents: true, ..host.bundle(1) };
     let (_, answer) = host.put(&host.order(2, OrderKind::Trust(clean))).await;
-    assert!(!serde_json::from_str::<NodeStatus>(&answer).unwrap().in_place, "nothing of the new order is written yet");
+    assert!(!crate::json::of_text::<NodeStatus>(&answer).unwrap().in_place, "nothing of the new order is written yet");
     let status = host.until(|status| status.phase == NodePhase::Trusted).await;
     assert_eq!((status.exposed_key, status.cleaned), (None, vec![key.display().to_string()]));
     assert!(!host.dir.path().join("etc/privateregistry").exists());
@@ -261,7 +261,7 @@ async fn before_a_registry_made_by_hand_is_replaced_the_new_trust_is_in_place_an
 fn the_status_of_an_earlier_node_is_still_read() {
     let status = r#"{ "service": "s", "executor": "e", "host": "h", "order_version": 1, "order_digest": "d", "phase": "trusted",
         "files": [], "sysctl": { "state": "set", "value": null, "found": null }, "proofs": [], "errors": [], "passes": 1 }"#;
-    let status: NodeStatus = serde_json::from_str(status).unwrap();
+    let status: NodeStatus = crate::json::of_text(status).unwrap();
     assert_eq!((status.in_place, status.exposed_key, status.cleaned.len()), (false, None, 0));
 }
 
@@ -290,7 +290,7 @@ async fn an_order_is_taken_only_if_signed_for_us_and_not_older() {
     assert_eq!(host.status().await.unwrap().order_version, 5);
 
     let (code, text) = host.put(&second).await;
-    let answer: NodeStatus = serde_json::from_str(&text).unwrap();
+    let answer: NodeStatus = crate::json::of_text(&text).unwrap();
     assert_eq!((code, answer.order_version, answer.phase), (200, 6, NodePhase::Pending), "nothing of it is proven yet");
     assert_eq!(host.put(&second).await.0, 200, "the same order again changes nothing");
     assert_eq!(host.put(&first).await.0, 409, "an older order is a replay");

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::redaction::Redaction;
 use super::{OperatorError, Service, Target};
-use crate::controller::Report;
 use crate::dcos::{Api, ApiError, chain};
 use crate::documents;
 use crate::options::{self, Options};
@@ -168,8 +167,9 @@ impl Service {
     /// What the controller says.
     async fn answers(&self, gathered: &mut Gathered, redaction: &mut Redaction) {
         let status = gathered.document(redaction, "status.json", &self.controller, "/v1/status").await;
-        let report: Option<Report> = status.and_then(|status| serde_json::from_value(status).ok());
-        let next: String = report.iter().flat_map(|report| &report.next).map(|line| format!("{line}\n")).collect();
+        // Not as a report: to be read of a value as well, that would be in the program twice.
+        let next = status.iter().filter_map(|status| status["next"].as_array()).flatten().filter_map(Value::as_str);
+        let next: String = next.map(|line| format!("{line}\n")).collect();
         gathered.put("plan.txt", next);
         gathered.document(redaction, "discovery.json", &self.controller, "/v1/discovery").await;
         match self.controller.get_text("/metrics").await {

@@ -147,9 +147,9 @@ mod tests {
 
     #[test]
     fn apps_are_json_that_marathon_takes_and_the_trust_is_read_only() {
-        let app: Value = serde_json::from_str(&snippet(Snippet::MarathonApp, &report()).unwrap()).unwrap();
+        let app: Value = crate::json::of_text(&snippet(Snippet::MarathonApp, &report()).unwrap()).unwrap();
         assert_eq!(app["container"]["docker"]["image"], "192.168.0.1/team/app:1");
-        let app: Value = serde_json::from_str(&snippet(Snippet::DockerInDocker, &report()).unwrap()).unwrap();
+        let app: Value = crate::json::of_text(&snippet(Snippet::DockerInDocker, &report()).unwrap()).unwrap();
         assert_eq!(app["container"]["volumes"][0], json!({ "containerPath": TRUST, "hostPath": TRUST, "mode": "RO" }));
     }
 
@@ -161,7 +161,7 @@ mod tests {
                 table = name.trim_matches(['[', ']']).to_owned();
             } else {
                 let (key, value) = line.split_once(" = ").unwrap();
-                let value = serde_json::from_str(value).unwrap_or_else(|error| panic!("{line}: {error}"));
+                let value = crate::json::of_text(value).unwrap_or_else(|error| panic!("{line}: {error}"));
                 assert!(values.insert((table.clone(), key.to_owned()), value).is_none(), "{line}");
             }
         }
@@ -182,7 +182,7 @@ mod tests {
     fn the_documentation_shows_what_is_printed() {
         let text = include_str!("../../docker/README.md");
         let block = |language: &str| text.split_once(&format!("```{language}\n")).unwrap().1.split_once("```").unwrap().0;
-        let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let json = |text: &str| crate::json::of_text::<Value>(text).unwrap();
         assert_eq!(json(block("json")), json(&snippet(Snippet::DockerInDocker, &report()).unwrap()));
         assert_eq!(block("toml"), snippet(Snippet::GitlabRunner, &report()).unwrap());
         let uncommented = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
@@ -191,10 +191,10 @@ mod tests {
 
     #[test]
     fn apps_that_log_in_say_with_what() {
-        let app = |place| serde_json::from_str::<Value>(&snippet(place, &report()).unwrap()).unwrap();
+        let app = |place| crate::json::of_text::<Value>(&snippet(place, &report()).unwrap()).unwrap();
         let text = include_str!("../../docs/authentication.md");
         let shown = text.split("```json\n").find(|block| block.contains("\"/app\"")).unwrap().split_once("```").unwrap().0;
-        assert_eq!(serde_json::from_str::<Value>(shown).unwrap(), app(Snippet::MarathonAppLogin));
+        assert_eq!(crate::json::of_text::<Value>(shown).unwrap(), app(Snippet::MarathonAppLogin));
         let secret = app(Snippet::MarathonAppSecret);
         let name = secret["container"]["docker"]["pullConfig"]["secret"].as_str().unwrap();
         assert!(secret["container"]["type"] == "MESOS" && secret["secrets"][name]["source"].is_string(), "{secret}");

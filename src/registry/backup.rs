@@ -132,7 +132,7 @@ impl Index {
         if rest.trim_end() != sha256_hex(json.as_bytes()) {
             return Err(damaged("it does not have the digest that it says"));
         }
-        let index: Self = serde_json::from_str(json).map_err(|error| damaged(&error.to_string()))?;
+        let index: Self = crate::json::of_text(json).map_err(|error| damaged(&error.to_string()))?;
         index.check().map_err(|reason| damaged(&reason))?;
         Ok(Some(index))
     }

@@ -287,7 +287,7 @@ fn line(held: &HeldAt) -> Result<Secret<String>, RegistryError> {
 }
 
 fn parse_settings(text: &str) -> Result<RegistrySettings, String> {
-    let settings: RegistrySettings = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let settings: RegistrySettings = crate::json::of_text(text).map_err(|error| error.to_string())?;
     if LOG_LEVELS.contains(&settings.log_level.as_str()) {
         Ok(settings)
     } else {

@@ -59,7 +59,7 @@ pub(super) async fn said(client: &reqwest::Client, debug: SocketAddr) -> Vec<Str
         return Vec::new();
     }
     let text = read_to_end(answer, MAX_BYTES).await.unwrap_or_default();
-    let checks: Value = serde_json::from_str(&text).unwrap_or_default();
+    let checks: Value = crate::json::of_text(&text).unwrap_or_default();
     let problem = |(check, reason): (&String, &Value)| {
         // Some say it in several lines.
         let reason = &reason.as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");

@@ -22,7 +22,7 @@ fn config(registry: SocketAddr) -> RegistryConfig {
         service: "private-registry".into(),
         order_key: OrderKey::from_base64(&OrderSigner::generate().unwrap().verifying_key_base64()).unwrap(),
         enrolment_key: EnrolmentKey::generate().unwrap(),
-        settings: serde_json::from_str(r#"{"log_level":"info","delete_enabled":true,"drain_seconds":1,"insecure":true}"#).unwrap(),
+        settings: crate::json::of_text(r#"{"log_level":"info","delete_enabled":true,"drain_seconds":1,"insecure":true}"#).unwrap(),
         host: "10.0.0.1".into(),
         task: "task".into(),
         state: PathBuf::from("/nowhere"),

@@ -67,7 +67,7 @@ impl Lister {
             StatusCode::NOT_FOUND => Ok(None),
             status if status.is_success() => {
                 let text = read_to_end(answer, most).await.map_err(|_| format!("{path}: the answer breaks off, or is too long"))?;
-                serde_json::from_str(&text).map(Some).map_err(|error| format!("{path}: {error}"))
+                crate::json::of_text(&text).map(Some).map_err(|error| format!("{path}: {error}"))
             }
             status => Err(format!("the registry answers {status} to {path}")),
         }
@@ -168,7 +168,7 @@ impl Lister {
         let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let media_type = kind.split(';').next().unwrap_or_default().trim().to_string();
         let text = read_to_end(answer, MAX_MANIFEST).await.map_err(|_| format!("{path}: the answer breaks off, or is too long"))?;
-        let manifest: Manifest = serde_json::from_str(&text).map_err(|error| format!("{path}: {error}"))?;
+        let manifest: Manifest = crate::json::of_text(&text).map_err(|error| format!("{path}: {error}"))?;
         let size = manifest.size();
         Ok(Some((Known { media_type, amd64: None, size }, Some(manifest))))
     }
@@ -262,9 +262,9 @@ mod tests {
             {"digest":"sha256:a","platform":{"architecture":"arm64","os":"linux"}},
             {"digest":"sha256:b","platform":{"architecture":"amd64","os":"linux"}},
             {"digest":"sha256:c","platform":{"architecture":"unknown","os":"unknown"}}]}"#;
-        let index: Manifest = serde_json::from_str(text).unwrap();
+        let index: Manifest = crate::json::of_text(text).unwrap();
         assert_eq!(index.for_amd64(), Some("sha256:b"));
-        let image: Manifest = serde_json::from_str(r#"{"config":{"size":3},"layers":[{"size":4}]}"#).unwrap();
+        let image: Manifest = crate::json::of_text(r#"{"config":{"size":3},"layers":[{"size":4}]}"#).unwrap();
         assert_eq!(image.for_amd64(), None);
     }
 }

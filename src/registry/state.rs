@@ -215,7 +215,7 @@ impl State {
     /// An order of another key does not count: a controller that lost its key starts again at version 1.
     pub(super) fn last_order(&self) -> Result<Option<(SignedOrder, Order)>, StateError> {
         let Some(text) = read(&self.config.order_file())? else { return Ok(None) };
-        let signed: Option<SignedOrder> = serde_json::from_str(&text).ok();
+        let signed: Option<SignedOrder> = crate::json::of_text(&text).ok();
         Ok(signed.and_then(|signed| self.config.order_key.open(&signed).ok().map(|order| (signed, order))))
     }
 
@@ -338,7 +338,7 @@ mod tests {
             service: "s".into(),
             order_key: OrderKey::from_base64(&OrderSigner::generate().unwrap().verifying_key_base64()).unwrap(),
             enrolment_key: EnrolmentKey::generate().unwrap(),
-            settings: serde_json::from_str(settings).unwrap(),
+            settings: crate::json::of_text(settings).unwrap(),
             host: "192.168.1.80".into(),
             task: String::new(),
             state: dir.join("state"),

@@ -358,7 +358,7 @@ fn is_passing(status: StatusCode) -> bool {
 /// What a registry says about a request that it does not do.
 async fn complaint(answer: Response) -> String {
     let text = read_to_end(answer, 64 * 1024).await.unwrap_or_default();
-    let parsed: Value = serde_json::from_str(&text).unwrap_or_default();
+    let parsed: Value = crate::json::of_text(&text).unwrap_or_default();
     let first = &parsed["errors"][0];
     let said = match (first["message"].as_str(), &first["detail"]) {
         (Some(message), Value::Null) => message.to_string(),
