@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::in_order::InOrder as _;
 use crate::plan::RegistryTask;
 use crate::protocol::{CollectPhase, CollectStep, Collection, RegistryPhase};
 
@@ -162,7 +163,7 @@ impl Run {
 
     fn all_that_are_active(&self, tasks: &[RegistryTask], step: CollectStep) -> BTreeMap<String, CollectStep> {
         let active = tasks.iter().filter(|task| self.of(task).is_some_and(Collection::is_active));
-        active.map(|task| (task.address.clone(), step)).collect()
+        active.map(|task| (task.address.clone(), step)).in_order()
     }
 }
 

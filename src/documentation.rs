@@ -28,7 +28,7 @@ const EXPLAINED: [(&str, &str, &str); 15] = [
 
 /// `docs/options.md`, as it should be.
 fn options() -> String {
-    let schema: Value = crate::json::of_text(private_registry::options::CONFIG_SCHEMA).unwrap();
+    let schema: Value = serde_json::from_str(private_registry::options::CONFIG_SCHEMA).unwrap();
     let mut text = String::from(
         "# Options\n\nEvery option of the package, made from `universe/config.json`; a test keeps it as it is. All have a default. Give the others in a file, for\n\
          `dcos package install private-registry --options=options.json`:\n\n\
@@ -182,7 +182,7 @@ fn every_link_between_documents_leads_to_a_file_and_a_heading_that_are_there() {
 
 #[test]
 fn every_option_that_a_document_names_is_one() {
-    let schema: Value = crate::json::of_text(private_registry::options::CONFIG_SCHEMA).unwrap();
+    let schema: Value = serde_json::from_str(private_registry::options::CONFIG_SCHEMA).unwrap();
     let root = Path::new(ROOT);
     let mut wrong = Vec::new();
     for document in below(&root.join("docs"), "md").into_iter().chain(["README.md", "README.zh-CN.md"].map(|name| root.join(name))) {

@@ -15,6 +15,7 @@ use crate::dcos::{login, secrets, versions};
 use crate::digest::sha256_hex;
 use crate::distribution::{self, Published};
 use crate::held::Held;
+use crate::in_order::InOrder as _;
 use crate::names::Host;
 use crate::options::Options;
 use crate::protocol::{CopyKind, env};
@@ -221,7 +222,7 @@ fn schedules(options: &Options) -> BTreeMap<String, Value> {
         json!({ "id": SCHEDULE, "cron": cron, "timezone": zone, "startingDeadlineSeconds": 900, "concurrencyPolicy": "ALLOW", "enabled": true })
     };
     let wanted = given.into_iter().filter(|(_, cron, _)| !cron.is_empty());
-    wanted.map(|(id, cron, zone)| (id, schedule(cron, zone))).collect()
+    wanted.map(|(id, cron, zone)| (id, schedule(cron, zone))).in_order()
 }
 
 /// Id of the job that orders a new CA.
@@ -469,7 +470,7 @@ fn values(options: &Options, facts: &Facts) -> Map<String, Value> {
         labels["HAPROXY_1_ENABLED"] = Value::from("false");
         labels["HAPROXY_1_GROUP"] = Value::from("none");
     }
-    let provided: BTreeMap<String, Published> = settings::held(options).iter().filter_map(Held::published).collect();
+    let provided: BTreeMap<String, Published> = settings::held(options).iter().filter_map(Held::published).in_order();
     let values = json!({
         "service": service,
         "pod_id": pod_id(options),

@@ -22,12 +22,13 @@ pub mod held;
 pub mod host_paths;
 #[cfg(test)]
 mod hostile;
+mod in_order;
 pub mod init;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod interrupted;
+pub mod json;
 #[cfg(test)]
 mod model;
-pub mod json;
 pub mod names;
 pub mod node;
 pub mod operator;

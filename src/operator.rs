@@ -25,6 +25,7 @@ use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
 use crate::documents::TemplateError;
 use crate::host_paths::SYSTEM_ROOTS;
+use crate::in_order::InOrder as _;
 use crate::names::HostPort;
 use crate::options::{Faults, Options};
 use crate::protocol::CopyKind;
@@ -421,7 +422,7 @@ pub fn images_table(images: &[ImageReport]) -> String {
         [format!("{}:{}", image.repository, image.tag), digest(report), size(image.size), readable]
     };
     let mut text = aligned(["IMAGE", "DIGEST", "SIZE", "MESOS CAN READ IT"], images.iter().map(row));
-    let fixes: BTreeSet<&String> = images.iter().filter_map(|image| image.fix.as_ref()).collect();
+    let fixes: BTreeSet<&String> = images.iter().filter_map(|image| image.fix.as_ref()).in_order();
     if !fixes.is_empty() {
         text += "\nWhat to do:\n";
     }

@@ -19,6 +19,7 @@ use crate::dcos::versions;
 use crate::digest::sha256_hex;
 use crate::documents::{self, Documents};
 use crate::exposure;
+use crate::in_order::InOrder as _;
 use crate::names::Host;
 use crate::options::{Fault, Faults, Generation, Options};
 use crate::protocol::{Collection, NodePhase, NodeStatus, ProofOutcome, RegistryPhase, RegistrySettings, RegistryStatus, SignedOrder, env};
@@ -479,8 +480,8 @@ pub fn order_digest(order: &SignedOrder) -> String {
 ///
 /// Never more: an instance without a place would make the deployment hang and lock the pod.
 pub fn wanted_instances(observed: &Observed, layout: Layout) -> BTreeMap<Shard, u64> {
-    let others: BTreeSet<&Host> = observed.agents.iter().filter(|agent| !can_take_node(agent)).map(|agent| &agent.host).collect();
-    let placed: BTreeSet<&Host> = placed_hosts(observed).filter(|host| others.contains(host)).collect();
+    let others: BTreeSet<&Host> = observed.agents.iter().filter(|agent| !can_take_node(agent)).map(|agent| &agent.host).in_order();
+    let placed: BTreeSet<&Host> = placed_hosts(observed).filter(|host| others.contains(host)).in_order();
     // Of several, one without agents is not made.
     let mut wanted: BTreeMap<Shard, u64> = if layout == Layout::One { [(Shard::All, 0)].into() } else { BTreeMap::new() };
     let takers = observed.agents.iter().filter(|agent| can_take_node(agent) || placed.contains(&agent.host));
@@ -507,7 +508,7 @@ fn placed_hosts(observed: &Observed) -> impl Iterator<Item = &Host> {
 /// Where a node is, or is about to be.
 fn node_hosts(observed: &Observed) -> BTreeSet<&Host> {
     let about_to_be = observed.agents.iter().filter(|agent| can_take_node(agent)).map(|agent| &agent.host);
-    placed_hosts(observed).chain(about_to_be).collect()
+    placed_hosts(observed).chain(about_to_be).in_order()
 }
 
 fn plan_pods(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
@@ -882,7 +883,7 @@ fn first_or(errors: &[String], otherwise: &str) -> String {
 
 fn proof_words(status: &NodeStatus) -> String {
     let trusting = status.proofs.iter().filter(|proof| proof.outcome == ProofOutcome::Trusted);
-    let clients: BTreeSet<&str> = trusting.map(|proof| proof.client.as_str()).collect();
+    let clients: BTreeSet<&str> = trusting.map(|proof| proof.client.as_str()).in_order();
     // An agent that trusts only registries of which none answers.
     if clients.is_empty() { "in place".into() } else { format!("proven by {}", clients.into_iter().collect::<Vec<_>>().join(" and ")) }
 }

@@ -7,6 +7,7 @@ use super::state::State;
 use super::{ControllerError, Setting};
 use crate::certificates::Certificate;
 use crate::digest::sha256_hex;
+use crate::in_order::InOrder as _;
 use crate::names::{Host, HostPort};
 use crate::options::{Options, SecurityMode};
 use crate::plan::{Leaf, RegistryTask};
@@ -68,7 +69,7 @@ impl Anchor {
 
     /// The certificates in force, by the addresses of the tasks that they are for.
     pub(crate) fn leaves(&self, state: &State, tasks: &[RegistryTask], names: &[HostPort]) -> BTreeMap<String, Leaf> {
-        tasks.iter().filter_map(|task| Some((task.address.clone(), self.leaf(state, &task.status, names)?))).collect()
+        tasks.iter().filter_map(|task| Some((task.address.clone(), self.leaf(state, &task.status, names)?))).in_order()
     }
 
     /// Whether the registry's task serves with a certificate that is from here.

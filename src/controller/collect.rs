@@ -7,6 +7,7 @@ use super::{Controller, ControllerError, observe};
 use crate::collection::{self, Next, Run};
 use crate::controller::CollectionReport;
 use crate::documents;
+use crate::in_order::InOrder as _;
 use crate::options::Options;
 use crate::plan::Observed;
 use crate::protocol::{CollectStep, OrderKind, SignedOrder};
@@ -82,7 +83,7 @@ impl Collections {
             active.into_iter().map(move |run| (run, dry_run))
         };
         // They begin with the time at which they were started.
-        let active: BTreeMap<String, bool> = jobs.flat_map(runs_of).collect();
+        let active: BTreeMap<String, bool> = jobs.flat_map(runs_of).in_order();
         self.ended.retain(|run, _| active.contains_key(run));
         self.followed.take_if(|(run, _)| !active.contains_key(&run.id));
         let due: Vec<(String, bool)> = active.into_iter().filter(|(run, _)| !self.ended.contains_key(run)).collect();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{Controller, ControllerError, CopyReport, observe};
 use crate::copying::{self, Standing};
 use crate::documents;
+use crate::in_order::InOrder as _;
 use crate::plan::Observed;
 use crate::protocol::{CopyKind, Copying, OrderKind, SignedOrder};
 use crate::settings;
@@ -66,7 +67,7 @@ impl Controller {
             active.into_iter().map(move |run| (run, kind))
         };
         // They begin with the time at which they were started.
-        let active: BTreeMap<String, CopyKind> = jobs.into_iter().flat_map(runs_of).collect();
+        let active: BTreeMap<String, CopyKind> = jobs.into_iter().flat_map(runs_of).in_order();
         let known = &mut self.copies;
         known.ended.retain(|run, _| active.contains_key(run));
         known.followed.take_if(|followed| !active.contains_key(&followed.run));

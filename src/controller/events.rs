@@ -3,6 +3,7 @@
 //! The first event carries everything; those that follow carry the parts of the page and the agents that are otherwise than before. Of
 //! ten thousand agents that are all well a listener therefore hears little.
 
+use crate::in_order::InOrder as _;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -56,7 +57,7 @@ impl View {
 
     /// The event for somebody who has been told `before`; none if there is nothing to tell.
     pub(super) fn event(&self, before: Option<&Self>) -> Option<String> {
-        let parts: BTreeMap<_, _> = self.parts.iter().filter(|(id, html)| before.is_none_or(|b| b.parts.get(*id) != Some(html))).collect();
+        let parts: BTreeMap<_, _> = self.parts.iter().filter(|(id, html)| before.is_none_or(|b| b.parts.get(*id) != Some(html))).in_order();
         let agents: Vec<&Value> =
             self.agents.iter().filter(|(host, row)| before.is_none_or(|b| b.agents.get(*host) != Some(row))).map(|(_, row)| row).collect();
         let gone: Vec<&String> = before.iter().flat_map(|b| b.agents.keys()).filter(|host| !self.agents.contains_key(*host)).collect();

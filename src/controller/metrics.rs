@@ -12,6 +12,7 @@ use base64::Engine as _;
 use super::report::Report;
 use crate::certificates::Certificate;
 use crate::dcos::calls::{BUCKETS, Calls, Histogram};
+use crate::in_order::InOrder as _;
 use crate::names::Host;
 use crate::plan::{Action, Observed, Wanted};
 use crate::protocol::{NodePhase, Order, RegistryPhase, Room};
@@ -91,7 +92,7 @@ impl Counted {
         others.extend(before);
         // Agents that have proven before, and now do not.
         if !others.is_empty() {
-            let known: BTreeSet<&Host> = observed.agents.iter().map(|agent| &agent.host).collect();
+            let known: BTreeSet<&Host> = observed.agents.iter().map(|agent| &agent.host).in_order();
             self.proofs.extend(others.into_iter().filter(|proof| known.contains(&proof.host)));
             self.proofs.sort_by(|one, other| one.host.cmp(&other.host));
         }

@@ -52,6 +52,7 @@ use crate::dcos::{ApiError, chain, versions};
 use crate::distribution::{Distribution, Published};
 use crate::documents::{self, Documents, Facts, TemplateError};
 use crate::exposure;
+use crate::in_order::InOrder as _;
 use crate::names::{Host, HostPort};
 use crate::options::{self, Faults, Generation, Options};
 use crate::plan::{self, Action, Observed, Plan, RegistryTask, Wanted};
@@ -172,7 +173,7 @@ impl std::fmt::Debug for Setting {
 
 /// The environment, with what is secret in it apart.
 fn environment() -> (BTreeMap<String, String>, Option<Secret<String>>) {
-    let mut vars: BTreeMap<String, String> = std::env::vars().collect();
+    let mut vars: BTreeMap<String, String> = std::env::vars().in_order();
     let credential = vars.remove(login::CREDENTIAL_VARIABLE).map(Secret::new);
     (vars, credential)
 }
@@ -185,7 +186,7 @@ impl Setting {
 
     /// The variables that carry options.
     fn options(&self) -> BTreeMap<String, String> {
-        self.vars.iter().filter(|(name, _)| options::is_variable(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+        self.vars.iter().filter(|(name, _)| options::is_variable(name)).map(|(name, value)| (name.clone(), value.clone())).in_order()
     }
 
     /// The image that the options ask for.
@@ -855,7 +856,7 @@ impl Controller {
             many => vec![format!("send the trust bundle to {many} agents")],
         };
         lines.iter().for_each(|line| tracing::info!("{line}"));
-        observe::send_to_nodes(&self.cluster, observed, actions.iter().map(|(_, host)| *host), &wanted.trust).await;
+        observe::send_to_nodes(&self.cluster, observed, actions.iter().map(|(_, host)| *host).collect(), &wanted.trust).await;
         actions.iter().for_each(|(action, _)| self.shared.metrics.acted(action));
         lines.into_iter().for_each(|line| self.shared.acted(line));
     }

@@ -16,6 +16,7 @@ use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::{Job, Metronome};
 use crate::dcos::{ApiError, End, read_to_end, versions};
 use crate::documents;
+use crate::in_order::InOrder as _;
 use crate::names::Host;
 use crate::options::Options;
 use crate::plan::{self, Observed, RegistryTask};
@@ -165,7 +166,7 @@ impl Seen {
         let marathon = &cluster.marathon;
         let (registry_id, own_id) = (documents::registry_id(options), format!("/{}", options.service.name));
         let (registry, own_app, locked) = tokio::try_join!(marathon.app(&registry_id), marathon.app(&own_id), marathon.locked())?;
-        let locked: BTreeSet<String> = locked.into_iter().collect();
+        let locked: BTreeSet<String> = locked.into_iter().in_order();
         for shard in moving(&last, &locked, options) {
             match marathon.pod(&documents::shard_id(options, shard)).await? {
                 Some(pod) => drop(last.pods.insert(shard, pod)),
@@ -184,7 +185,7 @@ impl Seen {
         let wellness = Wellness { digest: &self.digest, is_awaited: None };
         let is_ill =
             |(host, answer): &(&Host, &Answer)| !answer.well && !last.nodes.get(host).is_some_and(|status| wellness.is_well(status));
-        let ill: BTreeSet<&Host> = self.answers.iter().filter(is_ill).map(|(host, _)| host).take(FEW + 1).collect();
+        let ill: BTreeSet<&Host> = self.answers.iter().filter(is_ill).map(|(host, _)| host).take(FEW + 1).in_order();
         let is_little = (1..=FEW).contains(&(pods.len() + ill.len()));
         let nodes = plan::instances_on(&ill, last).into_values().filter(|instance| instance.port.is_some()).cloned();
         is_little.then(|| Few { nodes: nodes.collect(), pods })
@@ -194,7 +195,7 @@ impl Seen {
     /// be. Also where Marathon does not answer, which the next pass has to say.
     pub(super) async fn has_news(&self, cluster: &Cluster, options: &Options, few: &Few) -> bool {
         let (Some(last), Ok(locked)) = (&self.last, cluster.marathon.locked().await) else { return true };
-        let locked: BTreeSet<String> = locked.into_iter().collect();
+        let locked: BTreeSet<String> = locked.into_iter().in_order();
         let mut nodes = few.nodes.clone();
         for id in few.pods.iter().map(|shard| documents::shard_id(options, *shard)).filter(|id| !locked.contains(id)) {
             let Ok(Some(pod)) = cluster.marathon.pod(&id).await else { return true };
@@ -312,7 +313,7 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
         return Ok(BTreeMap::from([(Shard::All, pod)]));
     }
     let pods = marathon.pods(|id| documents::shard_of(options, id).is_some()).await?;
-    Ok(pods.into_iter().filter_map(|pod| Some((documents::shard_of(options, pod.spec["id"].as_str()?)?, pod))).collect())
+    Ok(pods.into_iter().filter_map(|pod| Some((documents::shard_of(options, pod.spec["id"].as_str()?)?, pod))).in_order())
 }
 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
@@ -474,13 +475,9 @@ pub(super) fn leave_out_strangers(observed: &mut Observed, state: &State) -> Vec
 }
 
 /// Sends an order to nodes. Whether it was taken shows in the next status of each.
-pub(super) async fn send_to_nodes<'a>(
-    cluster: &Cluster,
-    observed: &Observed,
-    hosts: impl IntoIterator<Item = &'a Host>,
-    order: &SignedOrder,
-) {
-    let ports: BTreeMap<&Host, u16> = observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance.port?))).collect();
+pub(super) async fn send_to_nodes(cluster: &Cluster, observed: &Observed, hosts: Vec<&Host>, order: &SignedOrder) {
+    let ports: BTreeMap<&Host, u16> =
+        observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance.port?))).in_order();
     let mut asked = JoinSet::new();
     let order = std::sync::Arc::new(order.clone());
     for (host, port) in hosts.into_iter().filter_map(|host| Some((host, ports.get(host)?))) {
@@ -507,7 +504,7 @@ pub(super) async fn send_to_registries(cluster: &Cluster, observed: &Observed, o
 
 /// Asks every node for a fresh proof, by giving it once more the order that it has.
 pub(super) async fn ask_for_proof(cluster: &Cluster, observed: &Observed, order: &SignedOrder) {
-    send_to_nodes(cluster, observed, observed.nodes.keys(), order).await;
+    send_to_nodes(cluster, observed, observed.nodes.keys().collect(), order).await;
 }
 
 pub(super) async fn put_order(http: &reqwest::Client, address: &str, order: &SignedOrder) {

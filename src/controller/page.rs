@@ -16,6 +16,7 @@ use super::discovery::Discovery;
 use super::report::{AgentReport, Report};
 use super::unix_now;
 use crate::exposure::Way;
+use crate::in_order::InOrder as _;
 use crate::operator::snippets::{self, Snippet};
 use crate::operator::{Client, instructions};
 use crate::options::AuthKind;
@@ -125,7 +126,7 @@ pub(super) fn parts(report: &Report, discovery: Option<&Discovery>, actions: &[S
         "snippets": shown_snippets(report, discovery),
         "actions": actions,
     });
-    PARTS.into_iter().map(|(id, _)| (id, fill(id, &values))).collect()
+    PARTS.into_iter().map(|(id, _)| (id, fill(id, &values))).in_order()
 }
 
 fn fill(template: &str, values: &Value) -> String {

@@ -55,7 +55,7 @@ impl Controller {
                     self.preloads.asked = None;
                     return Ok(());
                 }
-                observe::send_to_nodes(&self.cluster, observed, [&host], signed).await;
+                observe::send_to_nodes(&self.cluster, observed, vec![&host], signed).await;
             }
         }
         Ok(())

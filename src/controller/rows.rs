@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::report::AgentReport;
 use crate::dcos::mesos::Agent;
+use crate::in_order::InOrder as _;
 use crate::names::Host;
 use crate::plan::{self, Observed, Wanted};
 use crate::protocol::NodeStatus;
@@ -41,7 +42,7 @@ impl Rows {
         };
         let statuses: Vec<Option<&Arc<NodeStatus>>> = observed.agents.iter().map(&mut status_of).collect();
         let agents = || observed.agents.iter().zip(&statuses);
-        let silent: BTreeSet<&Host> = agents().filter(|(_, status)| status.is_none()).map(|(agent, _)| &agent.host).collect();
+        let silent: BTreeSet<&Host> = agents().filter(|(_, status)| status.is_none()).map(|(agent, _)| &agent.host).in_order();
         let instances = plan::instances_on(&silent, observed);
         let mut before = Before { kept: std::mem::take(&mut self.kept), next: 0 };
         let digest = &self.basis.0;

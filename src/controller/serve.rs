@@ -24,6 +24,7 @@ use super::metrics::Metrics;
 use super::page;
 use super::report::{AgentReport, Report};
 use crate::dcos::mesos::Agent;
+use crate::in_order::InOrder as _;
 use crate::security::PUBLIC_CA;
 use crate::serving::{self, Limits};
 
@@ -145,7 +146,7 @@ impl Shared {
     fn view(&self) -> Arc<View> {
         self.listeners.view(|| {
             let now = self.now();
-            let agents = now.report.agents.iter().map(|agent| (agent.host.clone(), View::row(agent))).collect();
+            let agents = now.report.agents.iter().map(|agent| (agent.host.clone(), View::row(agent))).in_order();
             View { parts: page::parts(&now.report, now.discovery.as_ref(), &now.actions), agents }
         })
     }
@@ -196,13 +197,13 @@ fn tell_agents(before: &[Arc<AgentReport>], now: &[Arc<AgentReport>]) {
     let (before, now) = (&before[first..], &now[first..]);
     let last = before.iter().rev().zip(now.iter().rev()).take_while(is_same).count();
     let (before, now) = (&before[..before.len() - last], &now[..now.len() - last]);
-    let known: BTreeMap<&str, &AgentReport> = before.iter().map(|agent| (agent.host.as_str(), agent.as_ref())).collect();
+    let known: BTreeMap<&str, &AgentReport> = before.iter().map(|agent| (agent.host.as_str(), agent.as_ref())).in_order();
     for AgentReport { host, state, detail, .. } in now.iter().map(Arc::as_ref) {
         if known.get(host.as_str()).is_none_or(|earlier| (&earlier.state, &earlier.detail) != (state, detail)) {
             tracing::info!(agent = host, "{state}: {detail}");
         }
     }
-    let there: BTreeSet<&str> = now.iter().map(|agent| agent.host.as_str()).collect();
+    let there: BTreeSet<&str> = now.iter().map(|agent| agent.host.as_str()).in_order();
     for host in known.keys().filter(|host| !there.contains(*host)) {
         tracing::info!(agent = host, "Mesos has this agent no more");
     }

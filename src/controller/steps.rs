@@ -10,6 +10,7 @@ use super::anchor::Anchor;
 use super::state::{Stage, State, StateError};
 use crate::dcos::marathon::{AppTask, Pod};
 use crate::documents;
+use crate::in_order::InOrder as _;
 use crate::names::{Host, HostPort};
 use crate::options::Options;
 use crate::plan::{self, Action, Observed, Wanted};
@@ -230,7 +231,7 @@ pub(crate) async fn step_of_ca(
 type Passes = BTreeMap<Host, u64>;
 
 fn passes(observed: &Observed) -> Passes {
-    observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).collect()
+    observed.nodes.iter().map(|(host, status)| (host.clone(), status.passes)).in_order()
 }
 
 /// What earlier passes have seen and nobody can be asked for again. A controller that is started anew begins it anew.
@@ -294,13 +295,13 @@ impl Memory {
     pub(crate) fn see_surplus(&mut self, observed: &mut Observed, layout: Layout, now: Instant) {
         let needed = plan::wanted_instances(observed, layout);
         let has_surplus = |(shard, pod): &(&Shard, &Pod)| pod.scale() > needed.get(*shard).copied().unwrap_or(0);
-        let surplus: BTreeSet<Shard> = observed.pods.iter().filter(has_surplus).map(|(shard, _)| *shard).collect();
+        let surplus: BTreeSet<Shard> = observed.pods.iter().filter(has_surplus).map(|(shard, _)| *shard).in_order();
         self.surplus_since.retain(|shard, _| surplus.contains(shard));
         for shard in surplus {
             self.surplus_since.entry(shard).or_insert(now);
         }
         let lasts = |(shard, since): (&Shard, &Instant)| (*shard, now.saturating_duration_since(*since));
-        observed.surplus_for = self.surplus_since.iter().map(lasts).collect();
+        observed.surplus_for = self.surplus_since.iter().map(lasts).in_order();
     }
 
     /// Which deployments are taken for ones that do not end.
@@ -332,7 +333,7 @@ impl Memory {
 
     /// The registry made by hand is being replaced: what the clients have said before is about that one.
     pub(crate) fn taken_over(&mut self, observed: &Observed) {
-        self.passes_at_takeover = observed.nodes.keys().map(|host| (host.clone(), u64::MAX)).collect();
+        self.passes_at_takeover = observed.nodes.keys().map(|host| (host.clone(), u64::MAX)).in_order();
     }
 
     /// Whether every node is to be asked for a proof now, because the registry that has taken over serves.

@@ -15,6 +15,7 @@ use super::{ControllerError, Report, Setting, observe, steps, unix_now};
 use crate::dcos::{Api, ApiError, chain};
 use crate::documents;
 use crate::host_paths::HostRoot;
+use crate::in_order::InOrder as _;
 use crate::names::Host;
 use crate::options::Options;
 use crate::plan::{Observed, RegistryTask};
@@ -205,7 +206,7 @@ impl Orders {
             return if retired || late { Step::DeleteRegistry { retired } } else { Step::Retire };
         }
         let is_restored = |(_, status): &(&Host, &Arc<NodeStatus>)| status.phase == NodePhase::Restored;
-        let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).collect();
+        let restored: BTreeSet<&Host> = observed.nodes.iter().filter(is_restored).map(|(host, _)| host).in_order();
         // A node that was started anew has written again, until it is told once more; also one that is not heard of before it ends.
         for (host, uuid) in observed.instances().filter_map(|instance| Some((instance.host.as_ref()?, instance.uuid()))) {
             if restored.contains(host) {
@@ -216,7 +217,7 @@ impl Orders {
         }
         self.restored.extend(restored.iter().copied().cloned());
         let instances = observed.instances().filter_map(|instance| instance.host.as_ref());
-        let mut awaited: BTreeSet<&Host> = instances.collect();
+        let mut awaited: BTreeSet<&Host> = instances.in_order();
         self.covered.extend(awaited.iter().copied().cloned());
         // A node that has died is at no host before Marathon has placed it again.
         let live = observed.agents.iter().filter(|agent| agent.active).map(|agent| &agent.host);
@@ -302,7 +303,7 @@ async fn step(
             say(shared, options, "waiting for the registry to stop and to delete its key");
         }
         Step::Restore { hosts, remaining } => {
-            observe::send_to_nodes(cluster, &observed, &hosts, &orders.restore).await;
+            observe::send_to_nodes(cluster, &observed, hosts.iter().collect(), &orders.restore).await;
             let names: Vec<String> = remaining.iter().map(ToString::to_string).collect();
             say(shared, options, &format!("waiting for agents to be as they were: {}", names.join(", ")));
         }

@@ -8,6 +8,7 @@ use super::manifest::Manifest;
 use super::system_store::SystemStore;
 use crate::certificates::{Certificate, CertificateError};
 use crate::host_paths::HostRoot;
+use crate::in_order::InOrder as _;
 use crate::names::HostPort;
 use crate::protocol::{OtherTrust, Stores, TrustBundle, TrustedName};
 
@@ -103,7 +104,7 @@ impl Bundle {
 
     /// Every certificate of the bundle, once.
     pub(crate) fn all_certificates(&self) -> Trusted<'_> {
-        self.certificates.iter().chain(self.others.iter().flat_map(|other| &other.certificates)).map(|c| (c.fingerprint(), c)).collect()
+        self.certificates.iter().chain(self.others.iter().flat_map(|other| &other.certificates)).map(|c| (c.fingerprint(), c)).in_order()
     }
 
     /// Whether a spelling is one of our own registry.

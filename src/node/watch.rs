@@ -2,6 +2,7 @@
 //!
 //! The look every minute stays: not every change makes an event, as when a file system is mounted over ours.
 
+use crate::in_order::InOrder as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -130,8 +131,8 @@ impl Reader {
                 Err(error) => tracing::debug!(folder = %folder.display(), %error, "not watched"),
             }
         }
-        let known: BTreeSet<WatchDescriptor> = self.watched.values().copied().collect();
-        let now: BTreeSet<WatchDescriptor> = watched.values().copied().collect();
+        let known: BTreeSet<WatchDescriptor> = self.watched.values().copied().in_order();
+        let now: BTreeSet<WatchDescriptor> = watched.values().copied().in_order();
         for gone in known.difference(&now) {
             // A folder that is deleted takes its watch with it; one that was moved away is no concern of ours any more.
             let _ = self.inotify.rm_watch(*gone);

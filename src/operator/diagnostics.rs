@@ -13,6 +13,7 @@ use super::redaction::Redaction;
 use super::{OperatorError, Service, Target};
 use crate::dcos::{Api, ApiError, chain};
 use crate::documents;
+use crate::in_order::InOrder as _;
 use crate::options::{self, Options};
 
 /// Lines from the end of each file of a log.
@@ -122,7 +123,7 @@ impl Service {
         let vars: std::collections::BTreeMap<String, String> = vars
             .filter(|(name, _)| options::is_variable(name))
             .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_string())))
-            .collect();
+            .in_order();
         gathered.put_json("options.json", &json!(vars));
         self.documents(&mut gathered, &mut redaction, &marathon, &vars).await;
         self.answers(&mut gathered, &mut redaction).await;
@@ -213,6 +214,7 @@ mod tests {
 
     use super::*;
     use crate::certificates::{Authority, EnrolmentKey, OrderSigner};
+    use crate::controller::Report;
     use crate::forecast::Purpose;
     use crate::operator::Access;
     use crate::secret::Secret;

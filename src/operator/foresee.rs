@@ -11,6 +11,7 @@ use crate::dcos::marathon::Marathon;
 use crate::dcos::mesos::Mesos;
 use crate::dcos::metronome::Metronome;
 use crate::forecast::{self, Changes, Forecast, Purpose};
+use crate::in_order::InOrder as _;
 use crate::options::{self, Fault, Faults, Options};
 use crate::plan;
 
@@ -30,7 +31,7 @@ impl Service {
             let env = app.spec["env"].as_object().into_iter().flatten();
             env.filter(|(name, _)| options::is_variable(name))
                 .filter_map(|(name, v)| Some((name.clone(), v.as_str()?.to_string())))
-                .collect()
+                .in_order()
         });
         let mut vars = options::default_variables();
         unknown(&given, &vars)?;
