@@ -144,7 +144,7 @@ fn subject_hash(name: &X509Name<'_>) -> u32 {
             })
             .collect();
         // DER sorts a SET OF; the values have just changed, so it has to be sorted anew.
-        attributes.sort();
+        attributes.sort_unstable();
         canonical.extend(der::element(der::SET, &attributes.concat()));
     }
     let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, &canonical);

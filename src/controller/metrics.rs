@@ -94,7 +94,7 @@ impl Counted {
         if !others.is_empty() {
             let known: BTreeSet<&Host> = observed.agents.iter().map(|agent| &agent.host).in_order();
             self.proofs.extend(others.into_iter().filter(|proof| known.contains(&proof.host)));
-            self.proofs.sort_by(|one, other| one.host.cmp(&other.host));
+            self.proofs.sort_unstable_by(|one, other| one.host.cmp(&other.host));
         }
     }
 }

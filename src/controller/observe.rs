@@ -300,7 +300,7 @@ pub(super) async fn without_jobs(mesos: &Mesos, marathon_client: &Marathon, opti
         marathon_client.claims(),
     )?;
     // Mesos has no order of its own that lasts.
-    agents.sort_by(|one, other| one.host.cmp(&other.host));
+    agents.sort_unstable_by(|one, other| one.host.cmp(&other.host));
     Ok(Observed { marathon, agents, pods, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() })
 }
 
@@ -455,7 +455,7 @@ pub(super) async fn registries(cluster: &Cluster, options: &Options, observed: &
         });
     }
     observed.registries = registries.join_all().await.into_iter().flatten().collect();
-    observed.registries.sort_by(|a, b| a.address.cmp(&b.address));
+    observed.registries.sort_unstable_by(|a, b| a.address.cmp(&b.address));
 }
 
 /// Leaves out whoever answers in the place of a registry, but with a request that is not by our enrolment key, and says where. The rest

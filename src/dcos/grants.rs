@@ -184,7 +184,7 @@ mod tests {
         let options = Options::from_json(&json!({})).unwrap();
         let grants: Vec<String> = all(&options).iter().map(ToString::to_string).collect();
         let mut unique = grants.clone();
-        unique.sort();
+        unique.sort_unstable();
         unique.dedup();
         assert_eq!(unique.len(), grants.len());
         assert!(

@@ -256,7 +256,7 @@ impl HostFiles {
                 names.push(name.to_os_string());
             }
         }
-        names.sort();
+        names.sort_unstable();
         Ok(names)
     }
 

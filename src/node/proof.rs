@@ -90,7 +90,7 @@ impl Clients {
             });
         }
         let mut proofs = proofs.join_all().await;
-        proofs.sort_by_key(|(number, _)| *number);
+        proofs.sort_unstable_by_key(|(number, _)| *number);
         proofs.into_iter().map(|(_, proof)| proof).collect()
     }
 
