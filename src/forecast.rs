@@ -15,6 +15,7 @@ use crate::dcos::marathon::{App, AppTask, Instance, Pod};
 use crate::dcos::metronome::Job;
 use crate::distribution::Published;
 use crate::documents::{self, Facts, TemplateError};
+use crate::in_order::InOrder as _;
 use crate::names::Host;
 use crate::options::{Generation, Options, SecurityMode};
 use crate::plan::{self, Action, Leaf, NODE_NEEDS, Observed, RegistryTask, Wanted};
@@ -333,7 +334,7 @@ impl Play {
         let replicas = options.registry.replicas as usize;
         let mut play = Self { wanted, observed, bundles: 1, leaves: 0, replicas, registry_host, hides_keys };
         // All that runs is taken to be well; that it is not is the affair of `status`.
-        play.observed.nodes = play.placed().map(|host| (host.clone(), node(host, &play.wanted.trust))).collect();
+        play.observed.nodes = play.placed().map(|host| (host.clone(), node(host, &play.wanted.trust))).in_order();
         let tasks = play.observed.registry.as_ref().filter(|app| documents::is_made_by(&app.spec, options)).map(|app| app.tasks.clone());
         play.observed.registries.clear();
         for task in tasks.unwrap_or_default() {
