@@ -64,10 +64,10 @@ pub(super) struct Wellness<'a> {
     /// Digest of the order that they should have taken.
     pub(super) digest: &'a str,
     /// Whether somebody waits for what this node says, however well it is; none where nobody waits for any.
-    pub(super) is_awaited: Option<&'a IsAwaited>,
+    pub(super) is_awaited: Option<&'a IsAwaited<'a>>,
 }
 
-type IsAwaited = dyn Fn(&Host, &NodeStatus) -> bool + Sync;
+type IsAwaited<'a> = dyn Fn(&Host, &NodeStatus) -> bool + Sync + 'a;
 
 impl Wellness<'_> {
     fn is_well(&self, status: &NodeStatus) -> bool {
