@@ -464,4 +464,30 @@ mod tests {
             assert!(used.iter().any(|used| used.starts_with(name)), "nobody looks at {name}");
         }
     }
+
+    #[test]
+    fn a_proof_is_as_old_as_it_is_since_the_passes_of_its_node_have_grown_whoever_answers_meanwhile() {
+        use crate::plan::tests::{agent, answering, node};
+        let mut counted = Counted::default();
+        let began = Instant::now();
+        let after = |seconds| began + Duration::from_secs(seconds);
+        let trusted = |host: &str, passes| node(host, "d", NodePhase::Trusted, passes);
+        let agents = |hosts: &[&str]| hosts.iter().map(|host| agent(host)).collect();
+        let mut observed = Observed { agents: agents(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]), ..Observed::default() };
+        let mut ages = |observed: &Observed, now: u64| -> Vec<(String, u64)> {
+            counted.see_proofs(observed, after(now));
+            counted.proofs.iter().map(|proof| (proof.host.to_string(), (after(now) - proof.at).as_secs())).collect()
+        };
+        let of = |ages: &[(&str, u64)]| ages.iter().map(|(host, age)| (host.to_string(), *age)).collect::<Vec<_>>();
+        observed.nodes = answering([trusted("10.0.0.2", 1), trusted("10.0.0.3", 1)]);
+        assert_eq!(ages(&observed, 0), of(&[("10.0.0.2", 0), ("10.0.0.3", 0)]));
+        // One proves anew, one fails, one is new.
+        observed.nodes = answering([trusted("10.0.0.1", 1), node("10.0.0.2", "d", NodePhase::Failed, 2), trusted("10.0.0.3", 2)]);
+        assert_eq!(ages(&observed, 5), of(&[("10.0.0.1", 0), ("10.0.0.2", 5), ("10.0.0.3", 0)]));
+        observed.nodes = answering([trusted("10.0.0.1", 1)]);
+        assert_eq!(ages(&observed, 7), of(&[("10.0.0.1", 2), ("10.0.0.2", 7), ("10.0.0.3", 2)]));
+        observed.agents = agents(&["10.0.0.1", "10.0.0.3"]);
+        observed.nodes = answering([trusted("10.0.0.3", 3)]);
+        assert_eq!(ages(&observed, 9), of(&[("10.0.0.1", 4), ("10.0.0.3", 0)]));
+    }
 }

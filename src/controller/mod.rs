@@ -478,7 +478,11 @@ impl Controller {
             }
             self.shared.beat();
             let is_called = match &few {
-                Some(few) => left > EAGER && self.seen.has_news(&self.cluster, &self.options, few).await,
+                Some(few) => tokio::select! {
+                    has_news = self.has_news(few) => has_news,
+                    () = tokio::time::sleep_until(until.into()) => true,
+                    () = self.shared.woken() => true,
+                },
                 None => left > CALM && self.is_called().await,
             };
             if is_called {
@@ -490,12 +494,22 @@ impl Controller {
     /// Whether registry or jobs are otherwise than at the last look; also where nobody answers, which the next pass has to say.
     async fn is_called(&mut self) -> bool {
         let mut now = Observed::default();
+        self.is_called_by_registry().await || !matches!(self.look_at_jobs(&mut now).await, Ok(None)) || !self.seen.jobs_are_still(&now)
+    }
+
+    async fn is_called_by_registry(&self) -> bool {
+        let mut now = Observed::default();
         if self.options.registry.enabled {
             let Ok(registry) = self.cluster.marathon.app(&documents::registry_id(&self.options)).await else { return true };
             now.registry = registry;
             observe::registries(&self.cluster, &self.options, &mut now).await;
         }
-        !matches!(self.look_at_jobs(&mut now).await, Ok(None)) || !self.seen.is_still_so(&now)
+        !self.seen.registry_is_still(&now)
+    }
+
+    /// Whether there is news of what is waited for, or of the registry.
+    async fn has_news(&self, few: &Few) -> bool {
+        self.seen.has_news(&self.cluster, &self.options, few).await || self.is_called_by_registry().await
     }
 
     /// Of how much time a pass may take a part.

@@ -214,10 +214,16 @@ impl Seen {
             }
             nodes.extend(new);
         }
+        // A silent one takes its time, for which the others do not wait.
+        let mut asked = JoinSet::new();
         for instance in nodes {
-            let (Some(host), Some(port)) = (&instance.host, instance.port) else { continue };
-            let Some(now) = status(&cluster.http, &options.service.name, host, port, instance.uuid()).await else { continue };
-            let is_new = match last.nodes.get(host) {
+            let (Some(host), Some(port)) = (instance.host.clone(), instance.port) else { continue };
+            let (http, service) = (cluster.http.clone(), options.service.name.clone());
+            asked.spawn(async move { Some((status(&http, &service, &host, port, instance.uuid()).await?, host)) });
+        }
+        while let Some(answer) = asked.join_next().await {
+            let Ok(Some((now, host))) = answer else { continue };
+            let is_new = match last.nodes.get(&host) {
                 Some(then) => (now.phase, &now.order_digest, &now.errors) != (then.phase, &then.order_digest, &then.errors),
                 None => now.phase != NodePhase::Pending,
             };
@@ -228,8 +234,8 @@ impl Seen {
         false
     }
 
-    /// Whether registry and jobs are as they were seen last, as far as there may be something to do about them.
-    pub(super) fn is_still_so(&self, now: &Observed) -> bool {
+    /// Whether the registry is as it was seen last, as far as there may be something to do about it.
+    pub(super) fn registry_is_still(&self, now: &Observed) -> bool {
         let words = |observed: &Observed| {
             let tasks: Vec<_> = observed.registry.iter().flat_map(|app| &app.tasks).map(|task| (task.id.clone(), task.healthy)).collect();
             let version = observed.registry.as_ref().map(|app| app.spec["version"].clone());
@@ -242,8 +248,15 @@ impl Seen {
                     (address.clone(), asks, state, status.leaf_fingerprint.clone(), status.errors.clone())
                 })
                 .collect();
-            let jobs: Vec<_> = observed.jobs.iter().map(|(id, job)| (id.clone(), job.active_runs.clone(), job.finished_runs)).collect();
-            (tasks, version, registries, jobs)
+            (tasks, version, registries)
+        };
+        self.last.as_ref().is_some_and(|last| words(last) == words(now))
+    }
+
+    /// The same of the jobs.
+    pub(super) fn jobs_are_still(&self, now: &Observed) -> bool {
+        let words = |observed: &Observed| -> Vec<_> {
+            observed.jobs.iter().map(|(id, job)| (id.clone(), job.active_runs.clone(), job.finished_runs)).collect()
         };
         self.last.as_ref().is_some_and(|last| words(last) == words(now))
     }

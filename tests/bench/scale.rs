@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lab::server::simulation::isolate;
 use lab::task::TaskSpec;
 use private_registry::certificates::OrderKey;
-use private_registry::digest::order_digest;
+use private_registry::digest::{order_digest, sha256_hex};
 use private_registry::protocol::{
     NodePhase, NodeStatus, OrderKind, OwnedFile, Proof, ProofOutcome, SignedOrder, SysctlState, SysctlStatus, env,
 };
@@ -768,10 +768,10 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
     let (seconds, idle_cpu, idle_bytes) = idle.read(&shared, &controller);
     let (idle_share, idle_rate) = (idle_cpu / seconds, idle_bytes / seconds);
 
-    // One agent joins, five times.
+    // One agent joins, and another, so often that a look at everything in between does not count for much.
     shared.lock().start = Duration::from_secs(1);
     let (mut to_put, mut to_proven, mut join_cpu, mut join_bytes) = (0.0_f64, 0.0_f64, 0.0, 0.0);
-    const JOINS: usize = 5;
+    const JOINS: usize = 15;
     for _ in 0..JOINS {
         let meter = Meter::start(&shared, &controller);
         let number = {
@@ -837,6 +837,18 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
         job.2.clear();
     }
     let redeployed = shared.lock().traffic.pod_writes - before;
+
+    // Nodes fetch the program, which each does once.
+    const DOWNLOADS: usize = 200;
+    let sha256 = sha256_hex(&fs::read(program).unwrap());
+    let meter = Meter::start(&shared, &controller);
+    for _ in 0..DOWNLOADS {
+        let url = format!("http://{FIRST}:{CONTROLLER_PORT}/artifact/{sha256}/private-registry");
+        let mut answer = reqwest::get(url).await.unwrap().error_for_status().unwrap();
+        while answer.chunk().await.unwrap().is_some() {}
+    }
+    let (seconds, cpu, _) = meter.read(&shared, &controller);
+    let download_cpu = (cpu - idle_share * seconds) / DOWNLOADS as f64;
     let (peak_at_all, resident) = controller.memory();
     eprintln!("{agents}: {}", traffic(&shared));
     let per_join = |sum: f64| sum / JOINS as f64;
@@ -860,6 +872,7 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
         format!("{rotation:.1}"),
         format!("{rotation_cpu:.1}"),
         format!("{redeployed}"),
+        format!("{:.1}", download_cpu * 1000.0),
         format!("{peak_at_all:.0}, {resident:.0}"),
     ]
 }
@@ -869,7 +882,7 @@ fn idle_seconds(agents: usize) -> u64 {
     if agents > 3000 { 130 } else { 60 }
 }
 
-const ROWS: [&str; 20] = [
+const ROWS: [&str; 21] = [
     "agents",
     "node pods",
     "Marathon from the first order to the last node running, s",
@@ -879,8 +892,8 @@ const ROWS: [&str; 20] = [
     "peak memory until then, MiB",
     "CPU when idle, of a core",
     "KB read when idle, per agent and minute",
-    "a join: event to PUT, ms (worst of 5)",
-    "a join: running to seen as proven, s (worst of 5)",
+    "a join: event to PUT, ms (worst of 15)",
+    "a join: running to seen as proven, s (worst of 15)",
     "a join: CPU ms / KB",
     "a failure is seen after, s",
     "a failure and its end: CPU ms / KB",
@@ -889,6 +902,7 @@ const ROWS: [&str; 20] = [
     "a rotation, s",
     "a rotation: CPU, s",
     "a rotation: pods written",
+    "a download of the program: CPU ms",
     "memory: peak at all, and at the end, MiB",
 ];
 

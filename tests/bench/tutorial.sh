@@ -103,9 +103,11 @@ pull_everywhere() {
   on "$registry_host" docker tag canary:1 "$vip/base/canary:1"
   pushed() { on "$registry_host" docker push --quiet "$vip/base/canary:1" >/dev/null 2>&1; }
   wait_for 120 "the registry to take an image" pushed
+  pulls=$(date +%s.%N)
   # shellcheck disable=SC2086
   printf '%s\n' $agents | xargs -P 8 -I{} "$lab" --dir "$dir" exec {} -- docker pull --quiet "$vip/base/canary:1" >/dev/null ||
     fail "an agent cannot pull"
+  pulls=$(since "$pulls")
 }
 
 # Whether a file of an agent is the private key of the certificate that the registry serves with.
@@ -116,7 +118,7 @@ holds_the_key() {
 }
 
 measure() {
-  local agents_wanted=$1 name=$2 ended=0 keys=0 agent began spread
+  local agents_wanted=$1 name=$2 ended=0 keys=0 agent began spread pulls
   shift 2
   cluster_with_ssh "$agents_wanted"
   began=$(date +%s.%N)
@@ -129,7 +131,7 @@ measure() {
     [ "$(on "$agent" docker inspect --format '{{.State.Running}} {{.State.Pid}}' canary)" = "true $(cat "$dir/canary.$agent")" ] || ended=$((ended + 1))
     [ "$agent" = "$registry_host" ] || ! holds_the_key "$agent" || keys=$((keys + 1))
   done
-  printf '| %s | %s | %s s | %s s | %s | %s |\n' "$agents_wanted" "$name" "$spread" "$seconds" "$ended" "$keys" | tee -a "$dir.table"
+  printf '| %s | %s | %s s | %s s | %s s | %s | %s |\n' "$agents_wanted" "$name" "$spread" "$seconds" "$pulls" "$ended" "$keys" | tee -a "$dir.table"
 }
 
 tutorial() {
@@ -146,8 +148,8 @@ tutorial() {
     measure "$size" "the package" by_package
   done
   echo
-  echo '| agents | by | spread and registry ordered after | every agent has pulled after | containers ended | agents with a key that they do not use |'
-  echo '|---|---|---|---|---|---|'
+  echo '| agents | by | spread and registry ordered after | every agent has pulled after | of it the pulls | containers ended | agents with a key that they do not use |'
+  echo '|---|---|---|---|---|---|---|'
   cat "$dir.table"
   rm -f "$dir.table"
 }
