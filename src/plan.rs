@@ -329,6 +329,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether nothing is done or waited for but agents' nodes: all registries serve, and no CA is replaced.
+    pub fn is_about_agents_alone(&self, wanted: &Wanted, observed: &Observed) -> bool {
+        let serves = |task: &RegistryTask| task.status.phase == RegistryPhase::Serving && task.status.errors.is_empty();
+        let registry_is_well = match wanted.registry {
+            true => observed.all_registries_answer() && observed.registries.iter().all(serves),
+            false => observed.registry.is_none(),
+        };
+        let is_settled = wanted.ca.rotation.is_none() && wanted.ca.due.is_none() && wanted.takeover.is_none();
+        let about_nodes = self.actions.iter().all(|action| matches!(action, Action::PutPod { .. } | Action::SendTrust { .. }));
+        let id = &wanted.documents.registry_id;
+        registry_is_well && is_settled && about_nodes && !observed.locked.contains(id)
+    }
+
     /// Whether it takes a step of a rotation, or the first of what a registry needs: they end within a second, and others come after them.
     /// `few`: an order that goes to no more agents than that is none, for one of them may refuse it for ever.
     pub(crate) fn takes_a_step(&self, few: usize) -> bool {
@@ -961,6 +974,32 @@ pub(crate) mod tests {
             Action::PutPod { instances, .. } => Some(*instances),
             _ => None,
         })
+    }
+
+    #[test]
+    fn what_is_about_agents_alone_leaves_registry_and_ca_as_they_are() {
+        let mut wanted = wanted();
+        let registry = App { spec: wanted.documents.registry.clone(), tasks: vec![] };
+        let mut observed = Observed { registry: Some(registry), registries: vec![task(registry_status("leaf"))], ..Observed::default() };
+        let grows = Action::PutPod { shard: Shard::All, pod: Value::Null, instances: 1, force: false, reason: String::new() };
+        let agents = Plan { actions: vec![grows, Action::SendTrust { host: "10.0.0.1".parse().unwrap() }], waiting: vec![] };
+        assert!(agents.is_about_agents_alone(&wanted, &observed));
+        let restart = Plan { actions: vec![Action::Restart { address: ADDRESS.into() }], waiting: vec![] };
+        assert!(!restart.is_about_agents_alone(&wanted, &observed));
+        wanted.ca.rotation = Some(Rotation::at(Stage::Switched, Reason::Order, 0));
+        assert!(!agents.is_about_agents_alone(&wanted, &observed));
+        wanted.ca.rotation = None;
+        observed.locked = [wanted.documents.registry_id.clone()].into();
+        assert!(!agents.is_about_agents_alone(&wanted, &observed));
+        observed.locked.clear();
+        observed.registries[0].status.errors = vec!["the disk is full".into()];
+        assert!(!agents.is_about_agents_alone(&wanted, &observed));
+        observed.registries.clear();
+        assert!(!agents.is_about_agents_alone(&wanted, &observed));
+        wanted.registry = false;
+        assert!(!agents.is_about_agents_alone(&wanted, &observed));
+        observed.registry = None;
+        assert!(agents.is_about_agents_alone(&wanted, &observed));
     }
 
     #[test]

@@ -367,6 +367,8 @@ struct Controller {
     calm: bool,
     /// Whether something has changed lately that is still to be followed to its end.
     changes: bool,
+    /// Whether it is the agents' affair alone.
+    agents_alone: bool,
     /// Ids of the pods that were written in this pass.
     written: Vec<String>,
     /// What Metronome has said last.
@@ -400,6 +402,7 @@ impl Controller {
             seen: Seen::default(),
             calm: false,
             changes: false,
+            agents_alone: false,
             written: Vec::new(),
             jobs: None,
         }
@@ -458,7 +461,7 @@ impl Controller {
             };
             let mut pause = pause.max((cost * self.share()).min(longest));
             let mut few = None;
-            if self.changes && !stepped && cost > WORK {
+            if self.changes && self.agents_alone && cost > WORK {
                 few = self.seen.few(&self.options);
                 pause = few.as_ref().map_or(pause, |_| CALM);
             }
@@ -669,7 +672,9 @@ impl Controller {
         report.problems.extend(undone.refused);
         // A run of the job waits for its proofs: they are looked for as eagerly as a first one.
         let idle = report.collections.iter().all(|collection| collection.ended) && report.copies.iter().all(|copy| copy.ended);
-        let done = idle && report.converged && report.orders.iter().all(|order| order.fresh);
+        let idle = idle && report.orders.iter().all(|order| order.fresh);
+        let done = idle && report.converged;
+        self.agents_alone = idle && !self.memory.awaits_any() && plan.is_about_agents_alone(&wanted, observed);
         self.shared.describe(Discovery::new(&self.options, &plan::registry_host(observed, &self.options), &report));
         self.shared.metrics.see(&wanted, observed, &report);
         self.shared.publish(report);
