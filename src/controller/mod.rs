@@ -309,6 +309,8 @@ enum Pass {
     Unfinished,
     /// The same, and a step was taken that ends soon, after which comes the next.
     Stepped,
+    /// The same, and it is the affair of agents' nodes alone.
+    AgentsAwaited,
     /// Something was refused, and will hardly be taken in a moment.
     Refused,
     /// A run of the uninstall job is active.
@@ -367,8 +369,6 @@ struct Controller {
     calm: bool,
     /// Whether something has changed lately that is still to be followed to its end.
     changes: bool,
-    /// Whether it is the agents' affair alone.
-    agents_alone: bool,
     /// Ids of the pods that were written in this pass.
     written: Vec<String>,
     /// What Metronome has said last.
@@ -402,7 +402,6 @@ impl Controller {
             seen: Seen::default(),
             calm: false,
             changes: false,
-            agents_alone: false,
             written: Vec::new(),
             jobs: None,
         }
@@ -415,13 +414,14 @@ impl Controller {
             let (started, before) = (Instant::now(), observe::cpu_time());
             let passed = self.pass().await;
             let stepped = matches!(passed, Ok(Pass::Stepped));
+            let awaits_agents = matches!(passed, Ok(Pass::AgentsAwaited));
             self.shared.metrics.passed(started.elapsed(), passed.is_ok());
             let cost = observe::cpu_time().saturating_sub(before);
             self.calm = matches!(passed, Ok(Pass::Done));
             self.changes = false;
             let pause = match passed {
                 Ok(Pass::Done | Pass::Refused) => CALM,
-                Ok(Pass::Unfinished | Pass::Stepped) => {
+                Ok(Pass::Unfinished | Pass::Stepped | Pass::AgentsAwaited) => {
                     let now = self.shared.summary();
                     if now != summary {
                         (summary, changed_at) = (now, Instant::now());
@@ -461,7 +461,7 @@ impl Controller {
             };
             let mut pause = pause.max((cost * self.share()).min(longest));
             let mut few = None;
-            if self.changes && self.agents_alone && cost > WORK {
+            if self.changes && awaits_agents && cost > WORK {
                 few = self.seen.few(&self.options);
                 pause = few.as_ref().map_or(pause, |_| CALM);
             }
@@ -674,7 +674,7 @@ impl Controller {
         let idle = report.collections.iter().all(|collection| collection.ended) && report.copies.iter().all(|copy| copy.ended);
         let idle = idle && report.orders.iter().all(|order| order.fresh);
         let done = idle && report.converged;
-        self.agents_alone = idle && !self.memory.awaits_any() && plan.is_about_agents_alone(&wanted, observed);
+        let awaits_agents = idle && !self.memory.awaits_any() && plan.is_about_agents_alone(&wanted, observed);
         self.shared.describe(Discovery::new(&self.options, &plan::registry_host(observed, &self.options), &report));
         self.shared.metrics.see(&wanted, observed, &report);
         self.shared.publish(report);
@@ -682,6 +682,7 @@ impl Controller {
             () if is_refused => Pass::Refused,
             () if done => Pass::Done,
             () if plan.takes_a_step(TOLD) => Pass::Stepped,
+            () if awaits_agents => Pass::AgentsAwaited,
             () => Pass::Unfinished,
         })
     }

@@ -108,7 +108,9 @@ impl Shared {
         if report.summary != now.report.summary {
             tracing::info!("{}", report.summary);
         }
-        tell_agents(&now.report.agents, &report.agents);
+        for (host, news) in news_of_agents(&now.report.agents, &report.agents) {
+            tracing::info!(agent = host, "{news}");
+        }
         now.report = report;
         now.changed();
         drop(now);
@@ -190,23 +192,24 @@ impl Shared {
     }
 }
 
-/// A line for every agent that stands otherwise than before, with the reason.
-fn tell_agents(before: &[Arc<AgentReport>], now: &[Arc<AgentReport>]) {
+/// A line for every agent that stands otherwise than before, with the reason. Of very many agents nearly all have the same row as before.
+fn news_of_agents<'a>(before: &'a [Arc<AgentReport>], now: &'a [Arc<AgentReport>]) -> Vec<(&'a str, String)> {
     let is_same = |(before, now): &(&Arc<AgentReport>, &Arc<AgentReport>)| Arc::ptr_eq(before, now);
     let first = before.iter().zip(now).take_while(is_same).count();
     let (before, now) = (&before[first..], &now[first..]);
     let last = before.iter().rev().zip(now.iter().rev()).take_while(is_same).count();
     let (before, now) = (&before[..before.len() - last], &now[..now.len() - last]);
     let known: BTreeMap<&str, &AgentReport> = before.iter().map(|agent| (agent.host.as_str(), agent.as_ref())).in_order();
+    let mut news = Vec::new();
     for AgentReport { host, state, detail, .. } in now.iter().map(Arc::as_ref) {
         if known.get(host.as_str()).is_none_or(|earlier| (&earlier.state, &earlier.detail) != (state, detail)) {
-            tracing::info!(agent = host, "{state}: {detail}");
+            news.push((host.as_str(), format!("{state}: {detail}")));
         }
     }
     let there: BTreeSet<&str> = now.iter().map(|agent| agent.host.as_str()).in_order();
-    for host in known.keys().filter(|host| !there.contains(*host)) {
-        tracing::info!(agent = host, "Mesos has this agent no more");
-    }
+    let gone = known.keys().filter(|host| !there.contains(*host));
+    news.extend(gone.map(|host| (*host, "Mesos has this agent no more".to_string())));
+    news
 }
 
 pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
@@ -322,6 +325,31 @@ async fn artifact(State(shared): State<Arc<Shared>>, Path(sha256): Path<String>)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_agents_those_are_told_that_stand_otherwise_than_before_wherever_they_are_in_the_list() {
+        let row = |host: &str, state: &str| {
+            let row = serde_json::json!({ "host": host, "role": "private", "state": state, "detail": "why", "sysctl": "set" });
+            Arc::new(serde_json::from_value::<AgentReport>(row).unwrap())
+        };
+        let told = |before: &[&Arc<AgentReport>], now: &[&Arc<AgentReport>]| -> Vec<String> {
+            let of = |rows: &[&Arc<AgentReport>]| -> Vec<Arc<AgentReport>> { rows.iter().map(|row| Arc::clone(row)).collect() };
+            news_of_agents(&of(before), &of(now)).into_iter().map(|(host, news)| format!("{host} {news}")).collect()
+        };
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|host| row(host, "trusted"));
+        assert!(told(&[&a, &b, &c], &[&a, &b, &c]).is_empty());
+        assert!(told(&[&a, &b, &c], &[&a, &row("b", "trusted"), &c]).is_empty(), "another row that says the same");
+        assert!(told(&[&a, &b, &c], &[&c, &a, &b]).is_empty(), "another order");
+        assert_eq!(told(&[&a, &b, &c], &[&a, &row("b", "failed"), &c]), ["b failed: why"]);
+        assert_eq!(told(&[&a, &c], &[&a, &b, &c]), ["b trusted: why"]);
+        assert_eq!(told(&[&a, &b], &[&a, &b, &c]), ["c trusted: why"]);
+        assert_eq!(told(&[&a, &b, &c], &[&b, &c]), ["a Mesos has this agent no more"]);
+        assert_eq!(
+            told(&[&a, &b, &c], &[&a, &row("b", "pending"), &d]),
+            ["b pending: why", "d trusted: why", "c Mesos has this agent no more"]
+        );
+        assert_eq!(told(&[&a], &[]), ["a Mesos has this agent no more"]);
+    }
 
     #[test]
     fn agents_that_register_while_nobody_can_look_take_no_more_room_than_they_may_and_are_all_looked_at() {
