@@ -651,6 +651,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_that_answers_no_more_is_not_taken_for_what_it_said_before() {
+        let node = NodeStatus { executor: "x-1".into(), ..plan::tests::node("127.0.0.1", "d", NodePhase::Trusted, 1).1 };
+        let says = Arc::new(Mutex::new(Some(json!(node))));
+        let said = Arc::clone(&says);
+        let (port, asked) = answering(move |_| said.lock().unwrap().clone()).await;
+        let (cluster, options) = cluster(port);
+        let mut seen = Seen::default();
+        let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
+        let mut observed = Observed { pods, ..Observed::default() };
+        let questions = || std::mem::take(&mut *asked.lock().unwrap()).len();
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        assert_eq!((questions(), observed.nodes.len()), (100, 100));
+        // One is asked as its time has come, though it was well.
+        *says.lock().unwrap() = None;
+        seen.answers.values_mut().take(1).for_each(|answer| answer.at -= Duration::from_secs(3));
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        assert_eq!((questions(), observed.nodes.len()), (1, 99));
+        // From now on every time, until it answers again.
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        assert_eq!((questions(), observed.nodes.len()), (1, 99));
+        *says.lock().unwrap() = Some(json!(node));
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        assert_eq!((questions(), observed.nodes.len()), (1, 100));
+    }
+
+    #[tokio::test]
     async fn what_has_not_changed_is_not_looked_at_again_before_its_time_and_an_agent_that_registers_is_seen_at_once() {
         let (port, asked) = answering(|path| match path {
             "/slaves" => {
