@@ -54,7 +54,7 @@ impl Certificate {
             return Err(CertificateError::NotX509);
         }
         let constraints = parsed.basic_constraints().map_err(|_| CertificateError::NotX509)?;
-        let (subject, subject_hash) = (parsed.subject().to_string(), subject_hash(parsed.subject()));
+        let (subject, subject_hash) = (readable(parsed.subject()), subject_hash(parsed.subject()));
         let is_ca = constraints.is_some_and(|extension| extension.value.ca);
         let (not_before, not_after) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
         let (spki, sans) = (parsed.public_key().raw.to_vec(), sans(&parsed)?);
@@ -129,6 +129,41 @@ fn san_text(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
+/// A name as OpenSSL prints it, `O=Org, CN=Some CA`. `x509-parser` can, too, but keeps a table of all identifiers there are for it.
+fn readable(name: &X509Name<'_>) -> String {
+    // X.520, RFC 4519 and PKCS #9: what CAs have in their names. Others are shown by their numbers.
+    const SHORT: [(&str, &str); 13] = [
+        ("2.5.4.3", "CN"),
+        ("2.5.4.4", "SN"),
+        ("2.5.4.5", "serialNumber"),
+        ("2.5.4.6", "C"),
+        ("2.5.4.7", "L"),
+        ("2.5.4.8", "ST"),
+        ("2.5.4.9", "street"),
+        ("2.5.4.10", "O"),
+        ("2.5.4.11", "OU"),
+        ("2.5.4.12", "title"),
+        ("0.9.2342.19200300.100.1.1", "UID"),
+        ("0.9.2342.19200300.100.1.25", "DC"),
+        ("1.2.840.113549.1.9.1", "emailAddress"),
+    ];
+    let mut text = String::new();
+    for rdn in name.iter_rdn() {
+        for (index, attribute) in rdn.iter().enumerate() {
+            text += if index > 0 { " + " } else if text.is_empty() { "" } else { ", " };
+            let kind = attribute.attr_type().to_id_string();
+            text += SHORT.iter().find(|(id, _)| *id == kind).map_or(&*kind, |(_, short)| short);
+            text.push('=');
+            let value = attribute.attr_value();
+            match utf8(value.tag().0, value.data) {
+                Some(utf8) => text += &String::from_utf8_lossy(&utf8),
+                None => text.extend(std::iter::once("#".into()).chain(value.data.iter().map(|byte| format!("{byte:02X}")))),
+            }
+        }
+    }
+    text
+}
+
 /// OpenSSL's name hash since 1.0: SHA-1 over the canonical encoding, its first four bytes read as little endian
 /// (crypto/x509/x_name.c, `x509_name_canon`, and x509_cmp.c, `X509_NAME_hash_ex`).
 fn subject_hash(name: &X509Name<'_>) -> u32 {
@@ -154,6 +189,14 @@ fn subject_hash(name: &X509Name<'_>) -> u32 {
 
 /// Character strings become lower-case (ASCII only) UTF8Strings with single inner spaces; any other type stays as it is.
 fn canonical_value(tag: u32, content: &[u8]) -> Vec<u8> {
+    match utf8(tag, content) {
+        Some(utf8) => der::element(der::UTF8_STRING, &collapse(&utf8)),
+        None => der::element(tag as u8, content),
+    }
+}
+
+/// What a character string says, as OpenSSL reads it; `None` for any other type.
+fn utf8(tag: u32, content: &[u8]) -> Option<Vec<u8>> {
     const UTF8: u32 = 12;
     const PRINTABLE: u32 = 19;
     const T61: u32 = 20;
@@ -161,15 +204,14 @@ fn canonical_value(tag: u32, content: &[u8]) -> Vec<u8> {
     const VISIBLE: u32 = 26;
     const UNIVERSAL: u32 = 28;
     const BMP: u32 = 30;
-    let utf8 = match tag {
+    Some(match tag {
         UTF8 => content.to_vec(),
         // OpenSSL reads all one-byte strings as Latin-1.
         PRINTABLE | T61 | IA5 | VISIBLE => content.iter().map(|byte| char::from(*byte)).collect::<String>().into_bytes(),
         BMP => code_points(content.chunks_exact(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1]))),
         UNIVERSAL => code_points(content.chunks_exact(4).map(|c| u32::from_be_bytes([c[0], c[1], c[2], c[3]]))),
-        other => return der::element(other as u8, content),
-    };
-    der::element(der::UTF8_STRING, &collapse(&utf8))
+        _ => return None,
+    })
 }
 
 fn code_points(points: impl Iterator<Item = u32>) -> Vec<u8> {
@@ -265,6 +307,20 @@ mod tests {
         for mixed in [format!("{text}{key}"), format!("{key}{text}"), key] {
             assert_eq!(Certificate::parse_bundle(&mixed), Err(pem::PemError::PrivateKey.into()));
         }
+    }
+
+    #[test]
+    fn a_name_is_shown_as_openssl_shows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let everyday = "/DC=org/DC=example/C=CN/ST=北京/L=Xī'an/street=1 Main St/O=Ärger & Söhne, Inc./OU=a+OU=b/title=x/SN=y/serialNumber=0042/UID=u7";
+        for name in ["/CN=x", &format!("{everyday}/CN=Some CA"), "/CN=mail/emailAddress=ca@example.org", "/CN=x/2.5.4.97=NTRDE-HRB 1"] {
+            let text = self_signed(dir.path(), name, "utf8only", &["-multivalue-rdn"]);
+            let as_we = ["x509", "-in", "cert.pem", "-noout", "-subject", "-nameopt", "sep_comma_plus_space,sname,utf8"];
+            let expected = openssl(dir.path(), &as_we).trim().trim_start_matches("subject=").replace("organizationIdentifier", "2.5.4.97");
+            assert_eq!(Certificate::parse_pem(&text).unwrap().subject(), expected);
+        }
+        let unreadable = der::element(der::SEQUENCE, &der::element(der::SET, &der::element(der::SEQUENCE, b"\x06\x03\x55\x04\x03\x04\x02\x00\xab")));
+        assert_eq!(readable(&X509Name::from_der(&unreadable).unwrap().1), "CN=#00AB");
     }
 
     #[test]
