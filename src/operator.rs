@@ -489,7 +489,7 @@ pub fn check(path: PathBuf) -> Result<Result<Options, Faults>, OperatorError> {
 fn options_file(path: &std::path::Path) -> Result<Value, OperatorError> {
     let broken = |reason: String| OperatorError::OptionsFile { path: path.into(), reason };
     let bytes = std::fs::read(path).map_err(|error| broken(error.to_string()))?;
-    serde_json::from_slice(&bytes).map_err(|error| broken(format!("it is not JSON: {error}")))
+    crate::json::of_bytes(&bytes).map_err(|error| broken(format!("it is not JSON: {error}")))
 }
 
 /// Who can be told to trust the CA.

@@ -847,7 +847,7 @@ fn validate(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) 
 }
 
 fn serde_path(merged: &Value) -> Result<Raw, Faults> {
-    Raw::deserialize(merged).map_err(|error| {
+    crate::json::of_value::<Raw>(merged).map_err(|error| {
         Faults(vec![Fault {
             field: "service.host or registry.host".into(),
             value: merged["service"]["host"].to_string() + " / " + &merged["registry"]["host"].to_string(),

@@ -111,7 +111,7 @@ impl OrderKey {
         let payload = STANDARD.decode(&signed.payload).map_err(|_| OrderError::NotBase64)?;
         let signature = STANDARD.decode(&signed.signature).map_err(|_| OrderError::NotBase64)?;
         self.0.verify(&payload, &signature).map_err(|_| OrderError::BadSignature)?;
-        serde_json::from_slice(&payload).map_err(|error| OrderError::Unreadable(error.to_string()))
+        crate::json::of_bytes(&payload).map_err(|error| OrderError::Unreadable(error.to_string()))
     }
 }
 

@@ -261,7 +261,7 @@ impl Seen {
 /// Version of the order that every node should have taken.
 fn version_of(wanted: &Wanted) -> Option<u64> {
     let payload = base64::engine::general_purpose::STANDARD.decode(&wanted.trust.payload).ok()?;
-    Some(serde_json::from_slice::<Order>(&payload).ok()?.version)
+    Some(crate::json::of_bytes::<Order>(&payload).ok()?.version)
 }
 
 /// An action's kind in one word.

@@ -230,7 +230,7 @@ impl LeafRecord {
     fn chain(&self) -> Option<String> {
         use base64::Engine as _;
         let payload = base64::engine::general_purpose::STANDARD.decode(&self.order.payload).ok()?;
-        match serde_json::from_slice::<Order>(&payload).ok()?.kind {
+        match crate::json::of_bytes::<Order>(&payload).ok()?.kind {
             OrderKind::Certificate { chain } => Some(chain),
             _ => None,
         }

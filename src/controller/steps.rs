@@ -148,7 +148,7 @@ pub(crate) fn bundle(
 /// What an order says, whoever has signed it.
 fn content(order: &SignedOrder) -> Option<Order> {
     use base64::Engine as _;
-    serde_json::from_slice(&base64::engine::general_purpose::STANDARD.decode(&order.payload).ok()?).ok()
+    crate::json::of_bytes(&base64::engine::general_purpose::STANDARD.decode(&order.payload).ok()?).ok()
 }
 
 /// The version of an order of ours.

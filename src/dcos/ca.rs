@@ -55,12 +55,12 @@ impl Envelope {
         if !self.success {
             return Err(format!("the cluster's CA refuses: {}", self.errors));
         }
-        serde_json::from_value(self.result).map_err(|error| error.to_string())
+        crate::json::of_value(&self.result).map_err(|error| error.to_string())
     }
 }
 
 /// For fuzzing: reads whatever the CA could answer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn read_anything(answer: &[u8]) -> Option<String> {
-    serde_json::from_slice::<Envelope>(answer).ok()?.opened::<Certified>().ok().map(|certified| certified.certificate)
+    crate::json::of_bytes::<Envelope>(answer).ok()?.opened::<Certified>().ok().map(|certified| certified.certificate)
 }

@@ -156,8 +156,8 @@ impl Marathon {
         let mut pods = Vec::new();
         let each = |_: &str, element: &[u8]| {
             // Others' pods are none of our business, and not worth reading but for their ids.
-            if wanted(&serde_json::from_slice::<PodId>(element)?.spec.id) {
-                pods.push(serde_json::from_slice::<PodStatus>(element)?.pod());
+            if wanted(&crate::json::of_bytes::<PodId>(element)?.spec.id) {
+                pods.push(crate::json::of_bytes::<PodStatus>(element)?.pod());
             }
             Ok(())
         };
@@ -365,12 +365,12 @@ fn is_marathon_lb(app: &Value) -> bool {
 /// For fuzzing: reads whatever Marathon could answer to any question.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn read_anything(answer: &[u8]) -> (Option<App>, Option<Pod>, Vec<AppClaims>) {
-    let Ok(value) = serde_json::from_slice::<Value>(answer) else { return (None, None, Vec::new()) };
-    let _ = Vec::<Deployment>::deserialize(&value);
+    let Ok(value) = crate::json::of_bytes::<Value>(answer) else { return (None, None, Vec::new()) };
+    let _ = crate::json::of_value::<Vec<Deployment>>(&value);
     let _ = version_in(&value).pulls_schema_2();
-    let app = AppAnswer::deserialize(&value).ok().map(AppAnswer::app);
-    let pod = PodStatus::deserialize(&value).ok().map(PodStatus::pod);
-    let _ = Vec::<PodStatus>::deserialize(&value);
+    let app = crate::json::of_value::<AppAnswer>(&value).ok().map(AppAnswer::app);
+    let pod = crate::json::of_value::<PodStatus>(&value).ok().map(PodStatus::pod);
+    let _ = crate::json::of_value::<Vec<PodStatus>>(&value);
     (app, pod, claims_in(&value))
 }
 

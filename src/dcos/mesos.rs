@@ -90,8 +90,8 @@ impl Mesos {
         let (mut agents, mut recovered) = (Vec::new(), Vec::new());
         let each = |list: &str, element: &[u8]| {
             match list {
-                "slaves" => agents.extend(serde_json::from_slice::<Slave>(element)?.agent()),
-                "recovered_slaves" => recovered.extend(serde_json::from_slice::<Recovered>(element)?.agent()),
+                "slaves" => agents.extend(crate::json::of_bytes::<Slave>(element)?.agent()),
+                "recovered_slaves" => recovered.extend(crate::json::of_bytes::<Recovered>(element)?.agent()),
                 _ => {}
             }
             Ok(())
@@ -131,7 +131,7 @@ impl Mesos {
 /// The agent of a record that says that one has registered; none inside where it cannot be read.
 fn agent_added(record: &[u8]) -> Option<Option<Agent>> {
     let is_it = record.windows(AGENT_ADDED.len()).any(|window| window == AGENT_ADDED);
-    is_it.then(|| serde_json::from_slice::<AgentAdded>(record).ok().and_then(|event| event.agent_added.agent.agent()))
+    is_it.then(|| crate::json::of_bytes::<AgentAdded>(record).ok().and_then(|event| event.agent_added.agent.agent()))
 }
 
 /// A stream of records, each with its length in a line before it. Only small ones are kept until they are whole.
@@ -401,7 +401,7 @@ pub(crate) fn read_anything(answer: &[u8]) -> Vec<Agent> {
     assert_eq!(whole, cut, "it does not matter where a stream is cut");
     assert!(records.record.len() <= MAX_RECORD_BYTES);
     whole.iter().for_each(|record| drop(agent_added(record)));
-    serde_json::from_slice::<Slaves>(answer).map(|answer| answer.slaves.into_iter().filter_map(Slave::agent).collect()).unwrap_or_default()
+    crate::json::of_bytes::<Slaves>(answer).map(|answer| answer.slaves.into_iter().filter_map(Slave::agent).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ impl Metronome {
 }
 
 fn job(spec: Value) -> serde_json::Result<Job> {
-    let embedded = Embedded::deserialize(&spec)?;
+    let embedded = crate::json::of_value::<Embedded>(&spec)?;
     Ok(Job {
         spec,
         active_runs: embedded.active_runs.into_iter().map(|run| run.id).collect(),
@@ -105,7 +105,7 @@ fn version_in(info: &Value) -> versions::Metronome {
 /// For fuzzing: reads whatever Metronome could answer to any question.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn read_anything(answer: &[u8]) -> Option<Job> {
-    let value: Value = serde_json::from_slice(answer).ok()?;
+    let value: Value = crate::json::of_bytes(answer).ok()?;
     let _ = version_in(&value).has_secrets();
     job(value).ok()
 }

@@ -361,7 +361,7 @@ pub(crate) fn read_anything(answer: &[u8]) {
     for status in [200, 401, 409, 500] {
         let _ = cosmos::judge(status, &text, "").map_err(|error| error.to_string());
     }
-    let secrets = serde_json::from_slice::<Value>(answer).ok().and_then(|value| secrets::text_in(&value));
+    let secrets = crate::json::of_bytes::<Value>(answer).ok().and_then(|value| secrets::text_in(&value));
     let secrets = secrets.into_iter().chain(login::token_in(&text)).chain([Secret::new(text.to_string())]);
     for secret in secrets {
         let _ = authorization(&secret);

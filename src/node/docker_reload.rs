@@ -176,7 +176,7 @@ fn info(socket: &Path) -> std::io::Result<Value> {
         }
     }
     let body = answer.windows(4).position(|window| window == b"\r\n\r\n").map_or(&[][..], |at| &answer[at + 4..]);
-    Ok(serde_json::from_slice(body)?)
+    Ok(crate::json::of_bytes(body)?)
 }
 
 /// Runs a program to its end and returns what it printed. Nothing of our environment: DC/OS' libraries are not for the host's programs.

@@ -58,7 +58,7 @@ async fn order(State(board): State<Arc<Board>>, body: Body) -> Response {
         Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, format!("an order has at most {MAX_MESSAGE_BYTES} bytes")),
         Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, format!("no whole order within {} s", SLOWEST_BODY.as_secs())),
     };
-    let taken = serde_json::from_slice::<SignedOrder>(&bytes)
+    let taken = crate::json::of_bytes::<SignedOrder>(&bytes)
         .map_err(|error| Refusal::Unreadable(error.to_string()))
         .and_then(|signed| board.take(signed));
     match taken {

@@ -166,7 +166,7 @@ pub(super) fn load<T: DeserializeOwned>(files: &HostFiles, path: &Path) -> Resul
     let unreadable = |reason: String| FileError::State { path: path.to_path_buf(), reason };
     match files.look(path)? {
         Found::Absent => Ok(None),
-        Found::File(content) => serde_json::from_slice(&content).map(Some).map_err(|e| unreadable(e.to_string())),
+        Found::File(content) => crate::json::of_bytes(&content).map(Some).map_err(|e| unreadable(e.to_string())),
         Found::Link(_) | Found::Other => Err(unreadable("it is not a regular file".into())),
     }
 }

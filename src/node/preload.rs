@@ -282,7 +282,7 @@ impl Docker {
                 buffer.extend_from_slice(&frame.map_err(|error| words(&error))?.into_data().unwrap_or_default());
                 while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                     let line: Vec<u8> = buffer.drain(..=end).collect();
-                    if let Ok(value) = serde_json::from_slice(&line) {
+                    if let Ok(value) = crate::json::of_bytes(&line) {
                         heard(&value);
                         last = value;
                     }
@@ -291,7 +291,7 @@ impl Docker {
                     return Err(words(&"its answer has a line without an end"));
                 }
             }
-            if let Ok(value) = serde_json::from_slice(&buffer) {
+            if let Ok(value) = crate::json::of_bytes(&buffer) {
                 heard(&value);
                 last = value;
             }

@@ -233,7 +233,7 @@ async fn post(socket: &Path, path: &str, body: String) -> Result<(u16, String), 
 /// What the daemon says: an error as one document, or the last one of a stream of progress.
 fn message(body: &[u8]) -> String {
     let said = |text: &[u8]| {
-        let json: serde_json::Value = serde_json::from_slice(text).ok()?;
+        let json: serde_json::Value = crate::json::of_bytes(text).ok()?;
         json.get("message").or_else(|| json.get("error"))?.as_str().map(str::to_string)
     };
     said(body).or_else(|| body.rsplit(|byte| *byte == b'\n').find_map(said)).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())

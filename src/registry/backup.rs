@@ -256,7 +256,7 @@ fn read_repository(directory: &Path) -> Result<Repository> {
 
 /// Blobs without which a manifest is of no use. Images of an index may be absent, and foreign layers lie elsewhere.
 pub(super) fn needs(manifest: &[u8]) -> BTreeSet<String> {
-    let manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
+    let manifest: Value = crate::json::of_bytes(manifest).unwrap_or_default();
     let list = |key: &str| manifest[key].as_array().into_iter().flatten();
     let is_own = |part: &&Value| part["urls"].as_array().is_none_or(Vec::is_empty);
     let layers = list("layers").chain(list("blobs")).filter(is_own).map(|part| &part["digest"]);

@@ -210,7 +210,7 @@ async fn order(request: Request<Incoming>, desk: Desk) -> Response<Full<Bytes>> 
         Ok(Err(error)) => return text(StatusCode::BAD_REQUEST, format!("the order cannot be read, it may be too large: {error}")),
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the order did not arrive in time".into()),
     };
-    let signed: SignedOrder = match serde_json::from_slice(&body) {
+    let signed: SignedOrder = match crate::json::of_bytes(&body) {
         Ok(signed) => signed,
         Err(error) => return text(StatusCode::BAD_REQUEST, format!("this is not a signed order: {error}")),
     };

@@ -370,7 +370,7 @@ async fn complaint(answer: Response) -> String {
 
 /// Under which type a manifest is pushed: Docker's say it themselves, OCI's may leave it out.
 fn media_type(manifest: &[u8]) -> String {
-    let manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
+    let manifest: Value = crate::json::of_bytes(manifest).unwrap_or_default();
     let known = match manifest["mediaType"].as_str() {
         Some(own) => return own.into(),
         None if manifest["schemaVersion"] == 1 && manifest.get("signatures").is_some() => media::SIGNED_SCHEMA_1,
@@ -383,7 +383,7 @@ fn media_type(manifest: &[u8]) -> String {
 
 /// Manifests that an index names.
 fn children_of(manifest: &[u8]) -> BTreeSet<String> {
-    let manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
+    let manifest: Value = crate::json::of_bytes(manifest).unwrap_or_default();
     let digests = manifest["manifests"].as_array().into_iter().flatten().filter_map(|child| child["digest"].as_str());
     digests.filter_map(|digest| digest.strip_prefix("sha256:")).filter(|digest| is_digest(digest)).map(String::from).collect()
 }
