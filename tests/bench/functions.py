@@ -1,7 +1,7 @@
 """Runs a program of ours and writes which of its functions are run, as patterns for the linker.
 
-functions.py ENVIRONMENT PROGRAM SYMBOLS LIBC SECONDS OUT: the first is a file as /proc/PID/environ, the third is what `nm -S` prints, the fourth
-what `nm` prints of the C library, whose functions have no sections of their own, but objects. Each function begins with a breakpoint, which goes when it is hit; so every function costs one stop, and the program runs at almost full speed.
+functions.py ENVIRONMENT PROGRAM MAP SECONDS OUT: the first is a file as /proc/PID/environ, the third is what lld wrote with `-Map`. Each function
+begins with a breakpoint, which goes when it is hit; so every function costs one stop, and the program runs at almost full speed.
 """
 
 import ctypes
@@ -85,48 +85,62 @@ def functions_run(pid, program, symbols, seconds):
         return hit
 
 
-def pattern(name):
-    name = re.sub(r"Cs[0-9A-Za-z]+_", "Cs*_", name)
-    name = re.sub(r"B[0-9A-Za-z]{0,3}_", "B*_", name)
-    return name if len(name) <= LONGEST else name[:LONGEST].rstrip("*") + "*"
+def functions(of_map):
+    """Every function's address, with the object and the section that it came in, and the section that it is in.
 
-
-def objects(listing):
-    """Which objects of the C library define a name."""
-    found, current = {}, None
-    with open(listing) as file:
+    A map has lines of four numbers and a name: sections, further to the right what has come into them, and still further its symbols.
+    """
+    found, within, output = {}, None, None
+    with open(of_map) as file:
         for line in file:
-            fields = line.split()
-            if len(fields) == 1:
-                current = fields[0].rstrip(":")
-            elif len(fields) == 3 and fields[1] in "tTwWi":
-                found.setdefault(fields[2], set()).add(current)
+            fields = re.match(r" *([0-9a-f]+) +[0-9a-f]+ +([0-9a-f]+) +[0-9]+ ( *)(.*)$", line)
+            if not fields:
+                continue
+            address, size, depth, name = int(fields[1], 16), int(fields[2], 16), len(fields[3]), fields[4]
+            if depth == 0:
+                output = name
+            elif depth == 8:
+                within = re.match(r"(.*):\((.*)\)$", name)
+            elif output.startswith(".text") and within and size > 0 and name not in TOO_EARLY:
+                found[address] = (*within.groups(), output)
     return found
 
 
+def pattern(file, section, _):
+    """What the linker finds that section by, in this build and in later ones."""
+    archive = re.match(r".*?([^/]+)\((.*)\)$", file)
+    if archive and archive[1].endswith(".a"):
+        return f"*{re.sub('[0-9][0-9.]*[.]a$', '*.a', archive[1])}:{archive[2]}({section})"
+    if not section.startswith(".text."):
+        # Assembly of ring's. The names of its objects begin with a hash.
+        return f"*{re.sub('^[0-9a-f]+', '', archive[2])}({section})"
+    name = section.removeprefix(".text.")
+    if "_R" not in name:
+        return f"*({section})"
+    # Of several functions with a name all but one have a number; and which crate has had a generic one made is another in each build.
+    name = re.sub(r"[.][0-9]+$", "", name)
+    maker = re.match(r"(.*)(Cs[0-9A-Za-z]+_([0-9]+)([0-9A-Za-z_]+)|B[0-9A-Za-z]{0,3}_)$", name)
+    if maker and (not maker[3] or int(maker[3]) == len(maker[4])):
+        name = maker[1]
+    name += "*"
+    name = re.sub(r"Cs[0-9A-Za-z]+_", "Cs*_", name)
+    name = re.sub(r"B[0-9A-Za-z]{0,3}_", "B*_", name)
+    return f"*(.text*.{name if len(name) <= LONGEST else name[:LONGEST].rstrip('*') + '*'})"
+
+
 def main():
-    environment_of, program, symbols_of, libc_of, seconds, out = sys.argv[1:]
+    environment_of, program, of_map, seconds, out = sys.argv[1:]
     with open(environment_of, "rb") as file:
         environment = dict(entry.split(b"=", 1) for entry in file.read().split(b"\0") if b"=" in entry)
     # Beside the node that is there already.
-    environment[b"EP_HOST_STATUS"] = b"29999"
-    symbols = {}
-    with open(symbols_of) as file:
-        for fields in (line.rstrip("\n").split(" ", 3) for line in file):
-            if len(fields) == 4 and fields[2] in "tTwW" and int(fields[1], 16) > 0 and fields[3] not in TOO_EARLY:
-                symbols[int(fields[0], 16)] = fields[3]
+    environment[b"ENDPOINT_STATUS"] = b"29999"
+    symbols = functions(of_map)
     hit = functions_run(started(program, environment), program, symbols, float(seconds))
-    defined = objects(libc_of)
-    patterns = set()
-    for name in (symbols[address] for address in hit):
-        if name.startswith("_R") or name == "main":
-            patterns.add(f"*(.text*.{pattern(name)})")
-        # A local name that several have says nothing.
-        elif len(defined.get(name, ())) == 1:
-            patterns.add(f"*libc.a:{min(defined[name])}(.text .text.*)")
+    patterns = {pattern(*symbols[address]) for address in hit}
     with open(out, "w") as file:
         file.writelines(f"{each}\n" for each in sorted(patterns))
-    print(f"{len(hit)} functions of {len(symbols)}, in {len(patterns)} patterns", file=sys.stderr)
+    strayed = [address for address in hit if symbols[address][2] != ".text_node"]
+    print(f"{len(hit)} functions of {len(symbols)}, in {len(patterns)} patterns; {len(strayed)} did not lie with the others", file=sys.stderr)
 
 
 if __name__ == "__main__":
