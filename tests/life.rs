@@ -146,7 +146,7 @@ fn a_node_is_small(cluster: &Cluster, agents: usize) {
     let measured = cluster.sh_ok("master", "grep -h VmRSS $(pgrep -f '^./private-registry node' | sed 's:.*:/proc/&/status:')");
     let sizes: Vec<u64> = measured.lines().map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap()).collect();
     assert_eq!(sizes.len(), agents, "{measured}");
-    assert!(sizes.iter().all(|kib| *kib <= 5 * 1024), "{measured}");
+    assert!(sizes.iter().all(|kib| *kib <= 4 * 1024), "{measured}");
 }
 
 fn images_go_from_agent_to_agent_and_to_the_outside(cluster: &Cluster) {

@@ -150,7 +150,13 @@ fn readable(name: &X509Name<'_>) -> String {
     let mut text = String::new();
     for rdn in name.iter_rdn() {
         for (index, attribute) in rdn.iter().enumerate() {
-            text += if index > 0 { " + " } else if text.is_empty() { "" } else { ", " };
+            text += if index > 0 {
+                " + "
+            } else if text.is_empty() {
+                ""
+            } else {
+                ", "
+            };
             let kind = attribute.attr_type().to_id_string();
             text += SHORT.iter().find(|(id, _)| *id == kind).map_or(&*kind, |(_, short)| short);
             text.push('=');
@@ -319,7 +325,8 @@ mod tests {
             let expected = openssl(dir.path(), &as_we).trim().trim_start_matches("subject=").replace("organizationIdentifier", "2.5.4.97");
             assert_eq!(Certificate::parse_pem(&text).unwrap().subject(), expected);
         }
-        let unreadable = der::element(der::SEQUENCE, &der::element(der::SET, &der::element(der::SEQUENCE, b"\x06\x03\x55\x04\x03\x04\x02\x00\xab")));
+        let unreadable =
+            der::element(der::SEQUENCE, &der::element(der::SET, &der::element(der::SEQUENCE, b"\x06\x03\x55\x04\x03\x04\x02\x00\xab")));
         assert_eq!(readable(&X509Name::from_der(&unreadable).unwrap().1), "CN=#00AB");
     }
 
