@@ -124,7 +124,7 @@ impl Run {
             return Next { said: "waiting for the registry to serve".into(), ..Next::default() };
         };
         self.collector = Some(first.status.task.clone());
-        Next { steps: BTreeMap::from([(first.address.clone(), CollectStep::Collect)]), said: "looking".into(), ..Next::default() }
+        Next { steps: std::iter::once((first.address.clone(), CollectStep::Collect)).in_order(), said: "looking".into(), ..Next::default() }
     }
 
     fn failed(&self, tasks: &[RegistryTask], all_answer: bool, now: i64) -> Option<String> {

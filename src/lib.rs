@@ -45,5 +45,6 @@ pub mod settings;
 pub mod shards;
 pub mod storage;
 pub mod takeover;
+mod tls;
 pub mod turns;
 pub mod users;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::collection::size;
-use crate::controller::{Discovery, ImageReport, ImagesReport, Report, RunReport, aligned};
+use crate::controller::{ImageReport, ImagesReport, Report, RunReport, aligned};
 use crate::dcos::grants::{self, Grant};
 use crate::dcos::{Api, ApiError};
 use crate::documents::TemplateError;
@@ -271,11 +271,11 @@ impl Service {
         self.controller.get("/v1/status").await.map_err(|source| self.unreachable(source))
     }
 
-    /// What tools need to know of the registry.
+    /// What tools need to know of the registry, as the controller says it, be it a newer one.
     ///
     /// # Errors
     /// When the controller does not answer, or knows nothing yet.
-    pub async fn discovery(&self) -> Result<Discovery, OperatorError> {
+    pub async fn discovery(&self) -> Result<Value, OperatorError> {
         tracing::info!("GET /service/{}/v1/discovery", self.name);
         self.controller.get("/v1/discovery").await.map_err(|source| self.unreachable(source))
     }

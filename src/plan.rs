@@ -496,7 +496,7 @@ pub fn wanted_instances(observed: &Observed, layout: Layout) -> BTreeMap<Shard, 
     let others: BTreeSet<&Host> = observed.agents.iter().filter(|agent| !can_take_node(agent)).map(|agent| &agent.host).in_order();
     let placed: BTreeSet<&Host> = placed_hosts(observed).filter(|host| others.contains(host)).in_order();
     // Of several, one without agents is not made.
-    let mut wanted: BTreeMap<Shard, u64> = if layout == Layout::One { [(Shard::All, 0)].into() } else { BTreeMap::new() };
+    let mut wanted: BTreeMap<Shard, u64> = (layout == Layout::One).then_some((Shard::All, 0)).into_iter().in_order();
     let takers = observed.agents.iter().filter(|agent| can_take_node(agent) || placed.contains(&agent.host));
     let counts = layout.count(takers.map(|agent| &agent.host));
     wanted.extend(counts.into_iter().filter(|(_, agents)| *agents > 0));

@@ -185,7 +185,7 @@ fn subject_hash(name: &X509Name<'_>) -> u32 {
             })
             .collect();
         // DER sorts a SET OF; the values have just changed, so it has to be sorted anew.
-        attributes.sort_unstable();
+        crate::in_order::sort_by(&mut attributes, Ord::cmp);
         canonical.extend(der::element(der::SET, &attributes.concat()));
     }
     let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, &canonical);

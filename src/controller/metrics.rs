@@ -94,7 +94,7 @@ impl Counted {
         if !others.is_empty() {
             let known: BTreeSet<&Host> = observed.agents.iter().map(|agent| &agent.host).in_order();
             self.proofs.extend(others.into_iter().filter(|proof| known.contains(&proof.host)));
-            self.proofs.sort_unstable_by(|one, other| one.host.cmp(&other.host));
+            crate::in_order::sort_by(&mut self.proofs, |one, other| one.host.cmp(&other.host));
         }
     }
 }
@@ -144,7 +144,7 @@ impl Metrics {
                 *counted.jobs.entry((kind, if *failed { "failed" } else { "done" })).or_default() += 1;
             }
         }
-        counted.runs = ended.into_iter().map(|(run, ..)| run.clone()).collect();
+        counted.runs = ended.into_iter().map(|(run, ..)| run.clone()).in_order();
         counted.seen = Some(Seen::new(wanted, observed, report));
     }
 

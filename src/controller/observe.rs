@@ -315,8 +315,8 @@ pub(super) async fn without_jobs(mesos: &Mesos, marathon_client: &Marathon, opti
         marathon_client.claims(),
     )?;
     // Mesos has no order of its own that lasts.
-    agents.sort_unstable_by(|one, other| one.host.cmp(&other.host));
-    Ok(Observed { marathon, agents, pods, registry, own_app, locked: locked.into_iter().collect(), claims, ..Observed::default() })
+    crate::in_order::sort_by(&mut agents, |one, other| one.host.cmp(&other.host));
+    Ok(Observed { marathon, agents, pods, registry, own_app, locked: locked.into_iter().in_order(), claims, ..Observed::default() })
 }
 
 /// The node pods: one for all agents, or else as many as there are.
@@ -325,7 +325,7 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
     if options.trust.shards.names() == Layout::One
         && let Some(pod) = marathon.pod(&documents::pod_id(options)).await?
     {
-        return Ok(BTreeMap::from([(Shard::All, pod)]));
+        return Ok(std::iter::once((Shard::All, pod)).in_order());
     }
     let pods = marathon.pods(|id| documents::shard_of(options, id).is_some()).await?;
     Ok(pods.into_iter().filter_map(|pod| Some((documents::shard_of(options, pod.spec["id"].as_str()?)?, pod))).in_order())
@@ -470,7 +470,7 @@ pub(super) async fn registries(cluster: &Cluster, options: &Options, observed: &
         });
     }
     observed.registries = registries.join_all().await.into_iter().flatten().collect();
-    observed.registries.sort_unstable_by(|a, b| a.address.cmp(&b.address));
+    crate::in_order::sort_by(&mut observed.registries, |a, b| a.address.cmp(&b.address));
 }
 
 /// Leaves out whoever answers in the place of a registry, but with a request that is not by our enrolment key, and says where. The rest

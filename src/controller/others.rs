@@ -99,7 +99,7 @@ impl Others {
                 }
             }
         }
-        kept.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        crate::in_order::sort_by(&mut kept, |a, b| a.name.cmp(&b.name));
         state.keep_fetched(kept).await
     }
 
@@ -108,7 +108,7 @@ impl Others {
         let mut bytes = 0;
         self.left_out.clear();
         let mut sorted: Vec<&OtherRegistry> = registries.iter().collect();
-        sorted.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        crate::in_order::sort_by(&mut sorted, |a, b| a.name.cmp(&b.name));
         for other in sorted {
             let certificates = match &other.ca {
                 // The options were refused if it could not be read.

@@ -67,7 +67,8 @@ pub(super) fn headers() -> [(HeaderName, &'static str); 4] {
 /// Renders the page. Every value is escaped by the template engine.
 pub(super) fn render(report: &Report, discovery: Option<&Discovery>, actions: &[String]) -> String {
     let mut agents: Vec<&AgentReport> = report.agents.iter().map(AsRef::as_ref).collect();
-    agents.sort_by_key(|agent| ["failed", "pending"].iter().position(|state| *state == agent.state).unwrap_or(2));
+    let urgency = |agent: &AgentReport| ["failed", "pending"].iter().position(|state| *state == agent.state).unwrap_or(2);
+    crate::in_order::sort_by(&mut agents, |one, other| urgency(one).cmp(&urgency(other)));
     let row = |agent: &&AgentReport| {
         let AgentReport { host, role, state, detail, sysctl, proven_at, .. } = agent;
         let proven = proven_at.and_then(|at| i64::try_from(at).ok()).map_or("none".into(), |at| date(at, true));

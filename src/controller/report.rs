@@ -280,7 +280,7 @@ impl Report {
         let nodes: Vec<(&Host, &Arc<NodeStatus>)> = observed.nodes.iter().filter(|(_, status)| status.order_digest == digest).collect();
         let known = others.trusted();
         let mut registries: Vec<&OtherRegistry> = options.others.iter().collect();
-        registries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        crate::in_order::sort_by(&mut registries, |a, b| a.name.cmp(&b.name));
         self.others = registries
             .into_iter()
             .map(|other| {

@@ -25,7 +25,7 @@ pub(super) async fn by(name: &HostPort) -> Result<Vec<Certificate>, String> {
 }
 
 async fn ask(name: &HostPort) -> Result<Vec<Certificate>, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = crate::tls::provider();
     let recorder = Arc::new(Recorder { provider: Arc::clone(&provider), shown: Mutex::default() });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -373,7 +373,7 @@ impl Memory {
     #[must_use]
     pub(crate) fn see_runs(&mut self, options: &Options, observed: &Observed) -> Vec<String> {
         let active: BTreeSet<&String> =
-            observed.jobs.get(&documents::init_job_id(options)).map(|job| job.active_runs.iter().collect()).unwrap_or_default();
+            observed.jobs.get(&documents::init_job_id(options)).map(|job| job.active_runs.iter().in_order()).unwrap_or_default();
         self.runs.retain(|run, _| active.contains(run));
         let new: Vec<String> = active.into_iter().filter(|run| !self.runs.contains_key(*run)).cloned().collect();
         self.runs.extend(new.iter().map(|run| (run.clone(), passes(observed))));

@@ -226,10 +226,10 @@ impl Orders {
         let remaining: Vec<Host> = awaited.into_iter().filter(|host| !restored.contains(host)).cloned().collect();
         if remaining.is_empty() || late {
             // Agents that Mesos does not know any more are not waited for: they may be gone for good.
-            let absent = self.covered.iter().chain(&remaining).filter(|host| !self.restored.contains(*host)).cloned().collect();
+            let absent = self.covered.iter().chain(&remaining).filter(|host| !self.restored.contains(*host)).cloned().in_order();
             return Step::DeletePods { absent };
         }
-        let hosts = observed.nodes.keys().filter(|host| !restored.contains(host)).cloned().collect();
+        let hosts = observed.nodes.keys().filter(|host| !restored.contains(host)).cloned().in_order();
         Step::Restore { hosts, remaining }
     }
 }

@@ -256,7 +256,7 @@ impl HostFiles {
                 names.push(name.to_os_string());
             }
         }
-        names.sort_unstable();
+        crate::in_order::sort_by(&mut names, Ord::cmp);
         Ok(names)
     }
 

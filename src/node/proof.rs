@@ -90,7 +90,7 @@ impl Clients {
             });
         }
         let mut proofs = proofs.join_all().await;
-        proofs.sort_unstable_by_key(|(number, _)| *number);
+        crate::in_order::sort_by(&mut proofs, |(one, _), (other, _)| one.cmp(other));
         proofs.into_iter().map(|(_, proof)| proof).collect()
     }
 
@@ -326,8 +326,7 @@ impl Handshake {
             let system = SYSTEM_ROOTS.iter().find_map(|path| CertificateDer::pem_file_iter(path).ok());
             roots.add_parsable_certificates(system.into_iter().flatten().filter_map(Result::ok));
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = rustls::ClientConfig::builder_with_provider(crate::tls::provider()).with_safe_default_protocol_versions();
         Self(
             config
                 .map_err(|e| e.to_string())

@@ -60,7 +60,7 @@ impl Bundle {
         if !self.insecure {
             return BTreeSet::new();
         }
-        self.names.iter().flat_map(|trusted| trusted.name.plain_spellings()).collect()
+        self.names.iter().flat_map(|trusted| trusted.name.plain_spellings()).in_order()
     }
 
     /// How clients may spell a name.

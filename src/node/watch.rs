@@ -156,7 +156,7 @@ fn folders<'a>(files: impl Iterator<Item = &'a Path>) -> BTreeSet<PathBuf> {
     let above = |file: &'a Path| file.ancestors().skip(1).take(DEPTH);
     // `/etc` and `/var/lib` change for reasons that are no concern of ours.
     let is_everybodys = |folder: &&Path| folder.ancestors().count() <= 2 || *folder == Path::new("/var/lib");
-    files.flat_map(above).filter(|folder| !is_everybodys(folder)).map(Path::to_path_buf).collect()
+    files.flat_map(above).filter(|folder| !is_everybodys(folder)).map(Path::to_path_buf).in_order()
 }
 
 #[cfg(test)]

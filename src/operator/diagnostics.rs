@@ -181,7 +181,8 @@ impl Service {
 
     async fn all_logs(&self, gathered: &mut Gathered) {
         let mut agents = self.report().await.map(|report| report.agents).unwrap_or_default();
-        agents.sort_by_key(|agent| agent.state == "trusted");
+        let trusted = |agent: &crate::controller::AgentReport| agent.state == "trusted";
+        crate::in_order::sort_by(&mut agents, |one, other| trusted(one).cmp(&trusted(other)));
         if agents.len() > AGENTS {
             gathered.missing.push(format!("logs of {} agents: {AGENTS} at most", agents.len() - AGENTS));
         }

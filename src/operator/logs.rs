@@ -216,7 +216,7 @@ impl Service {
     async fn place(&self, target: &Target) -> Result<Place, OperatorError> {
         let state: MasterState = self.read_cluster("/mesos/master/state").await?;
         let mut hosts: Vec<&str> = state.slaves.iter().map(|slave| slave.hostname.as_str()).collect();
-        hosts.sort_unstable();
+        crate::in_order::sort_by(&mut hosts, Ord::cmp);
         if let Target::Agent(host) = target
             && !hosts.contains(&host.as_str())
         {

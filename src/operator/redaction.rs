@@ -80,7 +80,7 @@ impl Redaction {
         let mut text = text.to_string();
         // The longest first: another may be a part of it.
         let mut known: Vec<&String> = self.known.iter().collect();
-        known.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        crate::in_order::sort_by(&mut known, |one, other| other.len().cmp(&one.len()));
         for secret in known {
             text = text.replace(secret.as_str(), REDACTED);
             // As JSON spells it.

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::digest::{hex, sha256_hex};
+use crate::in_order::InOrder as _;
 use crate::protocol::CopyCounts;
 
 /// Where the stock registry keeps its files below its root directory.
@@ -262,7 +263,7 @@ pub(super) fn needs(manifest: &[u8]) -> BTreeSet<String> {
     let layers = list("layers").chain(list("blobs")).filter(is_own).map(|part| &part["digest"]);
     let of_schema_1 = list("fsLayers").map(|part| &part["blobSum"]);
     let digests = layers.chain(of_schema_1).chain([&manifest["config"]["digest"]]).filter_map(Value::as_str);
-    digests.filter_map(|digest| digest.strip_prefix("sha256:")).filter(|digest| is_digest(digest)).map(String::from).collect()
+    digests.filter_map(|digest| digest.strip_prefix("sha256:")).filter(|digest| is_digest(digest)).map(String::from).in_order()
 }
 
 /// Work in progress.

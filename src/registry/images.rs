@@ -121,7 +121,7 @@ impl Lister {
         // One whose tags are all deleted has none, or is not known any more.
         let found: Option<Tags> = self.read(&format!("/v2/{repository}/tags/list"), MAX_TAGS).await?;
         let mut tags = found.and_then(|tags| tags.tags).unwrap_or_default();
-        tags.sort_unstable();
+        crate::in_order::sort_by(&mut tags, Ord::cmp);
         Ok(tags)
     }
 

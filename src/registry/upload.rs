@@ -25,6 +25,7 @@ use super::backup::{CopyError, Index, MAX_MANIFEST, NAMED, Repository, Result, W
 use super::config::RegistryConfig;
 use crate::dcos::{Api, chain, read_to_end};
 use crate::digest::{hex, sha256_hex};
+use crate::in_order::InOrder as _;
 use crate::protocol::{CopyCounts, media};
 
 /// All but the content of a blob is answered in less.
@@ -385,7 +386,7 @@ fn media_type(manifest: &[u8]) -> String {
 fn children_of(manifest: &[u8]) -> BTreeSet<String> {
     let manifest: Value = crate::json::of_bytes(manifest).unwrap_or_default();
     let digests = manifest["manifests"].as_array().into_iter().flatten().filter_map(|child| child["digest"].as_str());
-    digests.filter_map(|digest| digest.strip_prefix("sha256:")).filter(|digest| is_digest(digest)).map(String::from).collect()
+    digests.filter_map(|digest| digest.strip_prefix("sha256:")).filter(|digest| is_digest(digest)).map(String::from).in_order()
 }
 
 /// All manifests, each behind those of its children that are there.
