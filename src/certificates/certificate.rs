@@ -130,6 +130,8 @@ fn san_text(name: &GeneralName<'_>) -> Option<String> {
 }
 
 /// A name as OpenSSL prints it, `O=Org, CN=Some CA`. `x509-parser` can, too, but keeps a table of all identifiers there are for it.
+///
+/// It may be the name in a certificate that anybody shows, and goes to logs and terminals: control characters are escaped.
 fn readable(name: &X509Name<'_>) -> String {
     // X.520, RFC 4519 and PKCS #9: what CAs have in their names. Others are shown by their numbers.
     const SHORT: [(&str, &str); 13] = [
@@ -150,19 +152,20 @@ fn readable(name: &X509Name<'_>) -> String {
     let mut text = String::new();
     for rdn in name.iter_rdn() {
         for (index, attribute) in rdn.iter().enumerate() {
-            text += if index > 0 {
-                " + "
-            } else if text.is_empty() {
-                ""
-            } else {
-                ", "
+            text += match index {
+                0 if text.is_empty() => "",
+                0 => ", ",
+                _ => " + ",
             };
             let kind = attribute.attr_type().to_id_string();
             text += SHORT.iter().find(|(id, _)| *id == kind).map_or(&*kind, |(_, short)| short);
             text.push('=');
             let value = attribute.attr_value();
             match utf8(value.tag().0, value.data) {
-                Some(utf8) => text += &String::from_utf8_lossy(&utf8),
+                Some(utf8) => String::from_utf8_lossy(&utf8).chars().for_each(|c| match c {
+                    c if c.is_control() => text += &format!("\\{:02X}", u32::from(c)),
+                    c => text.push(c),
+                }),
                 None => text.extend(std::iter::once("#".into()).chain(value.data.iter().map(|byte| format!("{byte:02X}")))),
             }
         }
@@ -319,15 +322,24 @@ mod tests {
     fn a_name_is_shown_as_openssl_shows_it() {
         let dir = tempfile::tempdir().unwrap();
         let everyday = "/DC=org/DC=example/C=CN/ST=北京/L=Xī'an/street=1 Main St/O=Ärger & Söhne, Inc./OU=a+OU=b/title=x/SN=y/serialNumber=0042/UID=u7";
-        for name in ["/CN=x", &format!("{everyday}/CN=Some CA"), "/CN=mail/emailAddress=ca@example.org", "/CN=x/2.5.4.97=NTRDE-HRB 1"] {
+        for name in [
+            "/CN=x",
+            &format!("{everyday}/CN=Some CA"),
+            "/CN=mail/emailAddress=ca@example.org",
+            "/CN=x/2.5.4.97=NTRDE-HRB 1",
+            "/CN=a\u{1b}[2Jb\nc\u{7f}",
+        ] {
             let text = self_signed(dir.path(), name, "utf8only", &["-multivalue-rdn"]);
-            let as_we = ["x509", "-in", "cert.pem", "-noout", "-subject", "-nameopt", "sep_comma_plus_space,sname,utf8"];
+            let as_we = ["x509", "-in", "cert.pem", "-noout", "-subject", "-nameopt", "sep_comma_plus_space,sname,utf8,esc_ctrl"];
             let expected = openssl(dir.path(), &as_we).trim().trim_start_matches("subject=").replace("organizationIdentifier", "2.5.4.97");
             assert_eq!(Certificate::parse_pem(&text).unwrap().subject(), expected);
         }
         let unreadable =
             der::element(der::SEQUENCE, &der::element(der::SET, &der::element(der::SEQUENCE, b"\x06\x03\x55\x04\x03\x04\x02\x00\xab")));
         assert_eq!(readable(&X509Name::from_der(&unreadable).unwrap().1), "CN=#00AB");
+        // OpenSSL leaves C1 as it is; a terminal obeys it.
+        let c1 = self_signed(dir.path(), "/CN=a\u{9b}2Jb", "utf8only", &[]);
+        assert_eq!(Certificate::parse_pem(&c1).unwrap().subject(), "CN=a\\9B2Jb");
     }
 
     #[test]

@@ -600,14 +600,18 @@ mod tests {
     const WELL: Wellness<'static> = Wellness { digest: "d", is_awaited: None };
     const CALM: Purpose<'static> = Purpose { urgent: &|| false, others_come: false };
 
+    /// A hundred nodes, all of them at that port.
+    fn a_hundred(port: u16) -> Observed {
+        let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
+        Observed { pods, ..Observed::default() }
+    }
+
     #[tokio::test]
     async fn of_many_nodes_those_that_are_well_are_asked_now_and_then_and_the_others_every_time() {
         let node = NodeStatus { executor: "x-1".into(), ..plan::tests::node("127.0.0.1", "d", NodePhase::Trusted, 1).1 };
         let (port, asked) = answering(move |_| Some(json!(node))).await;
         let (cluster, options) = cluster(port);
-        let mut seen = Seen::default();
-        let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
-        let mut observed = Observed { pods, ..Observed::default() };
+        let (mut seen, mut observed) = (Seen::default(), a_hundred(port));
         let questions = || std::mem::take(&mut *asked.lock().unwrap()).len();
         seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (100, 100));
@@ -657,9 +661,7 @@ mod tests {
         let said = Arc::clone(&says);
         let (port, asked) = answering(move |_| said.lock().unwrap().clone()).await;
         let (cluster, options) = cluster(port);
-        let mut seen = Seen::default();
-        let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
-        let mut observed = Observed { pods, ..Observed::default() };
+        let (mut seen, mut observed) = (Seen::default(), a_hundred(port));
         let questions = || std::mem::take(&mut *asked.lock().unwrap()).len();
         seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;

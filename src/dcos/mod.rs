@@ -184,6 +184,7 @@ impl Api {
     }
 
     /// What all clients have in common, to be added to: names by hickory, because a static binary has no NSS; no proxies.
+    #[allow(clippy::disallowed_methods, reason = "this is the place for it")]
     pub fn builder() -> reqwest::ClientBuilder {
         crate::tls::for_clients();
         reqwest::Client::builder().no_proxy().timeout(TIMEOUT).connect_timeout(Duration::from_secs(5)).hickory_dns(true)

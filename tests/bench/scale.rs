@@ -5,6 +5,7 @@
 //! here an answer is put together of texts that are made once. Words that the controller reads are those of the recordings.
 
 #![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::disallowed_methods, reason = "the lab's reqwest has TLS of its own")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
