@@ -401,7 +401,7 @@ pub(crate) fn read_anything(answer: &[u8]) -> Vec<Agent> {
     assert_eq!(whole, cut, "it does not matter where a stream is cut");
     assert!(records.record.len() <= MAX_RECORD_BYTES);
     whole.iter().for_each(|record| drop(agent_added(record)));
-    crate::json::of_bytes::<Slaves>(answer).map(|answer| answer.slaves.into_iter().filter_map(Slave::agent).collect()).unwrap_or_default()
+    crate::json::of_bytes::<Slaves>(answer).map(Slaves::agents).unwrap_or_default()
 }
 
 #[cfg(test)]
