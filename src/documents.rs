@@ -114,10 +114,21 @@ impl Documents {
             if let Some(constraints) = pod["scheduling"]["placement"]["constraints"].as_array_mut() {
                 constraints.push(json!({ "fieldName": "hostname", "operator": "LIKE", "value": class }));
             }
-            let digest = format!("{} {} {class}", pod["labels"][DIGEST_LABEL], pod["id"]);
-            pod["labels"][DIGEST_LABEL] = Value::from(sha256_hex(digest.as_bytes()));
+            pod["labels"][DIGEST_LABEL] = Value::from(self.pod_digest(shard, &class));
         }
         pod
+    }
+
+    fn pod_digest(&self, shard: Shard, class: &str) -> String {
+        sha256_hex(format!("{} \"{}\" {class}", self.pod["labels"][DIGEST_LABEL], self.pod_id(shard)).as_bytes())
+    }
+
+    /// Whether a stored document is this pod as we rendered it; as [`same`] says, but for a hundred pods none is rendered.
+    pub fn is_pod(&self, shard: Shard, stored: &Value) -> bool {
+        match self.layout.class(shard) {
+            Some(class) => stored["labels"][DIGEST_LABEL] == *self.pod_digest(shard, &class),
+            None => same(stored, &self.pod),
+        }
     }
 }
 
@@ -580,6 +591,28 @@ pub(crate) mod tests {
         assert_eq!(documents.pod["environment"]["PRIVATE_REGISTRY_FIRST_ORDER"], json!({ "secret": "bundle" }));
         assert_eq!(documents.pod["secrets"], json!({ "bundle": { "source": "private-registry/bundle" } }));
         assert_eq!(documents.registry["secrets"], json!({ "enrolment": { "source": "private-registry/enrolment" } }));
+    }
+
+    #[test]
+    fn a_stored_pod_is_told_from_those_of_other_hosts_and_another_definition_without_rendering_it() {
+        use crate::shards::Number;
+        for layout in [Layout::One, Layout::Ten(Number::OfName), Layout::Hundred(Number::OfFirstLabel)] {
+            let mut ours = documents(json!({}));
+            ours.layout = layout;
+            let mut other = ours.clone();
+            other.pod["labels"][DIGEST_LABEL] = "other".into();
+            for shard in layout.shards() {
+                let pod = ours.pod(shard);
+                let stored = scaled(&pod, 7, versions::Marathon::default());
+                assert!(same(&stored, &pod) && ours.is_pod(shard, &stored));
+                assert!(!other.is_pod(shard, &stored) && !ours.is_pod(shard, &json!({ "labels": {} })));
+                assert_eq!(layout.shards().into_iter().filter(|other| ours.is_pod(*other, &stored)).collect::<Vec<_>>(), [shard]);
+                // What earlier versions of this program have stored is not replaced.
+                let Some(class) = layout.class(shard) else { continue };
+                let earlier = format!("{} {} {class}", ours.pod["labels"][DIGEST_LABEL], pod["id"]);
+                assert_eq!(pod["labels"][DIGEST_LABEL], sha256_hex(earlier.as_bytes()));
+            }
+        }
     }
 
     #[test]

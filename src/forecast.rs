@@ -271,7 +271,7 @@ impl Play {
     fn new(options: &Options, vars: &BTreeMap<String, String>, observed: Observed, changes: Changes) -> Result<Self, TemplateError> {
         let registry_host = plan::registry_host(&observed, options);
         let own = observed.own_app.as_ref();
-        let pod = observed.pods.values().map(|pod| &pod.spec).find(|spec| documents::is_made_by(spec, options));
+        let pod = observed.pods.values().map(|pod| pod.spec.as_ref()).find(|spec| documents::is_made_by(spec, options));
         let hosts = observed.agents.iter().map(|agent| &agent.host);
         let layout = observed.layout(options).unwrap_or_else(|| Layout::first(options.trust.shards, hosts));
         let app = observed.registry.as_ref().map(|app| &app.spec).filter(|spec| documents::is_made_by(spec, options));
@@ -392,7 +392,7 @@ impl Play {
                 self.observed.nodes.retain(|host, _| layout.shard(host) != *shard);
                 self.observed.nodes.extend(hosts.iter().map(|host| (host.clone(), node(host, &self.wanted.trust))));
                 let instance = |host: &Host| Instance { id: format!("instance-{host}"), host: Some(host.clone()), port: None };
-                self.observed.pods.insert(*shard, Pod { spec: pod.clone(), instances: hosts.iter().map(instance).collect() });
+                self.observed.pods.insert(*shard, Pod { spec: pod.clone().into(), instances: hosts.iter().map(instance).collect() });
             }
             Action::PutRegistry { app, .. } | Action::TakeOver { app, .. } => {
                 self.wanted.takeover = None;

@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Why a text is not a host or not a `host:port`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,8 +37,8 @@ pub enum NameError {
 }
 
 /// A lower-case DNS name or an IPv4 address.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub enum Host {
     /// An IPv4 address.
     Ip(Ipv4Addr),
@@ -113,9 +113,13 @@ impl TryFrom<String> for Host {
     }
 }
 
-impl From<Host> for String {
-    fn from(host: Host) -> String {
-        host.to_string()
+/// As text. The record of a large cluster names every agent, so none is copied for that.
+impl Serialize for Host {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Host::Ip(ip) => serializer.collect_str(ip),
+            Host::Dns(name) => serializer.serialize_str(name),
+        }
     }
 }
 

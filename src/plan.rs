@@ -377,6 +377,17 @@ pub enum RowState {
     Failed,
 }
 
+impl RowState {
+    /// In one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted",
+            Self::Pending => "pending",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Refuses options that cannot work in this cluster, before anything is written.
 ///
 /// # Errors
@@ -416,7 +427,7 @@ pub fn refuse(options: &Options, observed: &Observed) -> Result<(), Faults> {
         fault("trust.shards", options.trust.shards.to_string(), reason, &remedy);
     }
     let pod_id = |shard: &Shard| format!("{}{}", documents::pod_id(options), shard.suffix());
-    let pods = observed.pods.iter().map(|(shard, pod)| ("service.name", pod_id(shard), Some(&pod.spec)));
+    let pods = observed.pods.iter().map(|(shard, pod)| ("service.name", pod_id(shard), Some(pod.spec.as_ref())));
     let jobs = documents::job_ids(options).into_iter().map(|id| ("service.name", id.clone(), observed.jobs.get(&id).map(|job| &job.spec)));
     let runs_registry = options.registry.enabled;
     for (field, id, spec) in pods.chain(jobs) {
@@ -533,24 +544,26 @@ fn plan_pods(wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
 }
 
 fn plan_pod(shard: Shard, instances: u64, wanted: &Wanted, observed: &Observed, plan: &mut Plan) {
-    let (id, document, stored) = (wanted.documents.pod_id(shard), wanted.documents.pod(shard), observed.pods.get(&shard));
+    let (documents, stored) = (&wanted.documents, observed.pods.get(&shard));
+    let is_ours = |pod: &Pod| documents.is_pod(shard, &pod.spec);
     let surplus_for = observed.surplus_for.get(&shard).copied().unwrap_or_default();
     let too_many = |pod: &Pod| pod.scale() > instances && surplus_for >= SHRINK_AFTER;
     let reason = match stored {
         None => "it does not run yet".to_string(),
-        Some(pod) if !documents::same(&pod.spec, &document) => "its definition has changed".into(),
+        Some(pod) if !is_ours(pod) => "its definition has changed".into(),
         Some(pod) if pod.scale() < instances => format!("{} agents have no node", instances - pod.scale()),
         Some(pod) if too_many(pod) => format!("{} agents are gone", pod.scale() - instances),
         Some(_) => return,
     };
+    let id = documents.pod_id(shard);
     let locked = observed.locked.contains(&id);
     // Where only agents have come, Marathon places what it has to place.
-    let goes_on = stored.is_none_or(|pod| documents::same(&pod.spec, &document) && !too_many(pod));
+    let goes_on = stored.is_none_or(|pod| is_ours(pod) && !too_many(pod));
     if locked && (goes_on || !observed.stuck.contains(&id)) {
         plan.waiting.push(format!("a deployment of {id} to end ({reason})"));
         return;
     }
-    let pod = documents::scaled(&document, instances, observed.marathon);
+    let pod = documents::scaled(&documents.pod(shard), instances, observed.marathon);
     plan.actions.push(Action::PutPod { shard, pod, instances, force: locked, reason });
 }
 
@@ -966,7 +979,7 @@ pub(crate) mod tests {
     fn pod_of(shard: Shard, wanted: &Wanted, instances: u64, hosts: &[&str]) -> BTreeMap<Shard, Pod> {
         let instance = |host: &&str| Instance { id: format!("p.instance-{host}"), host: host.parse().ok(), port: None };
         let spec = documents::scaled(&wanted.documents.pod(shard), instances, Default::default());
-        BTreeMap::from([(shard, Pod { spec, instances: hosts.iter().map(instance).collect() })])
+        BTreeMap::from([(shard, Pod { spec: spec.into(), instances: hosts.iter().map(instance).collect() })])
     }
 
     fn pod_scale(plan: &Plan) -> Option<u64> {
@@ -1164,7 +1177,7 @@ pub(crate) mod tests {
         observed.surplus_for.clear();
         observed.agents.extend([agent("10.0.0.2"), agent("10.0.0.3")]);
         assert_eq!(forced(&observed), ["registry"], "Marathon goes on by itself");
-        observed.pods.get_mut(&Shard::All).unwrap().spec["labels"] = json!({});
+        Arc::make_mut(&mut observed.pods.get_mut(&Shard::All).unwrap().spec)["labels"] = json!({});
         assert_eq!(forced(&observed), ["pod", "registry"]);
     }
 

@@ -152,7 +152,7 @@ mod tests {
         assert!(documents.registry.to_string().contains("hunter2"), "there is something to be hidden");
         let shown = [
             format!("{:?}", App { spec: spec.clone(), tasks: vec![] }),
-            format!("{:?}", Pod { spec: spec.clone(), instances: vec![] }),
+            format!("{:?}", Pod { spec: spec.clone().into(), instances: vec![] }),
             format!("{:?}", Action::PutRegistry { app: spec.clone(), reason: "why".into(), force: false }),
             format!("{facts:?} {documents:?} {setting:?} {account:?} {:?}", account.access()),
         ];

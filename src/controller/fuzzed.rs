@@ -96,7 +96,7 @@ pub(crate) fn status(answers: &[u8]) {
     }
     observed.registry = Some(App { spec: wanted.documents.registry.clone(), tasks: Vec::new() });
     let plan = plan::converge(wanted, &observed);
-    let rows = Rows::default().look(wanted, &observed);
+    let rows = Rows::default().look(wanted, &observed, std::time::Instant::now());
     let report = Report::new(options, wanted, &observed, &plan, rows, Vec::new(), &[]);
     let report = report.expect("there is no certificate that could be damaged");
     let _ = (report.table(), report.progress());

@@ -264,7 +264,7 @@ fn observed(address: SocketAddr) -> Observed {
     let instance = Instance { id: "x.instance-1234-5678".into(), host: Some(host.clone()), port: Some(address.port()) };
     let task = AppTask { id: "registry.1".into(), host, ports: vec![0, address.port()], healthy: true };
     Observed {
-        pods: [(crate::shards::Shard::All, Pod { spec: json!({}), instances: vec![instance] })].into(),
+        pods: [(crate::shards::Shard::All, Pod { spec: json!({}).into(), instances: vec![instance] })].into(),
         registry: Some(App { spec: json!({}), tasks: vec![task] }),
         ..Observed::default()
     }

@@ -5,17 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 
 use super::report::Report;
+use super::rows::Tally;
 use crate::certificates::Certificate;
 use crate::dcos::calls::{BUCKETS, Calls, Histogram};
 use crate::in_order::InOrder as _;
-use crate::names::Host;
 use crate::plan::{Action, Observed, Wanted};
-use crate::protocol::{NodePhase, Order, RegistryPhase, Room};
+use crate::protocol::{Order, RegistryPhase, Room};
 
 /// Every name with its type and what it says. The order is that of the page.
 const NAMES: [(&str, &str, &str); 20] = [
@@ -65,47 +65,15 @@ struct Counted {
     jobs: BTreeMap<(&'static str, &'static str), u64>,
     /// Runs of jobs that are counted and still known.
     runs: BTreeSet<String>,
-    /// What was proven last on each agent, in the agents' order.
-    proofs: Vec<LastProof>,
     seen: Option<Seen>,
-}
-
-struct LastProof {
-    host: Host,
-    /// Passes of the node.
-    passes: u64,
-    /// When they were seen to have grown to that.
-    at: Instant,
-}
-
-impl Counted {
-    fn see_proofs(&mut self, observed: &Observed, now: Instant) {
-        let mut before = std::mem::take(&mut self.proofs).into_iter().peekable();
-        let mut others = Vec::new();
-        for (host, status) in observed.nodes.iter().filter(|(_, status)| status.phase == NodePhase::Trusted) {
-            while let Some(other) = before.next_if(|proof| proof.host < *host) {
-                others.push(other);
-            }
-            let earlier = before.next_if(|proof| proof.host == *host).filter(|proof| proof.passes == status.passes);
-            self.proofs.push(LastProof { host: host.clone(), passes: status.passes, at: earlier.map_or(now, |proof| proof.at) });
-        }
-        others.extend(before);
-        // Agents that have proven before, and now do not.
-        if !others.is_empty() {
-            let known: BTreeSet<&Host> = observed.agents.iter().map(|agent| &agent.host).in_order();
-            self.proofs.extend(others.into_iter().filter(|proof| known.contains(&proof.host)));
-            crate::in_order::sort_by(&mut self.proofs, |one, other| one.host.cmp(&other.host));
-        }
-    }
 }
 
 /// How things stood at the last pass that came to its end.
 struct Seen {
     at: i64,
     converged: bool,
-    agents: BTreeMap<(&'static str, &'static str), usize>,
+    tally: Tally,
     newest: u64,
-    bundles: BTreeMap<u64, usize>,
     up: bool,
     registries: BTreeMap<&'static str, usize>,
     leaf_ends: Option<i64>,
@@ -135,7 +103,6 @@ impl Metrics {
 
     pub(super) fn see(&self, wanted: &Wanted, observed: &Observed, report: &Report) {
         let mut counted = self.counted();
-        counted.see_proofs(observed, Instant::now());
         let collections = report.collections.iter().filter(|c| !c.dry_run).map(|c| (&c.run, "collection", c.ended, c.failed));
         let copies = report.copies.iter().map(|c| (&c.run, "copy", c.ended, c.failed));
         let ended: Vec<_> = collections.chain(copies).filter(|(_, _, ended, _)| *ended).collect();
@@ -155,8 +122,7 @@ impl Metrics {
         page.one("private_registry_build_info", &[("version", env!("CARGO_PKG_VERSION")), ("sha256", binary_sha256)], 1);
         if let Some(seen) = &counted.seen {
             seen.write(&mut page);
-            let oldest = counted.proofs.iter().map(|proof| proof.at).min();
-            if let Some(oldest) = oldest {
+            if let Some(oldest) = seen.tally.oldest_proof {
                 page.one("private_registry_oldest_proof_age_seconds", &[], oldest.elapsed().as_secs());
             }
         }
@@ -182,16 +148,6 @@ impl Metrics {
 
 impl Seen {
     fn new(wanted: &Wanted, observed: &Observed, report: &Report) -> Self {
-        let mut agents: BTreeMap<_, _> = BTreeMap::new();
-        for state in ["trusted", "pending", "failed"] {
-            agents.extend(["private", "public"].map(|role| ((state, role), 0)));
-        }
-        for agent in &report.agents {
-            let its = agents.iter_mut().find(|((state, role), _)| agent.state == *state && agent.role == *role);
-            its.into_iter().for_each(|(_, count)| *count += 1);
-        }
-        let mut bundles = BTreeMap::new();
-        observed.nodes.values().for_each(|status| *bundles.entry(status.order_version).or_default() += 1);
         let phase = |phase: &RegistryPhase| match phase {
             RegistryPhase::AwaitingCertificate => "awaiting_certificate",
             RegistryPhase::Serving => "serving",
@@ -207,9 +163,8 @@ impl Seen {
         Self {
             at: wanted.now,
             converged: report.converged,
-            agents,
+            tally: report.tally.clone(),
             newest: version_of(wanted).unwrap_or(0),
-            bundles,
             up: wanted.registry && observed.all_registries_answer() && registries["serving"] >= instances,
             registries,
             leaf_ends: report.leaf_not_after,
@@ -223,13 +178,13 @@ impl Seen {
     fn write(&self, page: &mut Page) {
         page.one("private_registry_converged", &[], u8::from(self.converged));
         page.title("private_registry_agents");
-        for ((state, role), count) in &self.agents {
+        for ((state, role), count) in &self.tally.agents {
             page.sample("private_registry_agents", &[("state", state), ("role", role)], count);
         }
         page.one("private_registry_bundle_version", &[], self.newest);
         page.title("private_registry_bundle_agents");
         // Versions go on for ever, and a series for each of them would, too.
-        let mut versions: Vec<_> = self.bundles.iter().rev().collect();
+        let mut versions: Vec<_> = self.tally.bundles.iter().rev().collect();
         let older: usize = versions.drain(versions.len().min(2)..).map(|(_, count)| count).sum();
         for (version, count) in versions {
             page.sample("private_registry_bundle_agents", &[("version", &version.to_string())], count);
@@ -327,6 +282,8 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -356,9 +313,13 @@ mod tests {
         Seen {
             at: 1000,
             converged: true,
-            agents: BTreeMap::from([(("trusted", "private"), 3)]),
+            tally: Tally {
+                agents: BTreeMap::from([(("trusted", "private"), 3)]),
+                bundles: BTreeMap::from([(9, 3), (8, 1), (7, 1), (2, 1)]),
+                oldest_proof: Some(Instant::now()),
+                exposed: 0,
+            },
             newest: 9,
-            bundles: BTreeMap::from([(9, 3), (8, 1), (7, 1), (2, 1)]),
             up: true,
             registries: BTreeMap::from([("serving", 1)]),
             leaf_ends: Some(2000),
@@ -371,7 +332,6 @@ mod tests {
     fn filled() -> Metrics {
         let metrics = Metrics::default();
         metrics.counted().seen = Some(seen());
-        metrics.counted().proofs.push(LastProof { host: "10.0.0.1".parse().unwrap(), passes: 1, at: Instant::now() });
         metrics.counted().jobs.insert(("copy", "failed"), 1);
         metrics.acted(&Action::RetireRegistry);
         metrics.passed(Duration::from_millis(300), true);
@@ -463,31 +423,5 @@ mod tests {
         for (name, ..) in NAMES {
             assert!(used.iter().any(|used| used.starts_with(name)), "nobody looks at {name}");
         }
-    }
-
-    #[test]
-    fn a_proof_is_as_old_as_it_is_since_the_passes_of_its_node_have_grown_whoever_answers_meanwhile() {
-        use crate::plan::tests::{agent, answering, node};
-        let mut counted = Counted::default();
-        let began = Instant::now();
-        let after = |seconds| began + Duration::from_secs(seconds);
-        let trusted = |host: &str, passes| node(host, "d", NodePhase::Trusted, passes);
-        let agents = |hosts: &[&str]| hosts.iter().map(|host| agent(host)).collect();
-        let mut observed = Observed { agents: agents(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]), ..Observed::default() };
-        let mut ages = |observed: &Observed, now: u64| -> Vec<(String, u64)> {
-            counted.see_proofs(observed, after(now));
-            counted.proofs.iter().map(|proof| (proof.host.to_string(), (after(now) - proof.at).as_secs())).collect()
-        };
-        let of = |ages: &[(&str, u64)]| ages.iter().map(|(host, age)| (host.to_string(), *age)).collect::<Vec<_>>();
-        observed.nodes = answering([trusted("10.0.0.2", 1), trusted("10.0.0.3", 1)]);
-        assert_eq!(ages(&observed, 0), of(&[("10.0.0.2", 0), ("10.0.0.3", 0)]));
-        // One proves anew, one fails, one is new.
-        observed.nodes = answering([trusted("10.0.0.1", 1), node("10.0.0.2", "d", NodePhase::Failed, 2), trusted("10.0.0.3", 2)]);
-        assert_eq!(ages(&observed, 5), of(&[("10.0.0.1", 0), ("10.0.0.2", 5), ("10.0.0.3", 0)]));
-        observed.nodes = answering([trusted("10.0.0.1", 1)]);
-        assert_eq!(ages(&observed, 7), of(&[("10.0.0.1", 2), ("10.0.0.2", 7), ("10.0.0.3", 2)]));
-        observed.agents = agents(&["10.0.0.1", "10.0.0.3"]);
-        observed.nodes = answering([trusted("10.0.0.3", 3)]);
-        assert_eq!(ages(&observed, 9), of(&[("10.0.0.1", 4), ("10.0.0.3", 0)]));
     }
 }

@@ -33,6 +33,7 @@ mod shown;
 pub mod state;
 pub(crate) mod steps;
 pub mod store;
+mod stored;
 pub(crate) mod uninstall;
 pub(crate) mod users;
 
@@ -76,6 +77,7 @@ pub use report::{AgentReport, CollectionReport, CopyReport, OrderReport, OtherRe
 use rows::Rows;
 use state::{OwnCa, State, StateError};
 use steps::{Home, Intent, Memory};
+use stored::Stored;
 pub use uninstall::run_job as uninstall;
 pub use users::{UsersReport, apply as apply_users};
 
@@ -353,6 +355,7 @@ struct Controller {
     marathon_lb: marathon_lb::Watch,
     users: users::Kept,
     rows: Rows,
+    stored: Stored,
     /// What the documents were made of last, and they.
     rendered: Option<(Facts, Documents)>,
     /// The order by which a registry that is switched off retires, and its version; signed once per start.
@@ -393,6 +396,7 @@ impl Controller {
             marathon_lb: marathon_lb::Watch::default(),
             users: users::Kept::default(),
             rows: Rows::default(),
+            stored: Stored::default(),
             rendered: None,
             retirement: None,
             collections: Collections::default(),
@@ -910,8 +914,9 @@ impl Controller {
         let rotations = observed.jobs.get(&documents::rotate_job_id(&self.options)).into_iter().flat_map(|job| &job.active_runs);
         runs.extend(rotations.map(|run| (run.clone(), steps::is_rotated(anchor, state, run))));
         let certificates = state.map(State::certificates_in_force).unwrap_or_default();
-        let agents = self.rows.look(wanted, observed);
+        let agents = self.rows.look(wanted, observed, Instant::now());
         let mut report = Report::new(&self.options, wanted, observed, plan, agents, runs, &certificates)?;
+        report.problems.extend(self.stored.look(wanted, observed));
         if state.is_some_and(|state| anchor.certificates(state, self.memory.settled) != certificates) {
             report.converged = false;
             report.next.push("waiting for the next look, to make known that an earlier CA is not in use any more".into());

@@ -1,6 +1,6 @@
 //! What the cluster looks like now. Nothing in here decides.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,8 @@ pub(super) struct Seen {
     last: Option<Observed>,
     /// When everything was looked at, and what CPU time that took.
     whole: Option<(Instant, Duration)>,
-    answers: BTreeMap<Host, Answer>,
+    /// Looked up for every instance at every look.
+    answers: HashMap<Host, Answer>,
     /// Digest of the order by which it was judged last who is well.
     digest: String,
 }
@@ -335,7 +336,7 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     observed.nodes.clear();
     let wellness = Wellness { digest: "", is_awaited: Some(&|_, _| true) };
-    nodes(cluster, options, observed, &mut BTreeMap::new(), &Purpose { urgent: &|| false, others_come: false }, &wellness).await;
+    nodes(cluster, options, observed, &mut HashMap::new(), &Purpose { urgent: &|| false, others_come: false }, &wellness).await;
     registries(cluster, options, observed).await;
 }
 
@@ -364,7 +365,7 @@ async fn nodes(
     cluster: &Cluster,
     options: &Options,
     observed: &mut Observed,
-    answers: &mut BTreeMap<Host, Answer>,
+    answers: &mut HashMap<Host, Answer>,
     purpose: &Purpose<'_>,
     wellness: &Wellness<'_>,
 ) {
@@ -413,11 +414,13 @@ async fn nodes(
         is_there
     });
     // What another instance has said there may still count.
-    let counts = |answers: &BTreeMap<Host, Answer>, host: &Host| answers.get(host).is_some_and(|answer| answer.counts == now);
+    let counts = |answers: &HashMap<Host, Answer>, host: &Host| answers.get(host).is_some_and(|answer| answer.counts == now);
     for (host, ..) in due.iter().filter(|(_, _, _, can_wait)| !can_wait) {
         if !counts(answers, host) {
             known.remove(host);
-            answers.entry(host.clone()).and_modify(|answer| answer.well = false);
+            if let Some(answer) = answers.get_mut(host) {
+                answer.well = false;
+            }
         }
     }
     let http = cluster.http_for(number);
@@ -594,7 +597,7 @@ mod tests {
 
     fn pod(instances: usize, host: impl Fn(usize) -> String, port: Option<u16>) -> Pod {
         let instance = |number| Instance { id: "x.instance-1".into(), host: host(number).parse().ok(), port };
-        Pod { spec: json!({ "scaling": { "instances": instances } }), instances: (0..instances).map(instance).collect() }
+        Pod { spec: json!({ "scaling": { "instances": instances } }).into(), instances: (0..instances).map(instance).collect() }
     }
 
     const WELL: Wellness<'static> = Wellness { digest: "d", is_awaited: None };
@@ -621,12 +624,16 @@ mod tests {
         let others_well = Wellness { is_awaited: Some(&is_unwell), ..WELL };
         seen.tasks(&cluster, &options, &mut observed, &CALM, &others_well).await;
         assert_eq!((questions(), observed.nodes.len()), (1, 100));
-        seen.answers.values_mut().take(30).for_each(|answer| answer.at -= Duration::from_secs(3));
+        // Thirty of them, and always the same.
+        let take_back = |seen: &mut Seen, seconds| {
+            let mut answers: Vec<(&Host, &mut Answer)> = seen.answers.iter_mut().collect();
+            answers.sort_by_key(|(host, _)| *host);
+            answers.into_iter().take(30).for_each(|(_, answer)| answer.at -= Duration::from_secs(seconds));
+        };
+        take_back(&mut seen, 3);
         seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (30, 100));
         // Whoever waits does not wait for those, unless they have waited long; and while others come there are fewer of them.
-        let take_back =
-            |seen: &mut Seen, seconds| seen.answers.values_mut().take(30).for_each(|answer| answer.at -= Duration::from_secs(seconds));
         take_back(&mut seen, 3);
         seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (0, 100));
@@ -796,7 +803,7 @@ mod tests {
         let two = |second| {
             let instance =
                 |number: u16, port| Instance { id: format!("x.instance-{number}"), host: format!("127.0.0.{number}").parse().ok(), port };
-            Pod { spec: json!({ "scaling": { "instances": 2 } }), instances: vec![instance(1, Some(port)), instance(2, second)] }
+            Pod { spec: json!({ "scaling": { "instances": 2 } }).into(), instances: vec![instance(1, Some(port)), instance(2, second)] }
         };
         let mut seen = Seen::default();
         let mut observed = Observed { pods: [(Shard::Digit(2), two(None))].into(), ..Observed::default() };

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::others::{self, Others};
 use super::parts::{CertificateReport, RegistryReport, RotationReport};
+use super::rows::{Agents, Tally};
 use super::state::Stage;
 use super::users::UsersReport;
 use crate::certificates::{Certificate, CertificateError};
-use crate::documents;
 use crate::names::{Host, HostPort};
 use crate::options::{Faults, Options, OtherRegistry};
 use crate::plan::{self, Observed, Plan, RegistryTask, RowState, Wanted};
@@ -90,6 +90,9 @@ pub struct Report {
     /// The registry's tasks that answer.
     #[serde(default)]
     pub registries: Vec<RegistryReport>,
+    /// What the agents' rows come to, for the metrics.
+    #[serde(skip)]
+    pub tally: Tally,
 }
 
 /// One agent.
@@ -195,11 +198,12 @@ impl Report {
         wanted: &Wanted,
         observed: &Observed,
         plan: &Plan,
-        agents: Vec<Arc<AgentReport>>,
+        Agents { rows: agents, tally }: Agents,
         runs: Vec<(String, bool)>,
         certificates: &[String],
     ) -> Result<Self, CertificateError> {
-        let trusted = agents.iter().filter(|agent| agent.state == "trusted").count();
+        let trusted =
+            tally.agents.iter().filter(|((state, _), _)| *state == RowState::Trusted.word()).map(|(_, count)| count).sum::<usize>();
         let (registry, serving) = registry(wanted, observed);
         let registry = if options.registry.read_only && serving { format!("{registry}, for pulls only") } else { registry };
         // Each says that the registry does not do what it is there for, or not as the options have it. Whom agents trust is another matter.
@@ -223,7 +227,7 @@ impl Report {
                 format!("The CA is being replaced, because {}: {what}; the registry is {registry}.", rotation.reason)
             }
         };
-        let exposed = exposed_keys(options, &agents);
+        let exposed = (tally.exposed > 0).then(|| exposed_keys(options, &agents)).flatten();
         let warning: String = options.warnings().iter().map(|warning| format!("{warning} ")).collect();
         let names = options.trusted_names(&plan::registry_host(observed, options)).iter().map(|name| name.name.to_string()).collect();
         let newest = certificates.first().map(|pem| Certificate::parse_pem(pem)).transpose()?;
@@ -254,7 +258,6 @@ impl Report {
                 .into_iter()
                 .map(String::from)
                 .chain(observed.registries.iter().flat_map(|task| task.status.errors.clone()))
-                .chain(not_stored(wanted, observed))
                 .chain(exposed)
                 .collect(),
             advice: Vec::new(),
@@ -268,6 +271,7 @@ impl Report {
             certificates: CertificateReport::of(certificates)?,
             rotating: wanted.ca.rotation.as_ref().map(RotationReport::new),
             registries: observed.registries.iter().map(RegistryReport::new).collect(),
+            tally,
         })
     }
 
@@ -446,35 +450,9 @@ fn few(names: &[&str]) -> String {
     }
 }
 
-/// What Marathon keeps otherwise than we sent it.
-fn not_stored(wanted: &Wanted, observed: &Observed) -> Vec<String> {
-    let documents = &wanted.documents;
-    let pods = observed.pods.iter().map(|(shard, pod)| {
-        // Its number of instances is the planner's affair.
-        let sent = documents::scaled(&documents.pod(*shard), pod.scale(), observed.marathon);
-        (documents.pod_id(*shard), sent, &pod.spec)
-    });
-    let registry = observed.registry.as_ref().map(|app| (documents.registry_id.clone(), documents.registry.clone(), &app.spec));
-    let stored_as_ours = |(_, sent, stored): &(String, serde_json::Value, &serde_json::Value)| documents::same(stored, sent);
-    let problem = |id: &String, path: String| {
-        format!(
-            "Marathon has not kept {path} of {id} as it was sent to it; this version of Marathon does not know it or somebody has changed it"
-        )
-    };
-    pods.chain(registry)
-        .filter(stored_as_ours)
-        .flat_map(|(id, sent, stored)| documents::not_stored(&sent, stored).into_iter().map(move |path| problem(&id, path)))
-        .collect()
-}
-
 impl AgentReport {
     /// `node`: what the agent's node says.
     pub(super) fn new(row: plan::Row, node: Option<&NodeStatus>) -> Self {
-        let state = match row.state {
-            RowState::Trusted => "trusted",
-            RowState::Pending => "pending",
-            RowState::Failed => "failed",
-        };
         let sysctl = node.map_or("unknown".to_string(), sysctl_words);
         let role = if row.public { "public" } else { "private" };
         let exposed_key = node.and_then(|status| status.exposed_key.clone());
@@ -488,7 +466,16 @@ impl AgentReport {
         if !cleaned.is_empty() {
             detail += &format!("; removed what the tutorial had put there: {}", cleaned.join(", "));
         }
-        Self { host: row.host.to_string(), role: role.into(), state: state.into(), detail, sysctl, exposed_key, cleaned, proven_at }
+        Self {
+            host: row.host.to_string(),
+            role: role.into(),
+            state: row.state.word().into(),
+            detail,
+            sysctl,
+            exposed_key,
+            cleaned,
+            proven_at,
+        }
     }
 }
 
@@ -519,6 +506,8 @@ pub(super) fn words(phase: &RegistryPhase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::super::rows::Rows;
     use super::*;
 
@@ -558,7 +547,7 @@ mod tests {
                 ..Observed::default()
             };
             let options = Options::from_json(&serde_json::json!({})).unwrap();
-            let rows = Rows::default().look(&wanted, &observed);
+            let rows = Rows::default().look(&wanted, &observed, Instant::now());
             Report::new(&options, &wanted, &observed, &Plan::default(), rows, vec![], &[]).unwrap()
         };
         let well = report(&[]);

@@ -480,7 +480,7 @@ mod tests {
         let order = crate::certificates::OrderSigner::generate().unwrap().sign(&order);
         let inherited = |variable: serde_json::Value| {
             let spec = serde_json::json!({ "environment": { env::FIRST_ORDER: variable } });
-            let pods = [(Shard::All, Pod { spec, instances: Vec::new() })].into();
+            let pods = [(Shard::All, Pod { spec: spec.into(), instances: Vec::new() })].into();
             trusted_before(&Observed { pods, ..Observed::default() })
         };
         let text = serde_json::to_string(&order).unwrap();

@@ -1,5 +1,7 @@
 //! The root Marathon: apps, pods and what runs of them.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -75,8 +77,8 @@ impl Instance {
 /// A pod: its stored definition and its instances.
 #[derive(Clone)]
 pub struct Pod {
-    /// The definition as Marathon stores it, with its defaults.
-    pub spec: Value,
+    /// The definition as Marathon stores it, with its defaults. Who has looked at this very one need not look again.
+    pub spec: Arc<Value>,
     /// What runs of it.
     pub instances: Vec<Instance>,
 }
@@ -263,7 +265,7 @@ struct PodStatus {
 
 impl PodStatus {
     fn pod(self) -> Pod {
-        Pod { spec: self.spec, instances: self.instances.into_iter().map(PodInstance::instance).collect() }
+        Pod { spec: Arc::new(self.spec), instances: self.instances.into_iter().map(PodInstance::instance).collect() }
     }
 }
 

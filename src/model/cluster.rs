@@ -499,7 +499,7 @@ impl World {
             host: instance.machine.map(|machine| self.machines[machine].host.clone()),
             port: instance.running.then_some(1),
         };
-        let seen = |pod: &PodState| Pod { spec: pod.spec.clone(), instances: pod.instances.iter().map(instance).collect() };
+        let seen = |pod: &PodState| Pod { spec: pod.spec.clone().into(), instances: pod.instances.iter().map(instance).collect() };
         let app = marathon.registry.as_ref().map(|app| {
             let mut tasks: Vec<AppTask> = app.tasks.iter().map(|task| self.app_task(task)).collect();
             let hand_made = app.hand_made.map(|machine| self.machines[machine].host.clone());
