@@ -80,6 +80,16 @@ pub enum Shard {
 }
 
 impl Shard {
+    /// Its place in a table of [`SHARDS`].
+    pub fn index(self) -> usize {
+        match self {
+            Self::All => 0,
+            Self::Digit(digit) => 1 + usize::from(digit % 10),
+            Self::Digits(digits) => 11 + usize::from(digits % 100),
+            Self::Other => 111,
+        }
+    }
+
     /// What stands behind the common part of the pods' names.
     pub fn suffix(self) -> String {
         match self {
@@ -101,6 +111,9 @@ impl Shard {
         }
     }
 }
+
+/// How many pods there may be, of all layouts.
+pub const SHARDS: usize = 112;
 
 impl Layout {
     /// The layout of an installation that has no pod yet.

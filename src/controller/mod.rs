@@ -588,20 +588,23 @@ impl Controller {
         let wellness = Wellness { digest: &digest, is_awaited: awaits_any.then_some(&is_awaited) };
         let shared = &self.shared;
         let purpose = Purpose { urgent: &|| is_urgent || shared.has_joined(), others_come: self.changes };
-        self.seen.tasks(&self.cluster, &self.options, observed, &purpose, &wellness).await;
+        let looked_at = self.seen.tasks(&self.cluster, &self.options, observed, &purpose, &wellness).await;
         self.strangers = observe::leave_out_strangers(observed, state);
         // Whatever is signed goes above what tasks have taken.
-        state.note_taken(steps::newest_taken(observed));
+        let news = || looked_at.iter().filter_map(|host| observed.nodes.get(host));
+        state.note_taken(steps::newest_taken(news(), &observed.registries));
         if !runs_registry && observed.registry.is_some() && self.retirement.is_none() {
             self.retirement = Some((state.order(OrderKind::Retire { delete_data: false }).await?, state.version()));
         }
         let trust = state.trust_order(bundle).await?;
-        if self.memory.surpasses(observed, &trust, Instant::now()) {
+        // Who is well and was not asked has the order in force.
+        let nodes: Vec<_> = if plan::order_digest(&trust) == digest { news().collect() } else { observed.nodes.values().collect() };
+        if self.memory.surpasses(nodes, &trust, Instant::now()) {
             tracing::warn!("a node has taken another order that is not older; what it is to trust is given anew by the next pass");
             state.surpass_trust();
         }
         self.marathon_lb.look(&self.cluster, &self.options, observed).await;
-        state.note_covered(steps::covered(observed)).await?;
+        state.note_covered(&looked_at).await?;
         self.memory.see_registry(&self.options, &anchor, state, observed, &in_force);
         if self.memory.settled && !anchor.is_own() && state.ca().is_some() {
             tracing::info!("the registry serves with a certificate of another CA; the service's own CA is trusted no more");

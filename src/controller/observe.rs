@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
@@ -21,7 +22,7 @@ use crate::names::Host;
 use crate::options::Options;
 use crate::plan::{self, Observed, RegistryTask};
 use crate::protocol::{MAX_MESSAGE_BYTES, NodePhase, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder};
-use crate::shards::{Layout, Shard};
+use crate::shards::{Layout, SHARDS, Shard};
 
 /// How long a task may take to answer. It is on the same network and has the answer at hand.
 const TASK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -54,8 +55,8 @@ pub(super) struct Seen {
     last: Option<Observed>,
     /// When everything was looked at, and what CPU time that took.
     whole: Option<(Instant, Duration)>,
-    /// Looked up for every instance at every look.
     answers: HashMap<Host, Answer>,
+    quiet: BTreeMap<Shard, Quiet>,
     /// Digest of the order by which it was judged last who is well.
     digest: String,
 }
@@ -110,10 +111,19 @@ fn moving(last: &Observed, locked: &BTreeSet<String>, options: &Options) -> Vec<
     known.chain(new.filter(|shard| !last.pods.contains_key(shard))).collect()
 }
 
+/// A pod of which every node was well and nobody was asked. As long as it has not been read anew there is no other instance in it.
+struct Quiet {
+    /// The definition that was read with its instances.
+    spec: Arc<Value>,
+    /// When the node was asked that was asked longest ago.
+    oldest: Instant,
+}
+
 /// When a node was asked last.
 struct Answer {
-    /// UUID of the instance that was asked.
+    /// UUID of the instance that was asked, and its pod.
     uuid: String,
+    shard: Shard,
     at: Instant,
     /// Questions without an answer since the last one.
     failures: u32,
@@ -336,12 +346,15 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     observed.nodes.clear();
     let wellness = Wellness { digest: "", is_awaited: Some(&|_, _| true) };
-    nodes(cluster, options, observed, &mut HashMap::new(), &Purpose { urgent: &|| false, others_come: false }, &wellness).await;
+    let (mut answers, mut quiet) = (HashMap::new(), BTreeMap::new());
+    let purpose = Purpose { urgent: &|| false, others_come: false };
+    nodes(cluster, options, observed, &mut answers, &mut quiet, &purpose, &wellness).await;
     registries(cluster, options, observed).await;
 }
 
 impl Seen {
-    /// The same, but nodes that are well are not asked every time.
+    /// The same, but nodes that are well are not asked every time. Hosts are returned of all that are new, were not well or have been asked:
+    /// whatever is noted of what nodes say was noted of all others before, by a pass that has come to its end.
     pub(super) async fn tasks(
         &mut self,
         cluster: &Cluster,
@@ -349,14 +362,16 @@ impl Seen {
         observed: &mut Observed,
         purpose: &Purpose<'_>,
         wellness: &Wellness<'_>,
-    ) {
+    ) -> Vec<Host> {
         // After a failure nothing is remembered.
         if self.digest != wellness.digest || observed.nodes.is_empty() {
             self.answers.values_mut().for_each(|answer| answer.well = false);
+            self.quiet.clear();
             self.digest = wellness.digest.to_string();
         }
-        nodes(cluster, options, observed, &mut self.answers, purpose, wellness).await;
+        let asked = nodes(cluster, options, observed, &mut self.answers, &mut self.quiet, purpose, wellness).await;
         registries(cluster, options, observed).await;
+        asked
     }
 }
 
@@ -366,68 +381,89 @@ async fn nodes(
     options: &Options,
     observed: &mut Observed,
     answers: &mut HashMap<Host, Answer>,
+    quiet: &mut BTreeMap<Shard, Quiet>,
     purpose: &Purpose<'_>,
     wellness: &Wellness<'_>,
-) {
+) -> Vec<Host> {
     let now = Instant::now();
     let Observed { pods, nodes: known, .. } = observed;
-    let running = || {
-        let instances = pods.values().flat_map(|pod| &pod.instances);
-        instances.filter_map(|instance| Some((instance.host.as_ref()?, instance.port?, instance)))
-    };
-    let number = running().count();
+    let running = |pod: &Pod| pod.instances.iter().filter(|instance| instance.host.is_some() && instance.port.is_some()).count();
+    let number: usize = pods.values().map(running).sum();
     let rate = if purpose.others_come { AGAIN_PER_SECOND_WHILE_OTHERS_COME } else { AGAIN_PER_SECOND };
     let again = Duration::from_secs_f64(number as f64 / rate);
     let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
+    quiet.retain(|shard, known| pods.get(shard).is_some_and(|pod| Arc::ptr_eq(&pod.spec, &known.spec)));
+    let rest = if (purpose.urgent)() { again * URGENT_FOR } else { again };
+    let mut rests = [false; SHARDS];
     let mut due = Vec::new();
-    // Of very many nodes nearly all wait; so nothing is copied for them, or moved.
-    for (host, port, instance) in running() {
-        let before = answers.get_mut(host).and_then(|answer| {
-            answer.looked = now;
-            Some(answer).filter(|answer| instance.has_uuid(&answer.uuid))
-        });
-        let (waits, can_wait) = before.map_or((false, false), |answer| {
-            let status = if answer.well && wellness.is_awaited.is_none() { None } else { known.get(host) };
-            if let Some(status) = status {
-                answer.well = wellness.is_well(status);
-            }
-            let age = now - answer.at;
-            let is_awaited = || wellness.is_awaited.zip(status).is_some_and(|(is_awaited, status)| is_awaited(host, status));
-            match answer.well {
-                true if !is_awaited() && age < again * URGENT_FOR => {
-                    answer.counts = now;
-                    (age < again, true)
+    // Of very many nodes nearly all wait; so nothing is copied for them, or moved, and a pod whose nodes all do is passed over.
+    for (shard, pod) in pods.iter() {
+        let was_quiet = wellness.is_awaited.is_none() && quiet.get(shard).is_some_and(|known| now - known.oldest < rest);
+        rests[shard.index()] = was_quiet;
+        if was_quiet {
+            continue;
+        }
+        let mut oldest = Some(now);
+        for instance in &pod.instances {
+            let (Some(host), Some(port)) = (&instance.host, instance.port) else { continue };
+            let before = answers.get_mut(host).and_then(|answer| {
+                (answer.looked, answer.shard) = (now, *shard);
+                Some(answer).filter(|answer| instance.has_uuid(&answer.uuid))
+            });
+            let (waits, can_wait) = before.map_or((false, false), |answer| {
+                let status = if answer.well && wellness.is_awaited.is_none() { None } else { known.get(host) };
+                if let Some(status) = status {
+                    answer.well = wellness.is_well(status);
                 }
-                true => (false, false),
-                false => (status.is_none() && many_silent && answer.failures > PATIENT_TRIES && age < NOW_AND_THEN, false),
+                let age = now - answer.at;
+                let is_awaited = || wellness.is_awaited.zip(status).is_some_and(|(is_awaited, status)| is_awaited(host, status));
+                match answer.well {
+                    true if !is_awaited() && age < again * URGENT_FOR => {
+                        answer.counts = now;
+                        oldest = oldest.min(Some(answer.at));
+                        (age < again, true)
+                    }
+                    true => (false, false),
+                    false => (status.is_none() && many_silent && answer.failures > PATIENT_TRIES && age < NOW_AND_THEN, false),
+                }
+            });
+            if !(waits && can_wait) {
+                oldest = None;
             }
-        });
-        if !waits {
-            due.push((host.clone(), port, instance.uuid().to_string(), can_wait));
+            if !waits {
+                due.push((host.clone(), port, instance.uuid().to_string(), *shard, can_wait));
+            }
+        }
+        match oldest {
+            Some(oldest) => drop(quiet.insert(*shard, Quiet { spec: Arc::clone(&pod.spec), oldest })),
+            None => drop(quiet.remove(shard)),
         }
     }
     answers.retain(|host, answer| {
-        let is_there = answer.looked == now;
+        let is_there = answer.looked == now || rests[answer.shard.index()];
         if !is_there {
             known.remove(host);
         }
         is_there
     });
     // What another instance has said there may still count.
-    let counts = |answers: &HashMap<Host, Answer>, host: &Host| answers.get(host).is_some_and(|answer| answer.counts == now);
-    for (host, ..) in due.iter().filter(|(_, _, _, can_wait)| !can_wait) {
-        if !counts(answers, host) {
-            known.remove(host);
-            if let Some(answer) = answers.get_mut(host) {
-                answer.well = false;
-            }
+    let counts = |answer: &Answer| answer.counts == now || rests[answer.shard.index()];
+    for (host, ..) in due.iter().filter(|(.., can_wait)| !can_wait) {
+        let answer = answers.get_mut(host);
+        if answer.as_ref().is_some_and(|answer| counts(answer)) {
+            continue;
+        }
+        known.remove(host);
+        if let Some(answer) = answer {
+            answer.well = false;
         }
     }
+    let hosts = due.iter().map(|(host, ..)| host.clone()).collect();
     let http = cluster.http_for(number);
     let (mut asked, mut due) = (JoinSet::new(), due.into_iter());
     loop {
         while asked.len() < AT_ONCE
-            && let Some((host, port, uuid, can_wait)) = due.next()
+            && let Some((host, port, uuid, shard, can_wait)) = due.next()
         {
             if can_wait && (purpose.urgent)() {
                 continue;
@@ -435,12 +471,12 @@ async fn nodes(
             let (http, service) = (http.clone(), options.service.name.clone());
             asked.spawn(async move {
                 let status = status(&http, &service, &host, port, &uuid).await;
-                (host, uuid, status)
+                (host, uuid, shard, status)
             });
         }
         let Some(answer) = asked.join_next().await else { break };
         // None of them panics.
-        let Ok((host, uuid, status)) = answer else { continue };
+        let Ok((host, uuid, shard, status)) = answer else { continue };
         let before = answers.get(&host).filter(|answer| answer.uuid == uuid);
         let failures = if status.is_some() { 0 } else { before.map_or(0, |answer| answer.failures).saturating_add(1) };
         if let Some(mut status) = status {
@@ -450,8 +486,9 @@ async fn nodes(
         } else if before.is_some() {
             known.remove(&host);
         }
-        answers.insert(host, Answer { uuid, at: Instant::now(), failures, looked: now, counts: now, well: false });
+        answers.insert(host, Answer { uuid, shard, at: Instant::now(), failures, looked: now, counts: now, well: false });
     }
+    hosts
 }
 
 /// What the node says that is this instance.
@@ -603,6 +640,14 @@ mod tests {
     const WELL: Wellness<'static> = Wellness { digest: "d", is_awaited: None };
     const CALM: Purpose<'static> = Purpose { urgent: &|| false, others_come: false };
 
+    /// So many of the nodes, the first ones, were asked so many seconds earlier.
+    fn take_back(seen: &mut Seen, nodes: usize, seconds: u64) {
+        let mut answers: Vec<(&Host, &mut Answer)> = seen.answers.iter_mut().collect();
+        answers.sort_by_key(|(host, _)| *host);
+        answers.into_iter().take(nodes).for_each(|(_, answer)| answer.at -= Duration::from_secs(seconds));
+        seen.quiet.values_mut().for_each(|quiet| quiet.oldest -= Duration::from_secs(seconds));
+    }
+
     /// A hundred nodes, all of them at that port.
     fn a_hundred(port: u16) -> Observed {
         let pods = [(Shard::Digit(1), pod(100, |number| format!("127.0.1.{number}"), Some(port)))].into();
@@ -624,24 +669,18 @@ mod tests {
         let others_well = Wellness { is_awaited: Some(&is_unwell), ..WELL };
         seen.tasks(&cluster, &options, &mut observed, &CALM, &others_well).await;
         assert_eq!((questions(), observed.nodes.len()), (1, 100));
-        // Thirty of them, and always the same.
-        let take_back = |seen: &mut Seen, seconds| {
-            let mut answers: Vec<(&Host, &mut Answer)> = seen.answers.iter_mut().collect();
-            answers.sort_by_key(|(host, _)| *host);
-            answers.into_iter().take(30).for_each(|(_, answer)| answer.at -= Duration::from_secs(seconds));
-        };
-        take_back(&mut seen, 3);
+        take_back(&mut seen, 30, 3);
         seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (30, 100));
         // Whoever waits does not wait for those, unless they have waited long; and while others come there are fewer of them.
-        take_back(&mut seen, 3);
+        take_back(&mut seen, 30, 3);
         seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (0, 100));
         seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| false, others_come: true }, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (0, 100));
         seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, &others_well).await;
         assert_eq!((questions(), observed.nodes.len()), (1, 100));
-        take_back(&mut seen, 2);
+        take_back(&mut seen, 30, 2);
         seen.tasks(&cluster, &options, &mut observed, &Purpose { urgent: &|| true, others_come: false }, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (29, 100));
         seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
@@ -662,6 +701,62 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_pod_whose_nodes_are_well_is_passed_over_until_it_is_read_anew_or_one_of_them_is_due_or_awaited() {
+        let node = NodeStatus { executor: "x-1".into(), ..plan::tests::node("127.0.0.1", "d", NodePhase::Trusted, 1).1 };
+        let (port, _) = answering(move |_| Some(json!(node))).await;
+        let (cluster, options) = cluster(port);
+        let pod_of = |digit: u8, nodes| (Shard::Digit(digit), pod(nodes, |number| format!("127.0.{digit}.{number}"), Some(port)));
+        let (mut seen, mut observed) = (Seen::default(), Observed { pods: [pod_of(1, 50), pod_of(2, 50)].into(), ..Observed::default() });
+        // Nodes that were looked at one by one, and those of them that are told.
+        async fn look(
+            seen: &mut Seen,
+            cluster: &Cluster,
+            options: &Options,
+            observed: &mut Observed,
+            wellness: &Wellness<'_>,
+            purpose: &Purpose<'_>,
+        ) -> (usize, usize) {
+            let before = Instant::now();
+            let told = seen.tasks(cluster, options, observed, purpose, wellness).await;
+            assert!(told.iter().all(|host| observed.nodes.contains_key(host)));
+            assert_eq!((observed.nodes.len(), seen.answers.len()), (observed.instances().count(), observed.instances().count()));
+            (seen.answers.values().filter(|answer| answer.looked >= before).count(), told.len())
+        }
+        macro_rules! look {
+            ($wellness:expr) => {
+                look(&mut seen, &cluster, &options, &mut observed, $wellness, &CALM).await
+            };
+        }
+        assert_eq!([look!(&WELL), look!(&WELL), look!(&WELL)], [(100, 100), (100, 0), (0, 0)]);
+        // Read anew, with one more, and with one less.
+        observed.pods.extend([pod_of(2, 51)]);
+        assert_eq!([look!(&WELL), look!(&WELL), look!(&WELL)], [(51, 1), (51, 0), (0, 0)]);
+        observed.pods.extend([pod_of(2, 49)]);
+        assert_eq!([look!(&WELL), look!(&WELL)], [(49, 0), (0, 0)]);
+        observed.pods.remove(&Shard::Digit(2));
+        assert_eq!(look!(&WELL), (0, 0));
+        observed.pods.extend([pod_of(2, 50)]);
+        assert_eq!([look!(&WELL), look!(&WELL), look!(&WELL)], [(50, 50), (50, 0), (0, 0)]);
+        // One is due.
+        let due: Host = "127.0.2.7".parse().unwrap();
+        seen.quiet.get_mut(&Shard::Digit(2)).unwrap().oldest -= Duration::from_secs(3);
+        seen.answers.get_mut(&due).unwrap().at -= Duration::from_secs(3);
+        let urgent = Purpose { urgent: &|| true, others_come: false };
+        assert_eq!(look(&mut seen, &cluster, &options, &mut observed, &WELL, &urgent).await, (0, 0));
+        assert_eq!([look!(&WELL), look!(&WELL), look!(&WELL)], [(50, 1), (50, 0), (0, 0)]);
+        // One is awaited.
+        let is_due = |host: &Host, _: &NodeStatus| *host == due;
+        let awaited = Wellness { is_awaited: Some(&is_due), ..WELL };
+        assert_eq!([look!(&awaited), look!(&awaited)], [(100, 1), (100, 1)]);
+        assert_eq!([look!(&WELL), look!(&WELL)], [(50, 0), (0, 0)]);
+        // All are asked about another order, and after a failure.
+        assert_eq!(look!(&Wellness { digest: "another", ..WELL }), (100, 100));
+        assert_eq!([look!(&WELL), look!(&WELL)], [(100, 0), (0, 0)]);
+        observed.nodes.clear();
+        assert_eq!(look!(&WELL), (100, 100));
+    }
+
+    #[tokio::test]
     async fn a_node_that_answers_no_more_is_not_taken_for_what_it_said_before() {
         let node = NodeStatus { executor: "x-1".into(), ..plan::tests::node("127.0.0.1", "d", NodePhase::Trusted, 1).1 };
         let says = Arc::new(Mutex::new(Some(json!(node))));
@@ -675,7 +770,7 @@ mod tests {
         assert_eq!((questions(), observed.nodes.len()), (100, 100));
         // One is asked as its time has come, though it was well.
         *says.lock().unwrap() = None;
-        seen.answers.values_mut().take(1).for_each(|answer| answer.at -= Duration::from_secs(3));
+        take_back(&mut seen, 1, 3);
         seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len()), (1, 99));
         // From now on every time, until it answers again.

@@ -13,7 +13,7 @@ use crate::documents;
 use crate::in_order::InOrder as _;
 use crate::names::{Host, HostPort};
 use crate::options::Options;
-use crate::plan::{self, Action, Observed, Wanted};
+use crate::plan::{self, Action, Observed, RegistryTask, Wanted};
 use crate::protocol::{NodeStatus, Order, OrderKind, OtherTrust, SignedOrder, Stores, TrustBundle, TrustedName, env};
 use crate::secret::Secret;
 use crate::shards::{Asked, Layout, Shard};
@@ -193,16 +193,11 @@ pub(crate) async fn layout(options: &Options, observed: &Observed, state: &mut S
     Ok(layout)
 }
 
-/// The newest version that a task says it has taken.
-pub(crate) fn newest_taken(observed: &Observed) -> u64 {
+/// The newest version that one of these nodes, or of the registry's tasks, says it has taken.
+pub(crate) fn newest_taken<'a>(nodes: impl IntoIterator<Item = &'a Arc<NodeStatus>>, registries: &[RegistryTask]) -> u64 {
     let of_node = |status: &Arc<NodeStatus>| status.order_version.max(status.preload.as_ref().map_or(0, |preload| preload.version));
-    let nodes = observed.nodes.values().map(of_node);
-    nodes.chain(observed.registries.iter().map(|task| task.status.order_version)).max().unwrap_or(0)
-}
-
-/// Agents that have files of ours: a node has been started there, and may only be out of reach.
-pub(crate) fn covered(observed: &Observed) -> impl Iterator<Item = &Host> {
-    observed.instances().filter(|instance| instance.port.is_some()).filter_map(|instance| instance.host.as_ref())
+    let nodes = nodes.into_iter().map(of_node);
+    nodes.chain(registries.iter().map(|task| task.status.order_version)).max().unwrap_or(0)
 }
 
 /// Tells the enrolment key from another one.
@@ -266,11 +261,17 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 const SURPASS_EVERY: Duration = Duration::from_secs(600);
 
 impl Memory {
-    /// Whether the trust order is to be given anew, above the version of another one that a node has taken and that is not older.
+    /// Whether the trust order is to be given anew, above the version of another one that one of these nodes has taken and that is not
+    /// older.
     #[must_use]
-    pub(crate) fn surpasses(&mut self, observed: &Observed, trust: &SignedOrder, now: Instant) -> bool {
+    pub(crate) fn surpasses<'a>(
+        &mut self,
+        nodes: impl IntoIterator<Item = &'a Arc<NodeStatus>>,
+        trust: &SignedOrder,
+        now: Instant,
+    ) -> bool {
         let digest = plan::order_digest(trust);
-        let mut others = observed.nodes.values().filter(|status| status.order_digest != digest).peekable();
+        let mut others = nodes.into_iter().filter(|status| status.order_digest != digest).peekable();
         if others.peek().is_none() {
             return false;
         }
@@ -529,9 +530,15 @@ mod tests {
             Observed { nodes: [(host, NodeStatus { order_version, ..status }.into())].into(), ..Observed::default() }
         };
         let (mut memory, began) = (Memory::default(), Instant::now());
-        assert!(!memory.surpasses(&seen(&ours, 5), &trust, began) && !memory.surpasses(&seen("other", 4), &trust, began));
-        assert!(memory.surpasses(&seen("other", 5), &trust, began));
-        assert!(!memory.surpasses(&seen("other", 9), &trust, began + Duration::from_secs(599)), "who lies could keep us busy");
-        assert!(memory.surpasses(&seen("other", 9), &trust, began + SURPASS_EVERY));
+        assert!(
+            !memory.surpasses(seen(&ours, 5).nodes.values(), &trust, began)
+                && !memory.surpasses(seen("other", 4).nodes.values(), &trust, began)
+        );
+        assert!(memory.surpasses(seen("other", 5).nodes.values(), &trust, began));
+        assert!(
+            !memory.surpasses(seen("other", 9).nodes.values(), &trust, began + Duration::from_secs(599)),
+            "who lies could keep us busy"
+        );
+        assert!(memory.surpasses(seen("other", 9).nodes.values(), &trust, began + SURPASS_EVERY));
     }
 }

@@ -281,7 +281,7 @@ async fn step(
         Some(orders) => orders,
         none => {
             let mut state = State::open(cluster.store(&options.service.name)?, None, unix_now()).await?;
-            state.note_taken(steps::newest_taken(&observed));
+            state.note_taken(steps::newest_taken(observed.nodes.values(), &observed.registries));
             none.insert(Orders::sign(&mut state, options.uninstall.delete_data).await?)
         }
     };

@@ -591,7 +591,7 @@ impl World {
 
     /// Notes what a controller has written down as covered.
     pub(super) fn note_seen(&mut self, observed: &Observed) {
-        for host in crate::controller::steps::covered(observed) {
+        for host in covered(observed) {
             if let Some(machine) = self.machine_of(host) {
                 self.machines[machine].is_known = true;
             }
@@ -1118,6 +1118,11 @@ fn count_down(locks: &mut BTreeMap<String, u8>, id: &str) {
         }
         *left > 0
     });
+}
+
+/// Agents whose nodes a controller asks: all on which one has been started.
+pub(super) fn covered(observed: &Observed) -> impl Iterator<Item = &Host> {
+    observed.instances().filter(|instance| instance.port.is_some()).filter_map(|instance| instance.host.as_ref())
 }
 
 /// What makes Marathon replace instances: all but their number.

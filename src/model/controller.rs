@@ -243,16 +243,16 @@ impl Controller {
         let in_force: Vec<HostPort> = steps::bare(&names);
         let bundle = steps::bundle(options, &anchor, state, self.memory.settled, names, Vec::new());
         world.ask(&mut look.observed);
-        state.note_taken(steps::newest_taken(&look.observed));
+        state.note_taken(steps::newest_taken(look.observed.nodes.values(), &look.observed.registries));
         if !runs_registry && look.observed.registry.is_some() && self.retirement.is_none() {
             self.retirement = Some((now(state.order(OrderKind::Retire { delete_data: false }))?, state.version()));
         }
         let trust = now(state.trust_order(bundle))?;
-        if self.memory.surpasses(&look.observed, &trust, world.instant()) {
+        if self.memory.surpasses(look.observed.nodes.values(), &trust, world.instant()) {
             state.surpass_trust();
         }
         world.newest = order_digest(&trust);
-        now(state.note_covered(steps::covered(&look.observed)))?;
+        now(state.note_covered(super::cluster::covered(&look.observed)))?;
         world.note_seen(&look.observed);
         self.memory.see_registry(options, &anchor, state, &look.observed, &in_force);
         if self.memory.settled && !anchor.is_own() && state.ca().is_some() {
@@ -517,7 +517,7 @@ impl Controller {
             None => {
                 self.open(world, None)?;
                 let Some(state) = &mut self.state else { return Err(End::Failed) };
-                state.note_taken(steps::newest_taken(&look.observed));
+                state.note_taken(steps::newest_taken(look.observed.nodes.values(), &look.observed.registries));
                 now(Orders::sign(state, options.uninstall.delete_data))?
             }
         };
