@@ -93,9 +93,6 @@ const CALM_SHARE: u32 = 125;
 const EAGER_SHARE: u32 = 25;
 /// But it is never put off for longer; while things change, for no longer than in a small cluster where nothing does.
 const LONGEST: Duration = Duration::from_secs(60);
-/// A pass that costs more is not made to see how a few things stand. It is more than that of a small cluster, where each half second is looked at
-/// everything: a pod whose deployment goes on has news before that ends.
-const WORK: Duration = Duration::from_millis(10);
 /// So many agents that are sent the same are named one by one.
 const TOLD: usize = 8;
 
@@ -466,7 +463,7 @@ impl Controller {
             };
             let mut pause = pause.max((cost * self.share()).min(longest));
             let mut few = None;
-            if self.changes && awaits_agents && cost > WORK {
+            if self.changes && awaits_agents && self.seen.is_large() {
                 few = self.seen.few(&self.options);
                 pause = few.as_ref().map_or(pause, |_| CALM);
             }

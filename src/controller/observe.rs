@@ -93,6 +93,9 @@ pub(super) struct Few {
 
 /// So much is few: asked one after the other, it is less than a pass.
 const FEW: usize = 4;
+/// With more nodes a pass is not made only to see how a few things stand. With less it is made each half second: a pod whose deployment goes
+/// on has news before that ends.
+const LARGE: usize = 500;
 
 /// Whether as many instances run as are to, and there are no others.
 fn is_settled(pod: &Pod) -> bool {
@@ -189,6 +192,11 @@ impl Seen {
         (last.registry, last.own_app, last.locked) = (registry, own_app, locked);
         last.stuck.clear();
         Ok((last, is_urgent))
+    }
+
+    /// Whether there are so many nodes that a pass is work.
+    pub(super) fn is_large(&self) -> bool {
+        self.answers.len() > LARGE
     }
 
     /// What is waited for of pods and nodes; none where it is nothing, or much.

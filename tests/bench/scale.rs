@@ -772,7 +772,7 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
     // One agent joins, and another, so often that a look at everything in between does not count for much.
     shared.lock().start = Duration::from_secs(1);
     let (mut to_put, mut to_proven, mut join_cpu, mut join_bytes) = (0.0_f64, 0.0_f64, 0.0, 0.0);
-    const JOINS: usize = 15;
+    const JOINS: usize = 40;
     for _ in 0..JOINS {
         let meter = Meter::start(&shared, &controller);
         let number = {
@@ -893,8 +893,8 @@ const ROWS: [&str; 21] = [
     "peak memory until then, MiB",
     "CPU when idle, of a core",
     "KB read when idle, per agent and minute",
-    "a join: event to PUT, ms (worst of 15)",
-    "a join: running to seen as proven, s (worst of 15)",
+    "a join: event to PUT, ms (worst of 40)",
+    "a join: running to seen as proven, s (worst of 40)",
     "a join: CPU ms / KB",
     "a failure is seen after, s",
     "a failure and its end: CPU ms / KB",
