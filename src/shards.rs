@@ -80,8 +80,7 @@ pub enum Shard {
 }
 
 impl Shard {
-    /// Its place in a table of [`SHARDS`].
-    pub fn index(self) -> usize {
+    fn index(self) -> usize {
         match self {
             Self::All => 0,
             Self::Digit(digit) => 1 + usize::from(digit % 10),
@@ -113,7 +112,37 @@ impl Shard {
 }
 
 /// How many pods there may be, of all layouts.
-pub const SHARDS: usize = 112;
+const SHARDS: usize = 112;
+
+/// A table with a place for each pod that there may be.
+#[derive(Debug)]
+pub struct PerShard<T>(Vec<Option<T>>);
+
+impl<T> Default for PerShard<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> PerShard<T> {
+    /// The place of a pod.
+    pub fn at(&mut self, shard: Shard) -> &mut Option<T> {
+        if self.0.is_empty() {
+            self.0.resize_with(SHARDS, || None);
+        }
+        &mut self.0[shard.index()]
+    }
+
+    /// Whether there is something of this pod.
+    pub fn has(&self, shard: Shard) -> bool {
+        self.0.get(shard.index()).is_some_and(Option::is_some)
+    }
+
+    /// What there is, in the order of the pods.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().flatten()
+    }
+}
 
 impl Layout {
     /// The layout of an installation that has no pod yet.

@@ -72,7 +72,7 @@ struct Counted {
 struct Seen {
     at: i64,
     converged: bool,
-    tally: Tally,
+    tally: Arc<Tally>,
     newest: u64,
     up: bool,
     registries: BTreeMap<&'static str, usize>,
@@ -163,7 +163,7 @@ impl Seen {
         Self {
             at: wanted.now,
             converged: report.converged,
-            tally: report.tally.clone(),
+            tally: Arc::clone(&report.tally),
             newest: version_of(wanted).unwrap_or(0),
             up: wanted.registry && observed.all_registries_answer() && registries["serving"] >= instances,
             registries,
@@ -313,12 +313,12 @@ mod tests {
         Seen {
             at: 1000,
             converged: true,
-            tally: Tally {
+            tally: Arc::new(Tally {
                 agents: BTreeMap::from([(("trusted", "private"), 3)]),
                 bundles: BTreeMap::from([(9, 3), (8, 1), (7, 1), (2, 1)]),
                 oldest_proof: Some(Instant::now()),
                 exposed: 0,
-            },
+            }),
             newest: 9,
             up: true,
             registries: BTreeMap::from([("serving", 1)]),

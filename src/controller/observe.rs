@@ -22,7 +22,7 @@ use crate::names::Host;
 use crate::options::Options;
 use crate::plan::{self, Observed, RegistryTask};
 use crate::protocol::{MAX_MESSAGE_BYTES, NodePhase, NodeStatus, RegistryPhase, RegistryStatus, SignedOrder};
-use crate::shards::{Layout, SHARDS, Shard};
+use crate::shards::{Layout, PerShard, Shard};
 
 /// How long a task may take to answer. It is on the same network and has the answer at hand.
 const TASK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -56,7 +56,7 @@ pub(super) struct Seen {
     /// When everything was looked at, and what CPU time that took.
     whole: Option<(Instant, Duration)>,
     answers: HashMap<Host, Answer>,
-    quiet: BTreeMap<Shard, Quiet>,
+    quiet: PerShard<Quiet>,
     /// Digest of the order by which it was judged last who is well.
     digest: String,
 }
@@ -354,7 +354,7 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     observed.nodes.clear();
     let wellness = Wellness { digest: "", is_awaited: Some(&|_, _| true) };
-    let (mut answers, mut quiet) = (HashMap::new(), BTreeMap::new());
+    let (mut answers, mut quiet) = (HashMap::new(), PerShard::default());
     let purpose = Purpose { urgent: &|| false, others_come: false };
     nodes(cluster, options, observed, &mut answers, &mut quiet, &purpose, &wellness).await;
     registries(cluster, options, observed).await;
@@ -374,7 +374,7 @@ impl Seen {
         // After a failure nothing is remembered.
         if self.digest != wellness.digest || observed.nodes.is_empty() {
             self.answers.values_mut().for_each(|answer| answer.well = false);
-            self.quiet.clear();
+            self.quiet = PerShard::default();
             self.digest = wellness.digest.to_string();
         }
         let asked = nodes(cluster, options, observed, &mut self.answers, &mut self.quiet, purpose, wellness).await;
@@ -389,7 +389,7 @@ async fn nodes(
     options: &Options,
     observed: &mut Observed,
     answers: &mut HashMap<Host, Answer>,
-    quiet: &mut BTreeMap<Shard, Quiet>,
+    quiet: &mut PerShard<Quiet>,
     purpose: &Purpose<'_>,
     wellness: &Wellness<'_>,
 ) -> Vec<Host> {
@@ -400,15 +400,15 @@ async fn nodes(
     let rate = if purpose.others_come { AGAIN_PER_SECOND_WHILE_OTHERS_COME } else { AGAIN_PER_SECOND };
     let again = Duration::from_secs_f64(number as f64 / rate);
     let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
-    quiet.retain(|shard, known| pods.get(shard).is_some_and(|pod| Arc::ptr_eq(&pod.spec, &known.spec)));
     let rest = if (purpose.urgent)() { again * URGENT_FOR } else { again };
-    let mut rests = [false; SHARDS];
+    let mut passed_over = PerShard::default();
     let mut due = Vec::new();
     // Of very many nodes nearly all wait; so nothing is copied for them, or moved, and a pod whose nodes all do is passed over.
     for (shard, pod) in pods.iter() {
-        let was_quiet = wellness.is_awaited.is_none() && quiet.get(shard).is_some_and(|known| now - known.oldest < rest);
-        rests[shard.index()] = was_quiet;
-        if was_quiet {
+        let rests = |known: &Quiet| Arc::ptr_eq(&pod.spec, &known.spec) && now - known.oldest < rest;
+        let quiet = quiet.at(*shard);
+        if wellness.is_awaited.is_none() && quiet.as_ref().is_some_and(rests) {
+            *passed_over.at(*shard) = Some(());
             continue;
         }
         let mut oldest = Some(now);
@@ -442,20 +442,17 @@ async fn nodes(
                 due.push((host.clone(), port, instance.uuid().to_string(), *shard, can_wait));
             }
         }
-        match oldest {
-            Some(oldest) => drop(quiet.insert(*shard, Quiet { spec: Arc::clone(&pod.spec), oldest })),
-            None => drop(quiet.remove(shard)),
-        }
+        *quiet = oldest.map(|oldest| Quiet { spec: Arc::clone(&pod.spec), oldest });
     }
     answers.retain(|host, answer| {
-        let is_there = answer.looked == now || rests[answer.shard.index()];
+        let is_there = answer.looked == now || passed_over.has(answer.shard);
         if !is_there {
             known.remove(host);
         }
         is_there
     });
     // What another instance has said there may still count.
-    let counts = |answer: &Answer| answer.counts == now || rests[answer.shard.index()];
+    let counts = |answer: &Answer| answer.counts == now || passed_over.has(answer.shard);
     for (host, ..) in due.iter().filter(|(.., can_wait)| !can_wait) {
         let answer = answers.get_mut(host);
         if answer.as_ref().is_some_and(|answer| counts(answer)) {
@@ -602,6 +599,7 @@ mod tests {
 
     use super::super::{Setting, serve};
     use super::*;
+    use crate::shards::Number;
 
     /// Answers with what `answer` has for a path, never where that is null, and notes what was asked.
     async fn answering(answer: impl Fn(&str) -> Option<Value> + Clone + Send + Sync + 'static) -> (u16, Arc<Mutex<Vec<String>>>) {
@@ -653,7 +651,11 @@ mod tests {
         let mut answers: Vec<(&Host, &mut Answer)> = seen.answers.iter_mut().collect();
         answers.sort_by_key(|(host, _)| *host);
         answers.into_iter().take(nodes).for_each(|(_, answer)| answer.at -= Duration::from_secs(seconds));
-        seen.quiet.values_mut().for_each(|quiet| quiet.oldest -= Duration::from_secs(seconds));
+        for shard in Layout::Ten(Number::OfName).shards() {
+            if let Some(quiet) = seen.quiet.at(shard) {
+                quiet.oldest -= Duration::from_secs(seconds);
+            }
+        }
     }
 
     /// A hundred nodes, all of them at that port.
@@ -747,7 +749,7 @@ mod tests {
         assert_eq!([look!(&WELL), look!(&WELL), look!(&WELL)], [(50, 50), (50, 0), (0, 0)]);
         // One is due.
         let due: Host = "127.0.2.7".parse().unwrap();
-        seen.quiet.get_mut(&Shard::Digit(2)).unwrap().oldest -= Duration::from_secs(3);
+        seen.quiet.at(Shard::Digit(2)).as_mut().unwrap().oldest -= Duration::from_secs(3);
         seen.answers.get_mut(&due).unwrap().at -= Duration::from_secs(3);
         let urgent = Purpose { urgent: &|| true, others_come: false };
         assert_eq!(look(&mut seen, &cluster, &options, &mut observed, &WELL, &urgent).await, (0, 0));

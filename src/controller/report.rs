@@ -92,7 +92,7 @@ pub struct Report {
     pub registries: Vec<RegistryReport>,
     /// What the agents' rows come to, for the metrics.
     #[serde(skip)]
-    pub tally: Tally,
+    pub tally: Arc<Tally>,
 }
 
 /// One agent.
@@ -271,7 +271,7 @@ impl Report {
             certificates: CertificateReport::of(certificates)?,
             rotating: wanted.ca.rotation.as_ref().map(RotationReport::new),
             registries: observed.registries.iter().map(RegistryReport::new).collect(),
-            tally,
+            tally: Arc::new(tally),
         })
     }
 

@@ -1,6 +1,5 @@
 //! What Marathon has not kept as it was sent. A definition is compared once: what was seen of it is remembered from pass to pass.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -8,13 +7,13 @@ use serde_json::Value;
 use crate::dcos::versions;
 use crate::documents;
 use crate::plan::{Observed, Wanted};
-use crate::shards::Shard;
+use crate::shards::PerShard;
 
 /// What was found in the stored definitions of the last pass that are as we rendered them.
 #[derive(Default)]
 pub(super) struct Stored {
     marathon: versions::Marathon,
-    pods: BTreeMap<Shard, (Arc<Value>, Vec<String>)>,
+    pods: PerShard<(Arc<Value>, Vec<String>)>,
 }
 
 impl Stored {
@@ -23,21 +22,21 @@ impl Stored {
         let (documents, marathon) = (&wanted.documents, observed.marathon);
         let mut before = std::mem::take(&mut self.pods);
         if std::mem::replace(&mut self.marathon, marathon) != marathon {
-            before.clear();
+            before = PerShard::default();
         }
         for (shard, pod) in observed.pods.iter().filter(|(shard, pod)| documents.is_pod(**shard, &pod.spec)) {
             // With the same digest in it, it was compared with the same.
-            let known = before.remove(shard).filter(|(spec, _)| Arc::ptr_eq(spec, &pod.spec));
+            let known = before.at(*shard).take().filter(|(spec, _)| Arc::ptr_eq(spec, &pod.spec));
             let known = known.unwrap_or_else(|| {
                 // Its number of instances is the planner's affair.
                 let sent = documents::scaled(&documents.pod(*shard), pod.scale(), marathon);
                 (Arc::clone(&pod.spec), problems(&documents.pod_id(*shard), &sent, &pod.spec))
             });
-            self.pods.insert(*shard, known);
+            *self.pods.at(*shard) = Some(known);
         }
         let registry = observed.registry.iter().filter(|app| documents::same(&app.spec, &documents.registry));
         let registry = registry.flat_map(|app| problems(&documents.registry_id, &documents.registry, &app.spec));
-        self.pods.values().flat_map(|(_, problems)| problems.clone()).chain(registry).collect()
+        self.pods.iter().flat_map(|(_, problems)| problems.clone()).chain(registry).collect()
     }
 }
 
@@ -55,7 +54,7 @@ mod tests {
     use super::*;
     use crate::dcos::marathon::{App, Pod};
     use crate::plan::tests::wanted;
-    use crate::shards::{Layout, Number};
+    use crate::shards::{Layout, Number, Shard};
 
     #[test]
     fn what_marathon_has_not_kept_is_told_in_every_pass_as_long_as_it_is_so() {
