@@ -452,10 +452,9 @@ async fn nodes(
         is_there
     });
     // What another instance has said there may still count.
-    let counts = |answer: &Answer| answer.counts == now || passed_over.has(answer.shard);
     for (host, ..) in due.iter().filter(|(.., can_wait)| !can_wait) {
         let answer = answers.get_mut(host);
-        if answer.as_ref().is_some_and(|answer| counts(answer)) {
+        if answer.as_ref().is_some_and(|answer| answer.counts == now) {
             continue;
         }
         known.remove(host);
@@ -599,6 +598,7 @@ mod tests {
 
     use super::super::{Setting, serve};
     use super::*;
+    use crate::model::random::Random;
     use crate::shards::Number;
 
     /// Answers with what `answer` has for a path, never where that is null, and notes what was asked.
@@ -764,6 +764,113 @@ mod tests {
         assert_eq!([look!(&WELL), look!(&WELL)], [(100, 0), (0, 0)]);
         observed.nodes.clear();
         assert_eq!(look!(&WELL), (100, 100));
+    }
+
+    /// Makes ages multiples of half a second, in which none of the times lies that matter: two that have seen the same take them alike.
+    fn round_ages(seen: &mut Seen, passed: Duration) {
+        let now = Instant::now();
+        let round = |at: &mut Instant| *at = now - passed - Duration::from_millis(500) * ((now - *at).as_secs_f64() * 2.0).round() as u32;
+        seen.answers.values_mut().for_each(|answer| round(&mut answer.at));
+        for shard in Layout::Ten(Number::OfName).shards() {
+            if let Some(quiet) = seen.quiet.at(shard) {
+                round(&mut quiet.oldest);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_seen_of_nodes_is_the_same_as_if_no_pod_were_passed_over() {
+        const HOSTS: usize = 21;
+        const PODS: usize = 3;
+        let says: Arc<Mutex<Vec<Option<NodeStatus>>>> = Arc::new(Mutex::new(vec![None; HOSTS]));
+        let mut ports = Vec::new();
+        for host in 0..HOSTS {
+            let says = Arc::clone(&says);
+            ports.push(answering(move |_| says.lock().unwrap()[host].as_ref().map(|status| json!(status))).await.0);
+        }
+        let (cluster, options) = cluster(1);
+        let mut random = Random(20_261_130);
+        let address = |host: usize| format!("127.0.1.{host}");
+        let (mut uuids, mut digest) = (vec![0; HOSTS], "d");
+        let (mut as_is, mut thorough) = (Seen::default(), Seen::default());
+        let (mut passed_over, mut observed) = (0, [Observed::default(), Observed::default()]);
+        // One host of a pod has no instance, or one that does not run: so there are always as many nodes.
+        let read = |uuids: &[usize], members: &[Vec<usize>], digit: usize, away: usize, is_placed: bool| {
+            let instance = |(at, host): (usize, &usize)| Instance {
+                id: format!("x.instance-{}", uuids[*host]),
+                host: address(*host).parse().ok(),
+                port: (at != away).then_some(ports[*host]),
+            };
+            let hosts = members[digit].iter().enumerate().filter(|(at, _)| is_placed || *at != away);
+            (Shard::Digit(digit as u8), Pod { spec: json!({}).into(), instances: hosts.map(instance).collect() })
+        };
+        let mut members: Vec<Vec<usize>> = (0..PODS).map(|digit| (digit..HOSTS).step_by(PODS).collect()).collect();
+        let all: BTreeMap<Shard, Pod> = (0..PODS).map(|digit| read(&uuids, &members, digit, 0, true)).collect();
+        observed.iter_mut().for_each(|observed| observed.pods = all.clone());
+        for step in 0..300 {
+            let host = random.below(HOSTS);
+            let mut passed = Duration::ZERO;
+            match random.below(6) {
+                // A pod is read, with another instance, and without one that was there.
+                0 => {
+                    if random.percent(50) {
+                        uuids[host] = step;
+                    }
+                    let (one, other, at) = (random.below(PODS), random.below(PODS), random.below(HOSTS / PODS));
+                    // As where the division among pods is another one.
+                    if random.percent(20) {
+                        (members[one][at], members[other][at]) = (members[other][at], members[one][at]);
+                        let pod = read(&uuids, &members, other, at, false);
+                        observed.iter_mut().for_each(|observed| observed.pods.extend([pod.clone()]));
+                    }
+                    let pod = read(&uuids, &members, one, random.below(HOSTS / PODS), random.percent(50));
+                    observed.iter_mut().for_each(|observed| observed.pods.extend([pod.clone()]));
+                }
+                1 => {
+                    let phase = if random.percent(70) { NodePhase::Trusted } else { NodePhase::Failed };
+                    let (_, status) = plan::tests::node("x", if random.percent(80) { "d" } else { "e" }, phase, step as u64);
+                    let executor = format!("x-{}", uuids[host]);
+                    says.lock().unwrap()[host] = random.percent(80).then_some(NodeStatus { executor, ..status });
+                }
+                // All are well.
+                2 => {
+                    for (host, says) in says.lock().unwrap().iter_mut().enumerate() {
+                        let (_, status) = plan::tests::node("x", "d", NodePhase::Trusted, step as u64);
+                        *says = Some(NodeStatus { executor: format!("x-{}", uuids[host]), ..status });
+                    }
+                }
+                3 => passed = Duration::from_millis([500, 2000][random.below(2)]),
+                _ => {}
+            }
+            if random.percent(5) {
+                digest = if digest == "d" { "e" } else { "d" };
+            }
+            if random.percent(2) {
+                observed.iter_mut().for_each(|observed| observed.nodes.clear());
+            }
+            let awaited: Host = address(host).parse().unwrap();
+            let is_awaited = |host: &Host, _: &NodeStatus| *host == awaited;
+            let wellness = Wellness { digest, is_awaited: if random.percent(10) { Some(&is_awaited) } else { None } };
+            let is_urgent = random.percent(20);
+            let purpose = Purpose { urgent: &|| is_urgent, others_come: random.percent(30) };
+            let [one, other] = &mut observed;
+            for seen in [&mut as_is, &mut thorough] {
+                round_ages(seen, passed);
+            }
+            thorough.quiet = PerShard::default();
+            let began = Instant::now();
+            let told = as_is.tasks(&cluster, &options, one, &purpose, &wellness).await;
+            passed_over += as_is.answers.values().filter(|answer| answer.looked < began).count();
+            let told_by_thorough = thorough.tasks(&cluster, &options, other, &purpose, &wellness).await;
+            let of = |seen: &Seen, observed: &Observed| {
+                let mut answers: Vec<_> = seen.answers.iter().map(|(host, a)| (host.clone(), a.uuid.clone(), a.well, a.failures)).collect();
+                answers.sort();
+                (answers, json!(observed.nodes))
+            };
+            assert_eq!(of(&as_is, one), of(&thorough, other), "step {step}");
+            assert!(is_urgent || told == told_by_thorough, "step {step}: {told:?} {told_by_thorough:?}");
+        }
+        assert!((300..300 * HOSTS).contains(&passed_over), "{passed_over}");
     }
 
     #[tokio::test]

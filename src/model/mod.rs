@@ -17,7 +17,7 @@ mod event;
 mod mutation;
 mod node;
 mod options;
-mod random;
+pub(crate) mod random;
 mod registry;
 mod story;
 mod trust;
