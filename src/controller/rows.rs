@@ -122,7 +122,7 @@ impl Rows {
     }
 }
 
-/// The rows of the last pass, mostly in the order of the hosts as well; an agent has come or gone.
+/// The rows of the last pass, mostly in the order of the agents now, but for those that have come or gone.
 struct Before {
     kept: Vec<Option<Kept>>,
     next: usize,
