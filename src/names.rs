@@ -117,7 +117,7 @@ impl TryFrom<String> for Host {
 impl Serialize for Host {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Host::Ip(ip) => serializer.collect_str(ip),
+            Host::Ip(ip) => ip.serialize(serializer),
             Host::Dns(name) => serializer.serialize_str(name),
         }
     }

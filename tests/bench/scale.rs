@@ -69,6 +69,8 @@ struct Agent {
     node: Option<(String, String)>,
     running: bool,
     status: Option<Node>,
+    /// Its entry in `/slaves`: to write 10,000 of them anew for one that has joined would be waited for by the one that joins.
+    text: Option<String>,
 }
 
 struct Node {
@@ -138,7 +140,7 @@ impl Cluster {
     }
 
     fn touch(&mut self, agent: usize) {
-        self.slaves = None;
+        (self.slaves, self.agents[agent].text) = (None, None);
         if let Some((pod, _)) = &self.agents[agent].node
             && let Some(pod) = self.pods.get_mut(pod)
         {
@@ -190,7 +192,7 @@ impl Cluster {
                 let free = pod.members.iter().find(|agent| self.agents[**agent].node.is_none() && self.agents[**agent].registered);
                 let Some(agent) = free.copied() else { continue };
                 let uuid = format!("{:08x}-e79a-11f1-ac96-{:012x}", agent, unix());
-                self.agents[agent].node = Some((id.clone(), uuid));
+                (self.agents[agent].node, self.agents[agent].text) = (Some((id.clone(), uuid)), None);
                 pod.instances.insert(agent);
                 pod.text = None;
                 self.tokens -= 1;
@@ -338,11 +340,14 @@ impl Shared {
         let mut text = String::with_capacity(cluster.agents.len() * (self.slave.len() + 60));
         text.push_str(r#"{"slaves":["#);
         let mut first = true;
-        for (number, agent) in cluster.agents.iter().enumerate().filter(|(_, agent)| agent.registered) {
+        for (number, agent) in cluster.agents.iter_mut().enumerate().filter(|(_, agent)| agent.registered) {
             if !std::mem::take(&mut first) {
                 text.push(',');
             }
-            text.push_str(&self.slave_text(number, agent));
+            if agent.text.is_none() {
+                agent.text = Some(self.slave_text(number, agent));
+            }
+            text.push_str(agent.text.as_deref().unwrap_or_default());
         }
         text.push_str(r#"],"recovered_slaves":[]}"#);
         let text: Arc<str> = text.into();
@@ -685,7 +690,7 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
                                 "metronome_url": format!("http://{MASTER}:9000") },
                       "registry": { "host": FIRST }, "exposure": { "marathon_lb": false } });
     options::put_variables(&mut vars, &own);
-    let new_agent = |number: usize| Agent { host: host(number), registered: true, node: None, running: false, status: None };
+    let new_agent = |number: usize| Agent { host: host(number), registered: true, node: None, running: false, status: None, text: None };
     let cluster = Cluster {
         agents: (0..agents).map(new_agent).collect(),
         pods: BTreeMap::new(),
@@ -880,7 +885,7 @@ async fn measure(dir: &Path, program: &Path, agents: usize, slave: String) -> Ve
 
 /// Long enough for several looks at everything.
 fn idle_seconds(agents: usize) -> u64 {
-    if agents > 3000 { 130 } else { 60 }
+    if agents > 3000 { 260 } else { 60 }
 }
 
 const ROWS: [&str; 21] = [
