@@ -35,6 +35,9 @@ const AGAIN_PER_SECOND: f64 = 50.0;
 const AGAIN_PER_SECOND_WHILE_OTHERS_COME: f64 = 10.0;
 /// What can wait for a look that is not urgent waits no longer than so many times its time.
 const URGENT_FOR: u32 = 2;
+/// Where the time has come for very many at once, as many as at that rate are asked, and half as many again; the others at later looks. At least
+/// so many as are asked at the same time, which nobody feels.
+const CATCHES_UP: f64 = 1.5;
 /// Where many nodes are silent, for each of which the rest waits a while, one that has not answered so often is asked only now and then.
 const MANY_SILENT: usize = AT_ONCE / 2;
 const PATIENT_TRIES: u32 = 5;
@@ -59,6 +62,8 @@ pub(super) struct Seen {
     quiet: PerShard<Quiet>,
     /// Digest of the order by which it was judged last who is well.
     digest: String,
+    /// When nodes were looked at last.
+    looked: Option<Instant>,
 }
 
 /// Which nodes are well, so that they are asked again only now and then.
@@ -83,6 +88,13 @@ pub(super) struct Purpose<'a> {
     pub(super) urgent: &'a (dyn Fn() -> bool + Sync),
     /// Whether agents come to be well one after the other.
     pub(super) others_come: bool,
+}
+
+impl Purpose<'_> {
+    /// So many nodes that are well are asked again in a second.
+    fn rate(&self) -> f64 {
+        if self.others_come { AGAIN_PER_SECOND_WHILE_OTHERS_COME } else { AGAIN_PER_SECOND }
+    }
 }
 
 /// What a change is about that goes on: pods that are being deployed, and instances whose nodes are not well.
@@ -356,7 +368,7 @@ pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut O
     let wellness = Wellness { digest: "", is_awaited: Some(&|_, _| true) };
     let (mut answers, mut quiet) = (HashMap::new(), PerShard::default());
     let purpose = Purpose { urgent: &|| false, others_come: false };
-    nodes(cluster, options, observed, &mut answers, &mut quiet, &purpose, &wellness).await;
+    nodes(cluster, options, observed, &mut answers, &mut quiet, usize::MAX, &purpose, &wellness).await;
     registries(cluster, options, observed).await;
 }
 
@@ -377,19 +389,24 @@ impl Seen {
             self.quiet = PerShard::default();
             self.digest = wellness.digest.to_string();
         }
-        let asked = nodes(cluster, options, observed, &mut self.answers, &mut self.quiet, purpose, wellness).await;
+        let since = self.looked.replace(Instant::now()).map(|at| at.elapsed()).unwrap_or_default();
+        let most = AT_ONCE.max((purpose.rate() * CATCHES_UP * since.as_secs_f64()) as usize);
+        let asked = nodes(cluster, options, observed, &mut self.answers, &mut self.quiet, most, purpose, wellness).await;
         registries(cluster, options, observed).await;
         asked
     }
 }
 
-/// Asks the nodes whose turn it is. `observed` holds what nodes have said before, each with its entry in `answers`.
+/// Asks the nodes whose turn it is; of those that are well `most` at the most. `observed` holds what nodes have said before, each with its entry
+/// in `answers`.
+#[allow(clippy::too_many_arguments)]
 async fn nodes(
     cluster: &Cluster,
     options: &Options,
     observed: &mut Observed,
     answers: &mut HashMap<Host, Answer>,
     quiet: &mut PerShard<Quiet>,
+    mut most: usize,
     purpose: &Purpose<'_>,
     wellness: &Wellness<'_>,
 ) -> Vec<Host> {
@@ -397,8 +414,7 @@ async fn nodes(
     let Observed { pods, nodes: known, .. } = observed;
     let running = |pod: &Pod| pod.instances.iter().filter(|instance| instance.host.is_some() && instance.port.is_some()).count();
     let number: usize = pods.values().map(running).sum();
-    let rate = if purpose.others_come { AGAIN_PER_SECOND_WHILE_OTHERS_COME } else { AGAIN_PER_SECOND };
-    let again = Duration::from_secs_f64(number as f64 / rate);
+    let again = Duration::from_secs_f64(number as f64 / purpose.rate());
     let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
     let rest = if (purpose.urgent)() { again * URGENT_FOR } else { again };
     let mut passed_over = PerShard::default();
@@ -426,10 +442,12 @@ async fn nodes(
                 let age = now - answer.at;
                 let is_awaited = || wellness.is_awaited.zip(status).is_some_and(|(is_awaited, status)| is_awaited(host, status));
                 match answer.well {
-                    true if !is_awaited() && age < again * URGENT_FOR => {
+                    true if !is_awaited() => {
                         answer.counts = now;
                         oldest = oldest.min(Some(answer.at));
-                        (age < again, true)
+                        let is_due = age >= rest && most > 0;
+                        most -= usize::from(is_due);
+                        (!is_due, age < again * URGENT_FOR)
                     }
                     true => (false, false),
                     false => (status.is_none() && many_silent && answer.failures > PATIENT_TRIES && age < NOW_AND_THEN, false),
@@ -708,6 +726,33 @@ mod tests {
         observed.pods.clear();
         seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
         assert_eq!((questions(), observed.nodes.len(), seen.answers.len()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn where_the_time_of_very_many_nodes_has_come_at_once_nobody_waits_for_all_of_them() {
+        let node = NodeStatus { executor: "x-1".into(), ..plan::tests::node("127.0.0.1", "d", NodePhase::Trusted, 1).1 };
+        let (port, asked) = answering(move |_| Some(json!(node))).await;
+        let (cluster, options) = cluster(port);
+        let pods = [1, 2].map(|digit| (Shard::Digit(digit), pod(200, |number| format!("127.0.{digit}.{number}"), Some(port))));
+        let (mut seen, mut observed) = (Seen::default(), Observed { pods: pods.into(), ..Observed::default() });
+        let questions = || std::mem::take(&mut *asked.lock().unwrap()).len();
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        assert_eq!((questions(), observed.nodes.len()), (400, 400));
+        // The time of each comes after eight seconds, and after sixteen whoever waits waits for it as well.
+        take_back(&mut seen, 400, 60);
+        let urgent = Purpose { urgent: &|| true, others_come: false };
+        for left in [400 - AT_ONCE, 400 - 2 * AT_ONCE, 400 - 3 * AT_ONCE, 0, 0] {
+            seen.tasks(&cluster, &options, &mut observed, &urgent, &WELL).await;
+            let old = seen.answers.values().filter(|answer| answer.at.elapsed() > Duration::from_secs(50)).count();
+            assert_eq!((old, observed.nodes.len()), (left, 400), "who is not asked still counts");
+        }
+        assert_eq!(questions(), 400);
+        // After a while of rest there are more: 50 a second, and half as many again.
+        take_back(&mut seen, 400, 60);
+        seen.looked = seen.looked.map(|at| at - Duration::from_secs(4));
+        seen.tasks(&cluster, &options, &mut observed, &CALM, &WELL).await;
+        assert_eq!((questions() / 10, observed.nodes.len()), (30, 400));
     }
 
     #[tokio::test]
