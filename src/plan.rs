@@ -378,6 +378,9 @@ pub enum RowState {
 }
 
 impl RowState {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Trusted, Self::Pending, Self::Failed];
+
     /// In one word.
     pub fn word(self) -> &'static str {
         match self {

@@ -317,6 +317,14 @@ mod tests {
         NUMBERS.into_iter().flat_map(|number| [Layout::Ten(number), Layout::Hundred(number)]).chain([Layout::One]).collect()
     }
 
+    #[test]
+    fn each_pod_has_a_place_of_its_own() {
+        let all: std::collections::BTreeSet<Shard> = layouts().into_iter().flat_map(Layout::shards).collect();
+        let mut table = PerShard::default();
+        assert!(all.iter().all(|shard| !table.has(*shard) && table.at(*shard).replace(*shard).is_none()));
+        assert!(table.iter().eq(&all) && all.len() == SHARDS);
+    }
+
     fn hosts(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Host> {
         names.into_iter().map(|name| name.as_ref().parse().unwrap_or_else(|error| panic!("{}: {error}", name.as_ref()))).collect()
     }

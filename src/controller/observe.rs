@@ -365,11 +365,19 @@ async fn pods(marathon: &Marathon, options: &Options) -> Result<BTreeMap<Shard, 
 /// Asks the tasks that Marathon knows for their `/status`. One that does not answer, or is not who it should be, is left out.
 pub(super) async fn tasks(cluster: &Cluster, options: &Options, observed: &mut Observed) {
     observed.nodes.clear();
-    let wellness = Wellness { digest: "", is_awaited: Some(&|_, _| true) };
-    let (mut answers, mut quiet) = (HashMap::new(), PerShard::default());
-    let purpose = Purpose { urgent: &|| false, others_come: false };
-    nodes(cluster, options, observed, &mut answers, &mut quiet, usize::MAX, &purpose, &wellness).await;
-    registries(cluster, options, observed).await;
+    let (purpose, wellness) = (Purpose { urgent: &|| false, others_come: false }, Wellness { digest: "", is_awaited: None });
+    Seen::default().tasks(cluster, options, observed, &purpose, &wellness).await;
+}
+
+/// A node whose turn it is.
+struct Due {
+    host: Host,
+    port: u16,
+    /// UUID of the instance, and its pod.
+    uuid: String,
+    shard: Shard,
+    /// Whether it is well, and may be asked by another look.
+    can_wait: bool,
 }
 
 impl Seen {
@@ -389,128 +397,116 @@ impl Seen {
             self.quiet = PerShard::default();
             self.digest = wellness.digest.to_string();
         }
-        let since = self.looked.replace(Instant::now()).map(|at| at.elapsed()).unwrap_or_default();
-        let most = AT_ONCE.max((purpose.rate() * CATCHES_UP * since.as_secs_f64()) as usize);
-        let asked = nodes(cluster, options, observed, &mut self.answers, &mut self.quiet, most, purpose, wellness).await;
+        let running = |instance: &&Instance| instance.host.is_some() && instance.port.is_some();
+        let number = observed.instances().filter(running).count();
+        let now = Instant::now();
+        let due = self.due(observed, number, now, purpose, wellness);
+        let hosts = due.iter().map(|due| due.host.clone()).collect();
+        let http = cluster.http_for(number);
+        let (mut asked, mut due) = (JoinSet::new(), due.into_iter());
+        loop {
+            while asked.len() < AT_ONCE
+                && let Some(due) = due.next()
+            {
+                if due.can_wait && (purpose.urgent)() {
+                    continue;
+                }
+                let (http, service) = (http.clone(), options.service.name.clone());
+                asked.spawn(async move { (status(&http, &service, &due.host, due.port, &due.uuid).await, due) });
+            }
+            let Some(answer) = asked.join_next().await else { break };
+            // None of them panics.
+            let Ok((status, Due { host, uuid, shard, .. })) = answer else { continue };
+            let before = self.answers.get(&host).filter(|answer| answer.uuid == uuid);
+            let failures = if status.is_some() { 0 } else { before.map_or(0, |answer| answer.failures).saturating_add(1) };
+            if let Some(mut status) = status {
+                // The node's own affair, and a good part of what there is to remember of it.
+                status.files = Vec::new();
+                observed.nodes.insert(host.clone(), Arc::new(status));
+            } else if before.is_some() {
+                observed.nodes.remove(&host);
+            }
+            self.answers.insert(host, Answer { uuid, shard, at: Instant::now(), failures, looked: now, counts: now, well: false });
+        }
         registries(cluster, options, observed).await;
-        asked
+        hosts
     }
-}
 
-/// Asks the nodes whose turn it is; of those that are well `most` at the most. `observed` holds what nodes have said before, each with its entry
-/// in `answers`.
-#[allow(clippy::too_many_arguments)]
-async fn nodes(
-    cluster: &Cluster,
-    options: &Options,
-    observed: &mut Observed,
-    answers: &mut HashMap<Host, Answer>,
-    quiet: &mut PerShard<Quiet>,
-    mut most: usize,
-    purpose: &Purpose<'_>,
-    wellness: &Wellness<'_>,
-) -> Vec<Host> {
-    let now = Instant::now();
-    let Observed { pods, nodes: known, .. } = observed;
-    let running = |pod: &Pod| pod.instances.iter().filter(|instance| instance.host.is_some() && instance.port.is_some()).count();
-    let number: usize = pods.values().map(running).sum();
-    let again = Duration::from_secs_f64(number as f64 / purpose.rate());
-    let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
-    let rest = if (purpose.urgent)() { again * URGENT_FOR } else { again };
-    let mut passed_over = PerShard::default();
-    let mut due = Vec::new();
-    // Of very many nodes nearly all wait; so nothing is copied for them, or moved, and a pod whose nodes all do is passed over.
-    for (shard, pod) in pods.iter() {
-        let rests = |known: &Quiet| Arc::ptr_eq(&pod.spec, &known.spec) && now - known.oldest < rest;
-        let quiet = quiet.at(*shard);
-        if wellness.is_awaited.is_none() && quiet.as_ref().is_some_and(rests) {
-            *passed_over.at(*shard) = Some(());
-            continue;
-        }
-        let mut oldest = Some(now);
-        for instance in &pod.instances {
-            let (Some(host), Some(port)) = (&instance.host, instance.port) else { continue };
-            let before = answers.get_mut(host).and_then(|answer| {
-                (answer.looked, answer.shard) = (now, *shard);
-                Some(answer).filter(|answer| instance.has_uuid(&answer.uuid))
-            });
-            let (waits, can_wait) = before.map_or((false, false), |answer| {
-                let status = if answer.well && wellness.is_awaited.is_none() { None } else { known.get(host) };
-                if let Some(status) = status {
-                    answer.well = wellness.is_well(status);
-                }
-                let age = now - answer.at;
-                let is_awaited = || wellness.is_awaited.zip(status).is_some_and(|(is_awaited, status)| is_awaited(host, status));
-                match answer.well {
-                    true if !is_awaited() => {
-                        answer.counts = now;
-                        oldest = oldest.min(Some(answer.at));
-                        let is_due = age >= rest && most > 0;
-                        most -= usize::from(is_due);
-                        (!is_due, age < again * URGENT_FOR)
-                    }
-                    true => (false, false),
-                    false => (status.is_none() && many_silent && answer.failures > PATIENT_TRIES && age < NOW_AND_THEN, false),
-                }
-            });
-            if !(waits && can_wait) {
-                oldest = None;
-            }
-            if !waits {
-                due.push((host.clone(), port, instance.uuid().to_string(), *shard, can_wait));
-            }
-        }
-        *quiet = oldest.map(|oldest| Quiet { spec: Arc::clone(&pod.spec), oldest });
-    }
-    answers.retain(|host, answer| {
-        let is_there = answer.looked == now || passed_over.has(answer.shard);
-        if !is_there {
-            known.remove(host);
-        }
-        is_there
-    });
-    // What another instance has said there may still count.
-    for (host, ..) in due.iter().filter(|(.., can_wait)| !can_wait) {
-        let answer = answers.get_mut(host);
-        if answer.as_ref().is_some_and(|answer| answer.counts == now) {
-            continue;
-        }
-        known.remove(host);
-        if let Some(answer) = answer {
-            answer.well = false;
-        }
-    }
-    let hosts = due.iter().map(|(host, ..)| host.clone()).collect();
-    let http = cluster.http_for(number);
-    let (mut asked, mut due) = (JoinSet::new(), due.into_iter());
-    loop {
-        while asked.len() < AT_ONCE
-            && let Some((host, port, uuid, shard, can_wait)) = due.next()
-        {
-            if can_wait && (purpose.urgent)() {
+    /// Whose turn it is, of so many nodes that run. `observed` holds what nodes have said before, each with its entry in `answers`; what does
+    /// not count any more is forgotten.
+    fn due(&mut self, observed: &mut Observed, number: usize, now: Instant, purpose: &Purpose<'_>, wellness: &Wellness<'_>) -> Vec<Due> {
+        let Self { answers, quiet, looked, .. } = self;
+        let Observed { pods, nodes: known, .. } = observed;
+        let since = looked.replace(now).map(|at| now - at).unwrap_or_default();
+        let mut most = AT_ONCE.max((purpose.rate() * CATCHES_UP * since.as_secs_f64()) as usize);
+        let again = Duration::from_secs_f64(number as f64 / purpose.rate());
+        let many_silent = answers.values().filter(|answer| answer.failures > 0).count() > MANY_SILENT;
+        let rest = if (purpose.urgent)() { again * URGENT_FOR } else { again };
+        let mut passed_over = PerShard::default();
+        let mut due = Vec::new();
+        // Of very many nodes nearly all wait; so nothing is copied for them, or moved, and a pod whose nodes all do is passed over.
+        for (shard, pod) in pods.iter() {
+            let rests = |known: &Quiet| Arc::ptr_eq(&pod.spec, &known.spec) && now - known.oldest < rest;
+            let quiet = quiet.at(*shard);
+            if wellness.is_awaited.is_none() && quiet.as_ref().is_some_and(rests) {
+                *passed_over.at(*shard) = Some(());
                 continue;
             }
-            let (http, service) = (http.clone(), options.service.name.clone());
-            asked.spawn(async move {
-                let status = status(&http, &service, &host, port, &uuid).await;
-                (host, uuid, shard, status)
-            });
+            let mut oldest = Some(now);
+            for instance in &pod.instances {
+                let (Some(host), Some(port)) = (&instance.host, instance.port) else { continue };
+                let before = answers.get_mut(host).and_then(|answer| {
+                    (answer.looked, answer.shard) = (now, *shard);
+                    Some(answer).filter(|answer| instance.has_uuid(&answer.uuid))
+                });
+                let (waits, can_wait) = before.map_or((false, false), |answer| {
+                    let status = if answer.well && wellness.is_awaited.is_none() { None } else { known.get(host) };
+                    if let Some(status) = status {
+                        answer.well = wellness.is_well(status);
+                    }
+                    let age = now - answer.at;
+                    let is_awaited = || wellness.is_awaited.zip(status).is_some_and(|(is_awaited, status)| is_awaited(host, status));
+                    match answer.well {
+                        true if !is_awaited() => {
+                            answer.counts = now;
+                            oldest = oldest.min(Some(answer.at));
+                            let is_due = age >= rest && most > 0;
+                            most -= usize::from(is_due);
+                            (!is_due, age < again * URGENT_FOR)
+                        }
+                        true => (false, false),
+                        false => (status.is_none() && many_silent && answer.failures > PATIENT_TRIES && age < NOW_AND_THEN, false),
+                    }
+                });
+                if !(waits && can_wait) {
+                    oldest = None;
+                }
+                if !waits {
+                    due.push(Due { host: host.clone(), port, uuid: instance.uuid().to_string(), shard: *shard, can_wait });
+                }
+            }
+            *quiet = oldest.map(|oldest| Quiet { spec: Arc::clone(&pod.spec), oldest });
         }
-        let Some(answer) = asked.join_next().await else { break };
-        // None of them panics.
-        let Ok((host, uuid, shard, status)) = answer else { continue };
-        let before = answers.get(&host).filter(|answer| answer.uuid == uuid);
-        let failures = if status.is_some() { 0 } else { before.map_or(0, |answer| answer.failures).saturating_add(1) };
-        if let Some(mut status) = status {
-            // The node's own affair, and a good part of what there is to remember of it.
-            status.files = Vec::new();
-            known.insert(host.clone(), Arc::new(status));
-        } else if before.is_some() {
-            known.remove(&host);
+        answers.retain(|host, answer| {
+            let is_there = answer.looked == now || passed_over.has(answer.shard);
+            if !is_there {
+                known.remove(host);
+            }
+            is_there
+        });
+        // What another instance has said there may still count.
+        for due in due.iter().filter(|due| !due.can_wait) {
+            let answer = answers.get_mut(&due.host);
+            if answer.as_ref().is_some_and(|answer| answer.counts == now) {
+                continue;
+            }
+            known.remove(&due.host);
+            if let Some(answer) = answer {
+                answer.well = false;
+            }
         }
-        answers.insert(host, Answer { uuid, shard, at: Instant::now(), failures, looked: now, counts: now, well: false });
+        due
     }
-    hosts
 }
 
 /// What the node says that is this instance.

@@ -202,8 +202,7 @@ impl Report {
         runs: Vec<(String, bool)>,
         certificates: &[String],
     ) -> Result<Self, CertificateError> {
-        let trusted =
-            tally.agents.iter().filter(|((state, _), _)| *state == RowState::Trusted.word()).map(|(_, count)| count).sum::<usize>();
+        let trusted = tally.count(RowState::Trusted);
         let (registry, serving) = registry(wanted, observed);
         let registry = if options.registry.read_only && serving { format!("{registry}, for pulls only") } else { registry };
         // Each says that the registry does not do what it is there for, or not as the options have it. Whom agents trust is another matter.

@@ -47,6 +47,13 @@ pub struct Tally {
     pub exposed: usize,
 }
 
+impl Tally {
+    /// Agents in this state, of both roles.
+    pub(super) fn count(&self, state: RowState) -> usize {
+        self.agents.iter().filter(|((word, _), _)| *word == state.word()).map(|(_, count)| count).sum()
+    }
+}
+
 /// The rows with what they come to.
 pub(super) struct Agents {
     pub(super) rows: Vec<Arc<AgentReport>>,
@@ -105,17 +112,17 @@ impl Rows {
 
     fn tally(&self) -> Tally {
         let mut tally = Tally::default();
-        // One for each word, in the order of the table.
-        let mut agents = [[0; 2]; 3];
+        let mut agents = RowState::ALL.map(|state| (state, [0; 2]));
         for kept in &self.kept {
-            agents[kept.state as usize][usize::from(kept.public)] += 1;
+            let of_state = agents.iter_mut().filter(|(state, _)| *state == kept.state);
+            of_state.for_each(|(_, counts)| counts[usize::from(kept.public)] += 1);
             if let Some(bundle) = kept.bundle {
                 *tally.bundles.entry(bundle).or_default() += 1;
             }
             tally.oldest_proof = tally.oldest_proof.into_iter().chain(kept.proof.map(|(_, at)| at)).min();
             tally.exposed += usize::from(kept.has_exposed_key);
         }
-        for (state, counts) in [RowState::Trusted, RowState::Pending, RowState::Failed].into_iter().zip(agents) {
+        for (state, counts) in agents {
             tally.agents.extend(["private", "public"].into_iter().zip(counts).map(|(role, count)| ((state.word(), role), count)));
         }
         tally
